@@ -1,0 +1,300 @@
+"""The command line: `dist-sketch COMMAND ...` and `python -m dist_sketch COMMAND ...`."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from dist_sketch import __version__
+from dist_sketch.config import Config, UserError, load
+
+USER, OURS = 2, 1  # exit codes
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synth:
+    """Draw procedural portraits: DIR/{train,val}_{line,sketch}/N.jpg, the same for the same seed."""
+
+    folder: Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
+    """Where the pairs go."""
+    count: int = 64
+    """Training pairs."""
+    val: int = 16
+    """Validation pairs more."""
+    size: int = 256
+    """Width and height, px."""
+    seed: int = 0
+    """Another seed draws other people."""
+    workers: int | None = None
+    """Processes; default: one a core."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import synth
+
+        synth.write(self.folder, count=self.count, val=self.val, size=self.size, seed=self.seed, workers=self.workers)
+        print(f"{self.folder}: {self.count} training and {self.val} validation pairs at {self.size} px")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Pack pairs of images into WebDataset shards with a manifest; the same input gives the same bytes."""
+
+    source: Positional[str]
+    """A folder with train_line/ and train_sketch/ (val_*: validation), or a recipe (name or .toml) with --root."""
+    out: Path
+    """Folder of the shards; must not exist yet."""
+    root: Path | None = None
+    """Folder that a recipe's paths are relative to."""
+    size: int = 256
+    """Width and height that all images are resized to, px; a multiple of 64. The aspect is not kept (the paper's)."""
+    val_fraction: float | None = None
+    """Share of the pairs that becomes the validation split where the folders give none (stable hash of the name)."""
+    shard_mb: float = 64
+    """Largest shard, MB."""
+    shard_count: int = 0
+    """Most samples in a shard; 0: no limit."""
+    skip_bad: int = 0
+    """How many unusable pairs may be left out (and listed) before the command refuses."""
+    workers: int | None = None
+    """Processes; default: one a core."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import pack, recipe
+
+        manifest = pack.pack(
+            recipe.load(self.source, self.root, self.val_fraction),
+            self.out,
+            size=self.size,
+            shard_mb=self.shard_mb,
+            shard_count=self.shard_count,
+            skip_bad=self.skip_bad,
+            workers=self.workers,
+        )
+        for problem in manifest["skipped"]:
+            print(f"left out: {problem['file']}: {problem['why']}")
+        for split, part in manifest["splits"].items():
+            print(f"{self.out}: {split}: {part['count']} samples in {len(part['shards'])} shard(s)")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Compare shards with their manifest: counts, lengths, hashes. Exit code 0 or 2."""
+
+    shards: Positional[Path]
+    """Folder made by `dist-sketch pack`."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import pack
+
+        counts = pack.verify(self.shards)
+        print(f"{self.shards}: good ({', '.join(f'{k} {v}' for k, v in counts.items())})")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train, or go on with the run that lies in --out.
+
+    One process as it stands; several with `accelerate launch ... -m dist_sketch train ...`. A run that is stopped
+    (SIGTERM, SIGUSR2, Ctrl-C) saves itself and ends with exit code 75: the same command goes on from there.
+    """
+
+    out: Path
+    """Run folder; an unfinished run there is resumed."""
+    config: str | None = None
+    """Preset (a name in launch/) or TOML file; what follows on the command line wins over it."""
+    dry_run: bool = False
+    """Resolve, check and print everything, write nothing."""
+    expect_world_size: int | None = None
+    """Refuse to start on another number of processes; default: what the launcher says."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import train
+
+        return train.train(self.settings, self.out, expect_world_size=self.expect_world_size, dry_run=self.dry_run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Say where FID's Inception weights are; fetch them if they are nowhere; check them."""
+
+    fid_weights: Path | None = None
+    """A file of them."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import inception
+
+        weights = inception.fetch(self.fid_weights)
+        print(f"{weights.path}\nsource: {weights.source}\nsha256: {weights.sha256}")
+        return 0
+
+
+def _infer() -> Any:
+    from dist_sketch.infer import Options
+
+    @dataclass(frozen=True, kw_only=True)
+    class Infer:
+        """Draw sketches: OUT/raw and, with the noise removed, OUT/sketch; scores where the input has sketches.
+
+        One process as it stands; several with `accelerate launch ... -m dist_sketch infer ...`.
+        """
+
+        run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+        """Run folder, or an exported generator's; it is never written to."""
+        input: Path
+        """Shards, a folder of images (with or without splits and sketches), or one image."""
+        out: Path
+        """Output folder."""
+        options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+
+        def run(self) -> int:
+            """Runs the command."""
+            from dist_sketch import infer
+
+            return _show(infer.infer(self.run_folder, self.input, self.out, self.options), self.out)
+
+    return Infer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score an output folder's files against its real sketches again: OUT/metrics.json."""
+
+    out: Positional[Path]
+    """Output folder of `dist-sketch infer`."""
+    fid_weights: Path | None = None
+    """File of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import infer
+
+        return _show(infer.evaluate(self.out, self.fid_weights), self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write OUT/report.html: scores, curves, faces, on one self-contained page."""
+
+    out: Positional[Path]
+    """Output folder of `dist-sketch infer`."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import report
+
+        print(report.build(self.out))
+        return 0
+
+
+def _show(result: dict[str, Any] | None, out: Path) -> int:
+    """Prints the scores, on the first rank alone."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    if result is None:
+        print(f"{out}: drawn; the input has no sketches to score them against")
+        return 0
+    from rich.console import Console
+
+    from dist_sketch import metrics
+
+    Console().print(metrics.table(result))
+    print(out / "metrics.json")
+    return 0
+
+
+# In the order of the work. A function is called only when its command is: it imports what `--help` need not.
+COMMANDS: dict[str, Any] = {
+    "synth": Synth,
+    "pack": Pack,
+    "verify": Verify,
+    "train": Train,
+    "infer": _infer,
+    "evaluate": Evaluate,
+    "report": Report,
+    "weights": Weights,
+}
+
+
+def usage() -> str:
+    """The help of `dist-sketch` itself: a line a command."""
+    about = {n: (_INFER if c is _infer else c.__doc__).strip().splitlines()[0] for n, c in COMMANDS.items()}
+    lines = [f"  {name:10}{text}" for name, text in about.items()]
+    return (
+        "usage: dist-sketch COMMAND [-h] ...\n\nFrom rough line drawings of faces to pencil portraits.\n\n"
+        + "\n".join(lines)
+        + "\n\n`dist-sketch COMMAND --help` tells each command's options.\n"
+    )
+
+
+_INFER = "Draw sketches with a trained generator, remove their noise, score them."
+
+
+def parse(arguments: list[str]) -> Callable[[], int]:
+    """The command line as something to run.
+
+    Raises:
+        UserError: there is no such command, preset or setting. For a wrong option tyro itself exits with 2.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        raise SystemExit(0 if arguments else USER)
+    if arguments[0] == "--version":
+        print(__version__)
+        raise SystemExit(0)
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"{name}: there is no such command; there are {', '.join(COMMANDS)}")
+    command: Any = COMMANDS[name]() if name == "infer" else COMMANDS[name]
+    default = _preset(rest) if name == "train" else None
+    parsed: Any = tyro.cli(command, prog=f"dist-sketch {name}", args=rest, default=default)
+    run: Callable[[], int] = parsed.run
+    return run
+
+
+def _preset(arguments: list[str]) -> Train:
+    """`train`'s defaults after --config, which must be known before the rest can be read."""
+    name = None
+    for i, argument in enumerate(arguments):
+        if argument == "--config" and i + 1 < len(arguments):
+            name = arguments[i + 1]
+        elif argument.startswith("--config="):
+            name = argument.removeprefix("--config=")
+    return Train(out=tyro.MISSING, config=name, settings=load(name))
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is a sentence and exit code 2, ours a traceback and exit code 1."""
+    try:
+        code = parse(sys.argv[1:])()
+    except UserError as e:
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {e}" if rank == "0" else f"error (rank {rank}): {e}", file=sys.stderr)
+        code = USER
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        print("This is a fault of dist_sketch, not of your input.", file=sys.stderr)
+        code = OURS
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

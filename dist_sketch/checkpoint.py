@@ -1,0 +1,160 @@
+"""The whole run on disk, atomically: a checkpoint is complete or does not exist.
+
+RUN/checkpoints/step-NNNNNNNN/
+    generator.safetensors, discriminator.safetensors[, ema.safetensors]
+    state.pt        optimizers, scalers, policy, place in the epoch: plain tensors, numbers and strings
+    rng.pt          random state of each rank
+    checkpoint.json step, and size and SHA-256 of each file; written last, before the folder gets its name
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dist_sketch.config import UserError, read_json
+from dist_sketch.ranks import Ranks
+
+FOLDER = "checkpoints"
+
+
+def save(run: Path, step: int, modules: dict[str, nn.Module], state: dict[str, Any], ranks: Ranks, keep: int) -> None:
+    """Saves the run as of `step`; called by all ranks, written by rank 0. Afterwards only the `keep` newest remain.
+
+    Raises:
+        UserError: the disk is full or cannot be written; older checkpoints are untouched.
+    """
+    rng = ranks.gather(_rng_state(ranks.device))
+    ranks.main_decides(lambda: _write(run, step, modules, state, rng, keep))
+
+
+def _write(run: Path, step: int, modules: dict[str, nn.Module], state: dict[str, Any], rng: Any, keep: int) -> None:
+    final = run / FOLDER / f"step-{step:08d}"
+    temporary = final.with_name(f".{final.name}.part")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, module in modules.items():
+            # Standard layout, whatever the memory format: equal weights are equal bytes.
+            tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+            _write_file(temporary / f"{name}.safetensors", lambda f, t=tensors: save_file(t, f))  # type: ignore[misc]
+        _write_file(temporary / "state.pt", lambda f: torch.save(state, f))
+        _write_file(temporary / "rng.pt", lambda f: torch.save(rng, f))
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
+        seal = json.dumps({"step": step, "files": files}, indent=2)
+        _write_file(temporary / "checkpoint.json", lambda f: f.write_text(seal))
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
+        os.replace(temporary, final)
+        _sync(final.parent)
+    except OSError as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{final}: the checkpoint cannot be written ({e.strerror}); free space, then resume") from e
+    for old in _folders(run)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_file(path: Path, write: Callable[[Path], Any]) -> None:
+    write(path)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _folders(run: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((run / FOLDER).glob("step-*"), reverse=True)
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint; an empty list for a good one."""
+    try:
+        files: dict[str, Any] = read_json(folder / "checkpoint.json")["files"]
+    except (UserError, KeyError, TypeError) as e:
+        return [str(e)]
+    problems = []
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+            problems.append(f"{path}: damaged (size or hash)")
+    return problems
+
+
+def find(run: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest checkpoint that verifies, or None. Damaged ones are named through `say` and passed over."""
+    for folder in _folders(run):
+        problems = verify(folder)
+        if not problems:
+            return folder
+        say(f"passed over: {'; '.join(problems)}")
+    return None
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def load(folder: Path, modules: dict[str, nn.Module], ranks: Ranks) -> dict[str, Any]:
+    """Restores networks and this rank's random state; returns what `save` got as `state`.
+
+    With another number of ranks than the run was saved on, the ranks' random streams cannot be kept:
+    they are seeded anew from the step, and one warning says so.
+    """
+    for name, module in modules.items():
+        load_module(folder / f"{name}.safetensors", module)
+    state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    rng = torch.load(folder / "rng.pt", map_location="cpu", weights_only=True)
+    if len(rng) == ranks.world_size:
+        _set_rng_state(rng[ranks.rank], ranks.device)
+    else:
+        torch.manual_seed(hash((step_of(folder), ranks.rank)))
+        if ranks.is_main:
+            print(f"warning: saved on {len(rng)} rank(s), resumed on {ranks.world_size}: dropout draws other numbers")
+    return state
+
+
+def load_module(path: Path, module: nn.Module) -> None:
+    """Loads a `.safetensors` file into a network.
+
+    Raises:
+        UserError: the file is missing or damaged, or belongs to another network.
+    """
+    try:
+        module.load_state_dict(load_file(path))
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: missing") from e
+    except Exception as e:  # safetensors' own error type is not public; torch raises RuntimeError
+        raise UserError(f"{path}: does not hold the weights of this network: {str(e).splitlines()[0]}") from e
+
+
+def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,405 @@
+"""The configuration of a training run: one frozen dataclass tree, resolved as defaults < TOML < command line.
+
+Each field's docstring is its `--help` text; the words in capitals are the paper's names (section 4.2).
+"""
+
+import dataclasses
+import json
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+T = typing.TypeVar("T")
+
+
+class UserError(Exception):
+    """The user's mistake: a sentence that says what, where and how to mend it. Exit code 2, no traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where the pairs come from and in which order."""
+
+    shards: Path | None = None
+    """Folder of packed shards (`dist-sketch pack`)."""
+    batch_size: int = 8
+    """BATCHSIZE: pairs a step over ALL ranks together; must divide by the number of ranks."""
+    shuffle: bool = True
+    """New order of the pairs in each epoch, a pure function of (seed, epoch). The paper kept one order."""
+    channels: Literal[1, 3] = 3
+    """3: RGB, as the paper; 1: gray lines to gray sketches."""
+    flip: bool = False
+    """Augmentation: mirror half of the pairs."""
+    jitter: bool = False
+    """Augmentation of pix2pix: enlarge by 286/256 and crop back, both halves alike."""
+    workers: int = 1
+    """Loader processes a rank; 0 loads in the training process."""
+    skip_bad: int = 0
+    """How many samples that fail their hash may be left out before the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long and in which arithmetic."""
+
+    epochs: int = 50
+    """EPOCHS: passes over the training split. The only setting that a resumed run may raise."""
+    precision: Literal["auto", "no", "bf16", "fp16", "fp64"] = "auto"
+    """auto: bf16 where the device computes it fast, else float32 (no). fp64 is for comparing runs."""
+    seed: int = 0
+    """Seeds weights, order, augmentation and dropout."""
+    nonfinite_limit: int = 20
+    """Steps in a row with a loss or gradient that is not finite (each is skipped) before the run stops."""
+    sync_interval_steps: int = 0
+    """Steps between two readings of the reduced losses by the host; 0: 1 on CPUs, 16 on GPUs."""
+    validate_interval_epochs: int = 5
+    """Epochs between two SSIM scores of the validation split; 0: never."""
+    validate_limit: int = 256
+    """Validation pairs scored each time (the first ones); 0: all."""
+    sample_interval_epochs: int = 5
+    """Epochs between two pictures of the same few validation pairs; 0: never."""
+    sample_count: int = 4
+    """Validation pairs in that picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """Adam for both networks."""
+
+    lr_g: float = 2e-3
+    """LEARNING_RATE of the generator."""
+    lr_d: float = 1e-3
+    """LEARNING_RATE of the discriminator."""
+    beta1: float = 0.5
+    """Adam's decay of the mean gradient."""
+    beta2: float = 0.999
+    """Adam's decay of the mean squared gradient."""
+    clip_norm: float = 0.0
+    """Largest gradient norm of a network; 0: no clipping (the paper's)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """loss_G = scale * (BCE + LAMBDA * L1)."""
+
+    lambda_l1: float = 100.0
+    """LAMBDA: weight of L1 against BCE in the generator's loss."""
+    scale: float = 0.1
+    """Factor of the whole generator loss."""
+    d_backward: Literal["separate", "joint"] = "separate"
+    """separate: the real term's graph is freed before the fake term's is built (the paper's way)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional:
+    """Conditional training: when a network is locked (section 3.5.1 of the paper)."""
+
+    mode: Literal["on", "off", "paper"] = "on"
+    """on: timer and judgement, locks can open; off: both always train; paper: the paper's rule as it ran."""
+    timer: int = 2
+    """TIMER: the timed network trains once every TIMER units; 1: always."""
+    timer_net: Literal["d", "g"] = "d"
+    """The network that the timer holds back."""
+    timer_unit: Literal["epochs", "steps"] = "epochs"
+    """What the timer counts."""
+    loss_threshold: float = 0.02
+    """LOSS_THRESHOLD: a discriminator loss below it is 'very small' and may lock D."""
+    g_threshold: float = 2.0
+    """A discriminator loss above it means that G is much the stronger and locks G (2 ln 2 = 1.39 is a draw)."""
+    growth: float = 0.02
+    """G's loss 'grows' when its short mean exceeds its long mean by this fraction."""
+    hysteresis: float = 1.5
+    """A lock opens only when the loss is back by this factor beyond the threshold that closed it."""
+    short_steps: int = 20
+    """Time constant of the short running means of both losses."""
+    long_steps: int = 200
+    """Time constant of the long running mean of G's loss."""
+    longest_lock_steps: int = 1000
+    """A judged lock opens after so many steps whatever the losses say; 0: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """The network that draws."""
+
+    network: Literal["unet", "baseline"] = "unet"
+    """unet: the paper's generator; baseline: its 'normal 5-layer convolution network'."""
+    dropout: float = 0.5
+    """Rate of the channel dropout in the generator's up blocks and in the discriminator."""
+    ema: float = 0.0
+    """Decay of an averaged copy of the generator, which is then the one that draws; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What is kept of a run."""
+
+    interval_steps: int = 500
+    """Steps between two checkpoints; 0: only at the end of each epoch's validation and of the run."""
+    keep: int = 3
+    """Newest checkpoints that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """Weights & Biases. `RUN/metrics.jsonl` is written in any case."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online for a user who is logged in, else offline."""
+    project: str = "dist_sketch"
+    """W&B project."""
+    group: str = ""
+    """W&B group: the experiment's name."""
+    name: str = ""
+    """W&B name of the run; empty: the run folder's name."""
+    timeout_s: float = 10.0
+    """Most that W&B may cost at start-up and at the end."""
+    log_interval_steps: int = 10
+    """Steps between two lines of metrics.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides what a training run computes."""
+
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    optim: Optim = field(default_factory=Optim)
+    loss: Loss = field(default_factory=Loss)
+    conditional: Conditional = field(default_factory=Conditional)
+    generator: Generator = field(default_factory=Generator)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    track: Track = field(default_factory=Track)
+    norm: Literal["batch", "instance", "none"] = "batch"
+    """Normalisation in both networks."""
+
+
+# May differ between the legs of one run: none of them changes what is computed.
+FREE = ("data.shards", "data.workers", "train.epochs", "train.sync_interval_steps", "checkpoint.", "track.")
+
+# key: (holds, what is allowed)
+_RULES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
+    "data.batch_size": (lambda v: v >= 1, "at least 1"),
+    "data.workers": (lambda v: v >= 0, "0 or more"),
+    "data.skip_bad": (lambda v: v >= 0, "0 or more"),
+    "train.epochs": (lambda v: v >= 1, "at least 1"),
+    "train.seed": (lambda v: 0 <= v < 2**63, "from 0 to 2^63 - 1"),
+    "train.nonfinite_limit": (lambda v: v >= 1, "at least 1"),
+    "train.sync_interval_steps": (lambda v: v >= 0, "0 (automatic) or more"),
+    "train.validate_interval_epochs": (lambda v: v >= 0, "0 (never) or more"),
+    "train.validate_limit": (lambda v: v >= 0, "0 (all) or more"),
+    "train.sample_interval_epochs": (lambda v: v >= 0, "0 (never) or more"),
+    "train.sample_count": (lambda v: 1 <= v <= 64, "from 1 to 64"),
+    "optim.lr_g": (lambda v: 0 < v < float("inf"), "above 0"),
+    "optim.lr_d": (lambda v: 0 < v < float("inf"), "above 0"),
+    "optim.beta1": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "optim.beta2": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "optim.clip_norm": (lambda v: 0 <= v < float("inf"), "0 (off) or more"),
+    "loss.lambda_l1": (lambda v: 0 <= v < float("inf"), "0 or more"),
+    "loss.scale": (lambda v: 0 < v < float("inf"), "above 0"),
+    "conditional.timer": (lambda v: v >= 1, "at least 1"),
+    "conditional.loss_threshold": (lambda v: 0 <= v < float("inf"), "0 or more"),
+    "conditional.g_threshold": (lambda v: 0 < v <= float("inf"), "above 0"),
+    "conditional.growth": (lambda v: v >= 0, "0 or more"),
+    "conditional.hysteresis": (lambda v: v >= 1, "at least 1"),
+    "conditional.short_steps": (lambda v: v >= 1, "at least 1"),
+    "conditional.long_steps": (lambda v: v >= 1, "at least 1"),
+    "conditional.longest_lock_steps": (lambda v: v >= 0, "0 (no limit) or more"),
+    "generator.dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "generator.ema": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "checkpoint.interval_steps": (lambda v: v >= 0, "0 or more"),
+    "checkpoint.keep": (lambda v: v >= 1, "at least 1"),
+    "track.timeout_s": (lambda v: v > 0, "above 0"),
+    "track.log_interval_steps": (lambda v: v >= 1, "at least 1"),
+}
+
+
+def validate(config: Config) -> Config:
+    """Returns `config` as it is.
+
+    Raises:
+        UserError: a value is out of its range, or two values contradict each other.
+    """
+    values = dict(items(config))
+    for key, (holds, allowed) in _RULES.items():
+        if not holds(values[key]):
+            raise UserError(f"{key} = {values[key]!r}: must be {allowed}")
+    c = config.conditional
+    if c.mode == "on" and c.g_threshold <= c.loss_threshold * c.hysteresis:
+        raise UserError(
+            f"conditional.g_threshold = {c.g_threshold}: must be above loss_threshold * hysteresis = "
+            f"{c.loss_threshold * c.hysteresis:g}, or both networks would be locked at once"
+        )
+    if c.mode == "paper" and (c.timer_net, c.timer_unit) != ("d", "epochs"):
+        raise UserError("conditional.mode = 'paper': the paper's timer holds D and counts epochs; use mode = 'on'")
+    return config
+
+
+def items(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) for each leaf of a dataclass tree."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from items(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The tree as JSON can hold it: paths become strings."""
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return result
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """Lines `key: old -> new` for each setting whose change would make `new` another run than `old`."""
+    was, now = dict(items(old)), dict(items(new))
+    lines = [f"{k}: {was[k]} -> {now[k]}" for k in now if was[k] != now[k] and not k.startswith(FREE)]
+    if new.train.epochs < old.train.epochs:
+        lines.append(f"train.epochs: {old.train.epochs} -> {new.train.epochs} (may only grow)")
+    return lines
+
+
+def from_dict(cls: type[T], values: Any, where: str, prefix: str = "") -> T:
+    """Builds the dataclass `cls` from a nested dict, as TOML or JSON give it.
+
+    Args:
+        where: the file that the values come from, for the error's sentence.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.') or 'the file'} must be a table of settings, not {values!r}")
+    arguments = {}
+    for raw, value in values.items():
+        name = raw.replace("-", "_")
+        if name not in known:
+            near = _nearest(name, known)
+            raise UserError(f"{where}: there is no setting {prefix}{raw}; {near}")
+        arguments[name] = _convert(hints[name], value, where, prefix + name)
+    return cls(**arguments)
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where, key + ".")  # type: ignore[arg-type]
+    if typing.get_origin(hint) is Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise UserError(f"{where}: {key} = {value!r}: must be one of {', '.join(map(repr, typing.get_args(hint)))}")
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    accepted: tuple[type, ...] = {float: (int, float), Path: (str, Path)}.get(hint, (hint,))
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"{where}: {key} = {value!r}: must be of type {hint.__name__.lower()}")
+    return hint(value)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        UserError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: is not valid TOML: {e}") from e
+
+
+def find_file(folder: Literal["launch", "shards", "slurm"], name: str, suffix: str = ".toml") -> Path:
+    """Resolves a preset, recipe or script that the user names: a path wins over a name.
+
+    Names are looked up in the repository's folder (editable install) or in the wheel's copy of it.
+
+    Raises:
+        UserError: there is no such file; the sentence lists the names that exist.
+    """
+    if Path(name).suffix == suffix and Path(name).is_file():
+        return Path(name)
+    package = Path(__file__).resolve().parent
+    for home in (package / "files" / folder, package.parent / folder):
+        if (home / f"{name}{suffix}").is_file():
+            return home / f"{name}{suffix}"
+    names = sorted(
+        {p.stem for h in (package / "files" / folder, package.parent / folder) for p in h.glob("*" + suffix)}
+    )
+    raise UserError(f"{name}: neither a {suffix} file nor a name in {folder}/ (there: {', '.join(names)})")
+
+
+def load(name: str | None) -> Config:
+    """The defaults, overridden by the preset or TOML file `name`; not yet validated."""
+    if name is None:
+        return Config()
+    path = find_file("launch", name)
+    return from_dict(Config, read_toml(path), str(path))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of ours.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    except ValueError as e:
+        raise UserError(f"{path}: is not valid JSON: {e}") from e
+
+
+def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Writes a whole file or none: a temporary file beside it, then renamed.
+
+    Args:
+        durable: wait until the disk has it; not worth its time for files that a second run makes again.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            if durable:
+                os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({e.strerror})") from e
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON atomically; NaN becomes null, so that every reader can parse it."""
+    write_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A copy of a JSON-like tree in which numbers that are not finite are None."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not (float("-inf") < value < float("inf")) else value

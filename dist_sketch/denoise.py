@@ -1,0 +1,252 @@
+"""Noise removal on generated sketches (the paper's sections 3.5.2 and 4.3), calibrated against real training sketches.
+
+Order: gray, filter, shadows. Each part can be switched by itself; lengths in pixels are meant at a side of 128.
+"""
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.filters import rank
+from skimage.metrics import structural_similarity
+from skimage.restoration import denoise_bilateral, denoise_nl_means, denoise_tv_chambolle
+from torch import Tensor
+
+from dist_sketch.config import UserError
+
+Array = NDArray[np.float32]
+Filter = Literal["none", "median", "tv", "nlm", "bilateral"]
+
+SIDE = 128  # pixel lengths below hold at this side and grow with the image
+NEIGHBOURS = np.ones((3, 3), bool)
+MARGIN = 2  # pixels at the edge in which a shadow may end abruptly
+FADED = 10.0  # gray levels: less than this below the page's tone is paper
+STEP = 24.0  # a step by more within two pixels is an outline;
+NARROW = 12  # in a shadow so narrow, which is steep, only one of nearly half of the whole fall
+TEXTURE = 24.0  # a wider interquartile range along the border is hair or hatching
+STRENGTHS = (0.25, 0.5, 1.0, 2.0)  # that calibration tries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoise:
+    """Noise removal after generation. Each part works by itself; all off returns the image as it is."""
+
+    gray: bool = True
+    """Coloured noise: every channel becomes the luma (ITU-R 601)."""
+    filter: Filter = "median"
+    """median: isolated specks only; tv: total variation; nlm: non-local means; bilateral: mean of alike neighbours."""
+    strength: float = 1.0
+    """How much the filter removes; 0: nothing. median: specks of up to 6 * strength pixels (at 128 px);
+    tv: weight 0.05 * strength; nlm: h 0.06 * strength; bilateral: sigma of tone 0.1 * strength (black 0, white 1)."""
+    shadows: bool = True
+    """Flatten what darkens smoothly towards the page's edge to the page's own tone; ink is kept."""
+
+    def check(self) -> "Denoise":
+        """Returns itself, or raises UserError where a value is out of its range."""
+        if self.filter not in get_args(Filter):
+            raise UserError(f"denoise.filter = {self.filter!r}: must be one of {', '.join(get_args(Filter))}")
+        if not 0 <= self.strength < math.inf:
+            raise UserError(f"denoise.strength = {self.strength!r}: must be a finite number, 0 (nothing) or more")
+        return self
+
+
+def denoise(image: Tensor, settings: Denoise) -> Tensor:
+    """Removes noise from uint8 (3 or 1, H, W), sides of 16 or more (else UserError); same shape, deterministic."""
+    settings.check()
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 16:
+        raise UserError(f"denoise: needs a uint8 image (1 or 3, H >= 16, W >= 16), not {image.dtype} {image.shape}")
+    if settings == dataclasses.replace(settings, gray=False, filter="none", shadows=False):
+        return image
+    planes = [_filter(p, settings.filter, settings.strength) for p in _planes(image, settings.gray)]
+    if settings.shadows:
+        planes = flatten_edges(planes)
+    array = np.rint(np.stack(planes).clip(0, 255)).astype(np.uint8)
+    return torch.from_numpy(array).to(image.device).expand(image.shape).contiguous()
+
+
+def _planes(image: Tensor, gray: bool) -> list[Array]:
+    """The channels as float32 [0, 255]; equal channels and gray ones only once."""
+    array = image.cpu().numpy().astype(np.float32)
+    if len(array) == 1 or (array == array[:1]).all():
+        return [array[0]]
+    return [np.rint(array[0] * 0.299 + array[1] * 0.587 + array[2] * 0.114)] if gray else list(array)
+
+
+def _filter(plane: Array, name: Filter, strength: float) -> Array:
+    unit = plane / np.float32(255)
+    if name == "none" or strength == 0:
+        return plane
+    if name == "median":
+        return _despeckle(plane, strength)
+    if name == "tv":
+        return 255 * denoise_tv_chambolle(unit, weight=0.05 * strength)
+    if name == "nlm":
+        return 255 * denoise_nl_means(unit, patch_size=5, patch_distance=5, h=0.06 * strength, fast_mode=True)
+    # mode "edge": the default pads with black, which darkens the page's edge
+    return 255 * denoise_bilateral(unit, win_size=5, sigma_color=0.1 * strength, sigma_spatial=1.5, mode="edge")
+
+
+def _despeckle(plane: Array, strength: float) -> Array:
+    """Replaces isolated dark specks by the median around them; what is linked or near to a larger stroke stays.
+
+    A plain median erases lines thinner than half its window. Here a dark pixel counts as noise only if its connected
+    component is small, stands out, and lies apart from every larger one, so that pieces of a broken line stay.
+    """
+    scale = max(1.0, min(plane.shape) / SIDE)
+    reach = round(2 * scale)
+    window = np.ones((2 * reach + 1,) * 2, np.uint8)
+    median: Array = rank.median(plane.astype(np.uint8), window).astype(np.float32)
+    depth = median - plane
+    grain = 1.4826 * float(np.median(np.abs(depth)))  # a robust standard deviation
+    ink = depth > max(8.0, 2 * grain)  # the faint rim too: it links a speck to the stroke beside it
+    label, count = ndimage.label(ink, NEIGHBOURS)
+    names = np.arange(count + 1)
+    core = np.where(depth > max(16.0, 3 * grain), label, 0)
+    boxes = ndimage.find_objects(core, count)
+    length = np.array([0] + [max(b.stop - b.start for b in box) if box else 0 for box in boxes])
+    area, limit = np.bincount(core.ravel(), minlength=count + 1), 6 * strength * scale**2
+    small = (length > 0) & (length <= max(1.25 * math.sqrt(limit), 1)) & (area <= limit)
+    large = ndimage.binary_dilation(ink & (area > limit)[label], NEIGHBOURS, iterations=reach)
+    apart = ndimage.maximum(large, label, names) == 0
+    # the corner of a dark area differs from its median too, but has a dark neighbour that does not
+    around = ndimage.minimum(ndimage.minimum_filter(np.where(ink, 255, plane), 3), label, names)
+    alone = around > (ndimage.maximum(median, label, names) + ndimage.minimum(plane, label, names)) / 2
+    return np.where(ink & (small & apart & alone)[label], median, plane)
+
+
+def page_tone(plane: Array) -> float:
+    """The paper's tone: the commonest light tone, found on the smoothed histogram."""
+    counts = np.bincount(np.rint(plane).astype(np.int64).clip(0, 255).ravel(), minlength=256).astype(float)
+    light = counts[128:].sum() >= 0.1 * counts.sum()
+    mode = 128 * light + int(np.argmax(ndimage.gaussian_filter1d(counts[128 * light :], 4, mode="reflect")))
+    return float(np.median(plane[np.abs(plane - mode) <= 20]))
+
+
+def flatten_edges(planes: list[Array]) -> list[Array]:
+    """Divides out the shadows at the page's edge, found on the planes' mean, down to the page's own tone."""
+    gray: Array = np.stack(planes).mean(axis=0)
+    page = page_tone(gray)
+    gain = page / np.maximum(page - _edge_shadow(gray, page), 1.0)
+    fringe = _fringe(page - gray * gain)
+    return [np.where(fringe, page_tone(p), p * gain).astype(np.float32) for p in planes]
+
+
+def _edge_shadow(gray: Array, page: float) -> Array:
+    """How much darker than the page the paper's edge is, shape (H, W).
+
+    From each point of the border one walks inwards. Only a tone that fades to the page's, without a step (the outline
+    of a garment) and without texture (hair, hatching), is a shadow; where ink hides the paper, the shadow is
+    interpolated along the border, or nothing is taken away.
+    """
+    height, width = gray.shape
+    scale = max(1.0, min(height, width) / SIDE)
+    size = (max(16, round(height / scale)), max(16, round(width / scale)))
+    small = _resized(gray, size, "area")
+    total = np.zeros(size, np.float32)
+    for side in range(4):
+        depth = page - np.rot90(small, side)[: max(8, min(size) // 3)]  # axis 0 leads inwards
+        low, middle, high = (ndimage.percentile_filter(depth, q, size=(1, 9), mode="nearest") for q in (25, 45, 75))
+        tone = ndimage.gaussian_filter1d(middle, 1.0, axis=1, mode="nearest")
+        faded = tone < FADED
+        end = faded.argmax(axis=0)
+        inside = np.arange(len(tone))[:, None] < end
+        step = np.zeros_like(tone)
+        step[MARGIN:-2] = np.abs(tone[MARGIN:-2] - tone[MARGIN + 2 :])
+        outline = np.where(end <= NARROW, np.maximum(STEP, 0.45 * (tone * inside).max(axis=0)), STEP)
+        texture = ((high - low) * inside)[MARGIN:].sum(axis=0) / np.maximum(end - MARGIN, 1)
+        known = faded.any(axis=0) & ((step * inside).max(axis=0) < outline) & (texture < TEXTURE)
+        known = ndimage.minimum_filter1d(known, 7, mode="nearest")  # ink tinges the tone beside it
+        columns, at = np.arange(known.size), np.flatnonzero(known)
+        if not at.size:
+            continue
+        shade = np.minimum.accumulate(np.maximum(tone, 0), axis=0) * inside
+        outside = np.maximum(at[0] - columns, columns - at[-1]).clip(0)  # beyond the last known point it fades out
+        rows = [np.interp(columns, at, row[at]) for row in shade]
+        np.rot90(total, side)[: len(tone)] += np.array(rows) * np.maximum(1 - outside / len(tone), 0)  # a view
+    total = np.minimum(ndimage.gaussian_filter(total, 0.7, mode="nearest"), np.maximum(page - small, 0))
+    return _resized(total, (height, width), "bilinear")
+
+
+def _fringe(depth: Array) -> NDArray[np.bool_]:
+    """Marks dark pixels of the outermost columns and rows that no ink beside them continues inwards."""
+    scale = max(1.0, min(depth.shape) / SIDE)
+    margin, reach = round(MARGIN * scale), round(3 * scale)
+    fringe = np.zeros(depth.shape, bool)
+    for side in range(4):
+        ink = np.rot90(depth, side) > FADED
+        inner = ink[margin : 2 * margin].any(axis=0)
+        np.rot90(fringe, side)[:margin] |= ink[:margin] & ~ndimage.maximum_filter1d(inner, 2 * reach + 1)
+    return fringe
+
+
+def _resized(plane: Array, size: tuple[int, int], mode: str) -> Array:
+    tensor = torch.from_numpy(np.ascontiguousarray(plane, np.float32))[None, None]
+    return np.asarray(torch.nn.functional.interpolate(tensor, size, mode=mode)[0, 0].numpy())
+
+
+def calibrate(
+    raw: list[Tensor], real: list[Tensor], base: Denoise | None = None, tolerance: float = 0.0
+) -> tuple[Denoise, list[dict[str, Any]]]:
+    """Chooses filter, strength and shadows for a generator by its outputs on TRAINING pairs.
+
+    Candidates: no filter and each filter at four strengths, shadows on and off (off only if `base` has them off).
+    A candidate is allowed if its mean SSIM is, less `tolerance`, no worse than gray alone, than itself without the
+    filter and than itself without shadows: neither part may live on what the other gains. Of the allowed ones that
+    whose noise statistics are nearest to the real sketches' is taken; if every filter harms, the filter is "none".
+
+    Args:
+        raw: the generator's outputs, uint8 (3 or 1, H, W), all of one size; UserError if they do not match `real`.
+        real: the sketches of the same pairs, in the same order; two or more.
+        base: gives `gray`, and with `shadows=False` forbids them.
+
+    Returns:
+        The settings, and a row for each candidate: filter, strength, shadows, ssim (in gray), noise_distance (of
+        `noise_features`, in standard deviations of the real sketches), allowed, chosen. The first is gray alone.
+    """
+    base = (base or Denoise()).check()
+    sizes = sorted({tuple(i.shape[1:]) for i in [*raw, *real]})
+    if len(raw) != len(real) or len(raw) < 2 or len(sizes) > 1:
+        got = f"{len(raw)} outputs, {len(real)} sketches, sizes {sizes}"
+        raise UserError(f"denoise: calibration needs 2 pairs or more, of one size; got {got}")
+    truth = [_planes(i, True)[0] for i in real]
+    features = np.array([noise_features(t) for t in truth])
+    mean, spread = features.mean(axis=0), features.std(axis=0).clip(0.1)
+    choices: list[tuple[Filter, float]] = [("none", 1.0), *itertools.product(get_args(Filter)[1:], STRENGTHS)]
+    rows, scores = [], {}
+    for name, strength in choices:
+        filtered = [denoise(i, Denoise(filter=name, strength=strength, shadows=False)) for i in raw]
+        for shadows in (False, True)[: 1 + base.shadows]:
+            planes = [_planes(denoise(i, Denoise(filter="none", shadows=shadows)), True)[0] for i in filtered]
+            pairs = zip(planes, truth, strict=True)
+            ssim = float(np.mean([structural_similarity(p, t, data_range=255) for p, t in pairs]))
+            moved = (np.mean([noise_features(p) for p in planes], axis=0) - mean) / spread
+            scores[name, strength, shadows] = ssim
+            without = scores["none", 1.0, False], scores["none", 1.0, shadows], scores[name, strength, False]
+            row: dict[str, Any] = {"filter": name, "strength": strength, "shadows": shadows, "ssim": ssim}
+            row |= {"noise_distance": float(np.sqrt(np.mean(moved**2))), "allowed": ssim >= max(without) - tolerance}
+            rows.append(row)
+    best = min((row for row in rows if row["allowed"]), key=lambda row: row["noise_distance"])
+    for row in rows:
+        row["chosen"] = row is best
+    return dataclasses.replace(base, **{k: best[k] for k in ("filter", "strength", "shadows")}), rows
+
+
+def noise_features(plane: Array) -> NDArray[np.float64]:
+    """What noise changes, as logarithms: power in 12 rings of frequency, isolated pixels, tone along the four edges."""
+    height, width = plane.shape
+    window = np.outer(np.hanning(height), np.hanning(width))
+    power = np.abs(np.fft.rfft2((plane - plane.mean()) * window)) ** 2 / window.sum()
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    ring = np.minimum((radius / 0.7072 * 14).astype(int), 13)
+    rings = ndimage.mean(np.log(power + 1e-3), ring, np.arange(2, 14))  # the two lowest hold the picture itself
+    residual = np.abs(plane - ndimage.median_filter(plane, size=3, mode="nearest"))
+    specks = [np.log((residual > t).mean() + 1e-3) for t in (8, 24, 64)]
+    depth = page_tone(plane) - plane
+    edges = [np.log(max(float(np.rot90(depth, k)[: max(2, height // 32)].mean()), 0) + 4) for k in range(4)]
+    return np.array([*rings, *specks, *edges])

@@ -1,0 +1,375 @@
+"""Batch inference: a run's generator over shards, a folder or one image, shared by the ranks; then the scores."""
+
+import shutil
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from rich.progress import track as progress_bar
+from torch import Tensor, nn
+
+from dist_sketch import checkpoint, inception, loader, metrics, networks, pixels, recipe
+from dist_sketch import config as cfg
+from dist_sketch.config import Config, UserError
+from dist_sketch.denoise import Denoise, denoise
+from dist_sketch.ranks import Ranks
+from dist_sketch.step import AUTOCAST, resolve_precision
+
+FOLDERS = ("line", "raw", "sketch", "real")
+MOST_OUTPUT_PX = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseOverride:
+    """Noise removal: what is set here replaces the run's calibrated setting."""
+
+    gray: bool | None = None
+    """Convert to gray."""
+    filter: Literal["none", "median", "tv", "nlm", "bilateral"] | None = None
+    """Filter against isolated noise."""
+    strength: float | None = None
+    """Strength of the filter."""
+    shadows: bool | None = None
+    """Remove shadows at the edges of the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How `infer` draws and what it writes."""
+
+    split: str = "val"
+    """Split of shards, or of a folder with splits, to draw."""
+    step: int | None = None
+    """Checkpoint to use; default: the newest."""
+    batch_size: int = 8
+    """Images drawn at once on each rank; does not change the result."""
+    mode: Literal["running", "paper"] = "running"
+    """running: running statistics, no dropout; paper: batch statistics and dropout, one image at a time."""
+    seed: int = 0
+    """Of the dropout in the paper's mode; drawn for each name."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "no"
+    """Arithmetic; no: float32."""
+    output_size: str = "network"
+    """Size of the files: network, source (the line's own width and height), or a number of px."""
+    format: Literal["png", "jpg"] = "png"
+    """Format of raw/ and sketch/; jpg: RGB, named like the input, as the challenge wants it."""
+    denoise: DenoiseOverride = field(default_factory=DenoiseOverride)
+    fid_weights: Path | None = None
+    """File of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
+
+
+class Model(NamedTuple):
+    """A trained generator and what belongs to it."""
+
+    net: nn.Module
+    config: Config
+    size: int  # px, of the images that it was trained on
+    step: int
+    denoise: Denoise
+
+
+class Item(NamedTuple):
+    """One input at the network's size: uint8 (C, size, size)."""
+
+    name: str
+    line: Tensor
+    sketch: Tensor | None
+    source_size: tuple[int, int]  # (width, height)
+
+
+class Source(Protocol):
+    """What `infer` reads."""
+
+    has_sketch: bool
+
+    def __len__(self) -> int:
+        """How many inputs there are."""
+
+    def read(self, i: int) -> Item:
+        """Input `i`."""
+
+
+class FromShards:
+    """Inputs out of packed shards."""
+
+    def __init__(self, folder: Path, split: str, size: int, channels: int):
+        self._shards, self._size, self._channels = loader.Shards(folder, split), size, channels
+        self.has_sketch = self._shards.has_sketch
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def read(self, i: int) -> Item:
+        """Input `i`, resized if the shards were packed at another size than the network's."""
+        sample = self._shards.read(i, self._channels)
+        line, sketch = (
+            x if x is None else pixels.resize(x, self._size, self._size) for x in (sample.line, sample.sketch)
+        )
+        assert line is not None
+        return Item(sample.name, line, sketch, sample.source_size)
+
+
+class FromFiles:
+    """Inputs out of a folder, with or without splits and sketches, or one image file."""
+
+    def __init__(self, path: Path, split: str, size: int, channels: int):
+        self._pairs, self._size, self._channels = recipe.inputs(path, split), size, channels
+        self.has_sketch = all(p.sketch is not None for p in self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def read(self, i: int) -> Item:
+        """Input `i`, resized as `pack` does it."""
+        pair = self._pairs[i]
+        line, source_size = self._open(pair.line)
+        sketch = self._open(pair.sketch)[0] if pair.sketch is not None else None
+        return Item(pair.name, line, sketch, source_size)
+
+    def _open(self, path: Path) -> tuple[Tensor, tuple[int, int]]:
+        image = recipe.read_image(path)
+        small = image.resize((self._size, self._size), Image.Resampling.BICUBIC)
+        return pixels.from_image(small, self._channels), image.size
+
+
+def open_source(path: Path, split: str, size: int, channels: int) -> Source:
+    """Shards, a folder, or one image.
+
+    Raises:
+        UserError: nothing usable lies there.
+    """
+    if (path / "manifest.json").is_file():
+        return FromShards(path, split, size, channels)
+    return FromFiles(path, split, size, channels)
+
+
+def load_model(run: Path, step: int | None, device: torch.device) -> Model:
+    """Rebuilds the generator that draws from a run's folder, or an exported generator's, alone.
+
+    Raises:
+        UserError: no such folder, no complete checkpoint, or weights of another network.
+    """
+    if not (run / "config.json").is_file():
+        raise UserError(f"{run}: is neither a run nor an exported generator (no config.json)")
+    saved = cfg.read_json(run / "config.json")
+    config = cfg.from_dict(Config, saved["config"], str(run / "config.json"))
+    if (run / "generator.safetensors").is_file():
+        folder, step = run, saved["facts"].get("step", 0)
+    else:
+        folder, step = _checkpoint(run, step)
+    average = folder / "ema.safetensors"
+    weights = average if average.is_file() else folder / "generator.safetensors"
+    net = networks.generator(config)
+    checkpoint.load_module(weights, net)
+    settings = Denoise()
+    if (run / "denoise.json").is_file():
+        path = run / "denoise.json"
+        settings = cfg.from_dict(Denoise, cfg.read_json(path)["denoise"], str(path))
+    net = net.to(device).to(memory_format=torch.channels_last)
+    return Model(net, config, saved["facts"]["size"], step or 0, settings)
+
+
+def _checkpoint(run: Path, step: int | None) -> tuple[Path, int]:
+    if step is None:
+        folder = checkpoint.find(run)
+        if folder is None:
+            raise UserError(f"{run}: has no complete checkpoint yet")
+        return folder, checkpoint.step_of(folder)
+    folder = run / checkpoint.FOLDER / f"step-{step:08d}"
+    if problems := checkpoint.verify(folder):
+        raise UserError(f"--step {step}: {'; '.join(problems)}")
+    return folder, step
+
+
+def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any] | None:
+    """Draws every input exactly once, over all ranks, into `out`; never writes into `run`.
+
+    Returns:
+        The contents of metrics.json where the input has sketches, else None; the same on all ranks.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    ranks = Ranks()
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size {options.batch_size}: must be at least 1")
+    model = load_model(run, options.step, ranks.device)
+    output_px = _output_px(options.output_size, model.size)
+    inputs = open_source(source, options.split, model.size, model.config.data.channels)
+    overrides = {f.name: v for f in fields(DenoiseOverride) if (v := getattr(options.denoise, f.name)) is not None}
+    settings = replace(model.denoise, **overrides).check()
+    about = {
+        "run": str(run.resolve()),
+        "step": model.step,
+        "config": cfg.to_dict(model.config),
+        "input": str(source.resolve()),
+        "split": options.split,
+        "size": model.size,
+        "output_size": options.output_size,
+        "format": options.format,
+        "denoise": cfg.to_dict(settings),
+        "mode": {"statistics": options.mode, "seed": options.seed, "precision": options.precision},
+        "reference": _reference(model.config),
+    }
+    ranks.main_decides(lambda: _make_room(out))
+    scorer = _scorer(options.fid_weights, ranks) if inputs.has_sketch else None
+    reference = _Reference(about["reference"], len(inputs), model.size)
+    draw = partial(_draw, model.net, options, resolve_precision(options.precision, ranks.device), ranks.device)
+    mine = ranks.share(len(inputs))
+    batches = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
+
+    def finish(item: Item, raw: Tensor) -> Tensor:
+        clean = denoise(raw, settings)
+        _write(out, item, raw, clean, options.format, output_px)
+        return clean
+
+    names: list[str] = []
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for indices in progress_bar(batches, "drawing", disable=not ranks.is_main):
+            items = [inputs.read(i) for i in indices]
+            raw = [pixels.to_rgb(x) for x in draw(items)]
+            clean = list(pool.map(finish, items, raw))
+            names += [i.name for i in items]
+            if scorer is not None:
+                scorer.add(indices, [i.name for i in items], _images(items, raw, clean))
+                reference.add(scorer, indices)
+    about["names"] = [name for share in ranks.gather(names) for name in share]
+    states = ranks.gather(scorer.state() if scorer is not None else {})
+    return ranks.main_decides(lambda: _finish(out, about, states if scorer is not None else None, "memory"))
+
+
+def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any]:
+    """Scores the files of an output folder again and writes OUT/metrics.json.
+
+    Files of another size than the network's are resized to it first, which changes the scores a little.
+
+    Raises:
+        UserError: `out` was not made by `infer`, a file of it is gone, or its input had no sketches.
+    """
+    if not (out / "infer.json").is_file():
+        raise UserError(f"{out}: is not an output folder of `dist-sketch infer` (no infer.json)")
+    about = cfg.read_json(out / "infer.json")
+    if not (out / "real").is_dir():
+        raise UserError(f"{out}: its input had no sketches, so that there is nothing to compare the drawings with")
+    ranks, size = Ranks(), about["size"]
+    scorer = _scorer(fid_weights, ranks)
+    suffix = {"line": "png", "raw": about["format"], "sketch": about["format"], "real": "png"}
+    key = {"line": "line", "raw": "raw", "sketch": "denoised", "real": "real"}
+
+    def read(folder: str, name: str) -> Tensor:
+        image = pixels.from_image(recipe.read_image(out / folder / f"{name}.{suffix[folder]}"), 3)
+        return pixels.resize(image, size, size)
+
+    names, mine = about["names"], ranks.share(len(about["names"]))
+    reference = _Reference(about["reference"], len(names), size)
+    for start in progress_bar(range(mine.start, mine.stop, 16), "scoring", disable=not ranks.is_main):
+        indices = range(start, min(start + 16, mine.stop))
+        chosen = [names[i] for i in indices]
+        scorer.add(indices, chosen, {key[f]: torch.stack([read(f, n) for n in chosen]) for f in FOLDERS})
+        reference.add(scorer, indices)
+    states = ranks.gather(scorer.state())
+    return ranks.main_decides(lambda: _finish(out, None, states, "files"))
+
+
+def _output_px(text: str, size: int) -> int | None:
+    if text in ("network", "source"):
+        return size if text == "network" else None
+    if text.isdecimal() and 1 <= int(text) <= MOST_OUTPUT_PX:
+        return int(text)
+    raise UserError(f"--output-size {text}: must be network, source, or a number of px up to {MOST_OUTPUT_PX}")
+
+
+def _make_room(out: Path) -> None:
+    """Removes an older output's pictures, so that no file of two inferences lie side by side."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "infer.json").is_file()):
+        raise UserError(f"{out}: exists and is not an output folder; choose another --out")
+    for folder in FOLDERS:
+        shutil.rmtree(out / folder, ignore_errors=True)
+    for file in ("metrics.json", "report.html"):
+        (out / file).unlink(missing_ok=True)
+    # Marks the folder as ours: an inference that was killed can be started again.
+    cfg.write_json(out / "infer.json", {"state": "running"})
+
+
+def _scorer(fid_weights: Path | None, ranks: Ranks) -> metrics.Scorer:
+    weights = inception.find(fid_weights)
+    net = inception.load(weights, ranks.device) if weights else None
+    return metrics.Scorer(net, None if net else f"no Inception weights on this machine; {inception.WAYS}", ranks.device)
+
+
+@torch.no_grad()
+def _draw(net: nn.Module, options: Options, precision: str, device: torch.device, items: list[Item]) -> Tensor:
+    """uint8 (B, C, size, size)."""
+    dtype = AUTOCAST.get(precision)
+    lines = pixels.to_float(torch.stack([i.line for i in items]).to(device)).to(memory_format=torch.channels_last)
+    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        if options.mode == "running":
+            return pixels.to_uint8(net.eval()(lines)).cpu()
+        net.train()
+        drawn = []
+        for item, line in zip(items, lines, strict=True):
+            torch.manual_seed(options.seed ^ zlib.crc32(item.name.encode()))  # the same on any rank
+            drawn.append(pixels.to_uint8(net(line[None])).cpu())
+        return torch.cat(drawn)
+
+
+def _images(items: list[Item], raw: list[Tensor], clean: list[Tensor]) -> dict[str, Tensor]:
+    return {
+        "raw": torch.stack(raw),
+        "denoised": torch.stack(clean),
+        "line": torch.stack([pixels.to_rgb(i.line) for i in items]),
+        "real": torch.stack([pixels.to_rgb(i.sketch) for i in items if i.sketch is not None]),
+    }
+
+
+def _write(out: Path, item: Item, raw: Tensor, clean: Tensor, format: str, output_px: int | None) -> None:
+    """`output_px`: None for the source's own size."""
+    width, height = item.source_size if output_px is None else (output_px, output_px)
+    for folder, image in (("raw", raw), ("sketch", clean)):
+        image = pixels.resize(image, height, width)
+        cfg.write_atomic(out / folder / f"{item.name}.{format}", pixels.encode(image, format), durable=False)
+    for folder, kept in (("line", item.line), ("real", item.sketch)):
+        if kept is not None:
+            cfg.write_atomic(out / folder / f"{item.name}.png", pixels.encode(kept), durable=False)
+
+
+def _reference(config: Config) -> str | None:
+    """The shards whose training sketches show what a perfect artist would score: those of the run, if still there."""
+    folder = config.data.shards
+    return str(folder.resolve()) if folder is not None and (folder / "manifest.json").is_file() else None
+
+
+class _Reference:
+    """As many real training sketches as there are inputs, in a fixed random order."""
+
+    def __init__(self, folder: str | None, count: int, size: int):
+        self._size = size
+        self._shards = None
+        if folder is not None and (Path(folder) / "manifest.json").is_file():
+            self._shards = loader.Shards(Path(folder), "train")
+            self._places = loader.order(len(self._shards), 0, 0, shuffle=True)[:count]
+
+    def add(self, scorer: metrics.Scorer, indices: range) -> None:
+        """Adds those that stand beside the inputs `indices`."""
+        if self._shards is None:
+            return
+        chosen = [i for i in indices if i < len(self._places)]
+        samples = [self._shards.read(int(self._places[i]), 3) for i in chosen]
+        sketches = [pixels.resize(s.sketch, self._size, self._size) for s in samples if s.sketch is not None]
+        if sketches:
+            scorer.add_reference(chosen, torch.stack(sketches))
+
+
+def _finish(out: Path, about: dict[str, Any] | None, states: list[Any] | None, source: str) -> dict[str, Any] | None:
+    if about is not None:
+        cfg.write_json(out / "infer.json", about)
+    if states is None:
+        return None
+    result = metrics.Scorer.result(states, source)
+    metrics.write(out, result)
+    return result

@@ -1,0 +1,209 @@
+"""Shards -> batches, by index: an order that is a pure function of (seed, epoch), cut into equal shares for the ranks.
+
+Stock WebDataset pipelines split whole shards over ranks and workers, so that ranks may get unequal numbers of
+batches; here each sample has its place (shard, offset, length, hash) in the manifest and is read by it.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dist_sketch import pack, pixels
+from dist_sketch.config import Data, UserError
+
+
+class Sample(NamedTuple):
+    """One pair; `sketch` is None where the data have none. Images are uint8 (C, H, W)."""
+
+    key: str
+    name: str
+    line: Tensor
+    sketch: Tensor | None
+    source_size: tuple[int, int]  # (width, height) of the line before packing
+
+
+class BadSample(UserError):
+    """A sample whose bytes are not what the manifest says."""
+
+
+class Shards:
+    """One split of a shards folder, read by index. Arrays, not objects: forked workers share their memory.
+
+    Raises:
+        UserError: the folder has no readable manifest, or no such split.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        manifest = pack.read_manifest(folder)
+        if split not in manifest["splits"]:
+            raise UserError(f"{folder}: has no split {split!r}; it has {', '.join(manifest['splits'])}")
+        part = manifest["splits"][split]
+        self.folder, self.split = folder, split
+        self.size: int = manifest["size"]
+        self.has_sketch: bool = part["has_sketch"]
+        self.files = [s["file"] for s in part["shards"]]
+        index = part["index"]
+        self.keys = np.array(index["key"])
+        self._shard = np.array(index["shard"], dtype=np.int32)
+        self._offset = np.array(index["offset"], dtype=np.int64)
+        self._length = np.array(index["length"], dtype=np.int64)
+        self._sha256 = np.frombuffer(bytes.fromhex("".join(index["sha256"])), dtype=np.uint8).reshape(-1, 32)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, i: int, channels: int) -> Sample:
+        """Reads sample `i` of the manifest's order with one `pread`.
+
+        Raises:
+            BadSample: missing or short shard, wrong hash, or members that are not one pair.
+        """
+        key, file = str(self.keys[i]), self.folder / self.files[self._shard[i]]
+        try:
+            with open(file, "rb", buffering=0) as f:
+                block = os.pread(f.fileno(), int(self._length[i]), int(self._offset[i]))
+        except OSError as e:
+            raise BadSample(f"{file}: cannot be read at sample {key!r} ({e.strerror})") from e
+        if hashlib.sha256(block).digest() != self._sha256[i].tobytes():
+            raise BadSample(
+                f"{file}: sample {key!r} is not what the manifest says (length or hash); pack the shards again, "
+                "or allow some to be left out with --data.skip-bad N"
+            )
+        with tarfile.open(fileobj=io.BytesIO(block)) as tar:
+            members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+        sketch = members.get(f"{key}.sketch.png")
+        about = json.loads(members[f"{key}.json"])
+        return Sample(
+            key,
+            about["name"],
+            pixels.decode(members[f"{key}.line.png"], channels),
+            None if sketch is None else pixels.decode(sketch, channels),
+            (about["line"]["width"], about["line"]["height"]),
+        )
+
+
+def order(count: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
+    """The indices 0..count-1 in the order of one epoch; the same on every rank."""
+    if not shuffle:
+        return np.arange(count)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(count)
+
+
+def steps_an_epoch(count: int, batch_size: int) -> int:
+    """Whole global batches in `count` pairs; the last incomplete one is left out."""
+    return count // batch_size
+
+
+def check_batch(batch_size: int, world_size: int, count: int) -> None:
+    """Refuses a global batch that the ranks cannot share equally, or that the data cannot fill.
+
+    Raises:
+        UserError: with the sizes that would do.
+    """
+    if batch_size % world_size:
+        fitting = batch_size - batch_size % world_size
+        raise UserError(
+            f"data.batch_size = {batch_size}: is the global batch and does not divide by {world_size} ranks; "
+            f"use {fitting + world_size}" + (f" or {fitting}" if fitting else "")
+        )
+    if batch_size > count:
+        raise UserError(
+            f"data.batch_size = {batch_size}: the training split has only {count} pairs; use {count} or less"
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of a global batch: uint8 (B, C, H, W) each."""
+
+    line: Tensor
+    sketch: Tensor
+    keys: list[str]
+    bad: list[str]  # sentences about samples that were left out
+
+    def pin_memory(self) -> "Batch":
+        """Called by the DataLoader on GPU machines."""
+        return Batch(self.line.pin_memory(), self.sketch.pin_memory(), self.keys, self.bad)
+
+
+class _Samples(Dataset[Any]):
+    """Items are addressed by (epoch, index), so that augmentation needs no state in the workers."""
+
+    def __init__(self, shards: Shards, data: Data, seed: int):
+        self.shards, self.data, self.seed = shards, data, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample | BadSample:
+        epoch, i = place
+        try:
+            sample = self.shards.read(i, self.data.channels)
+        except BadSample as e:
+            return e  # counted by the training loop, which knows the budget
+        if sample.sketch is None or not (self.data.flip or self.data.jitter):
+            return sample
+        generator = pixels.pair_generator(self.seed, epoch, sample.key)
+        line, sketch = pixels.augment(
+            sample.line, sample.sketch, generator, flip=self.data.flip, jitter=self.data.jitter
+        )
+        return sample._replace(line=line, sketch=sketch)
+
+
+class _Places(Sampler[list[tuple[int, int]]]):
+    """This rank's share of each global batch of one epoch, from one step on."""
+
+    def __init__(self, count: int, data: Data, seed: int, rank: int, world_size: int):
+        self.count, self.data, self.seed = count, data, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.first_step = 0, 0
+
+    def __len__(self) -> int:
+        return steps_an_epoch(self.count, self.data.batch_size) - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        indices = order(self.count, self.seed, self.epoch, self.data.shuffle)
+        share = self.data.batch_size // self.world_size
+        for step in range(self.first_step, steps_an_epoch(self.count, self.data.batch_size)):
+            start = step * self.data.batch_size + self.rank * share
+            yield [(self.epoch, int(i)) for i in indices[start : start + share]]
+
+
+def _collate(samples: Sequence[Sample | BadSample]) -> Batch:
+    good = [s for s in samples if isinstance(s, Sample)]
+    bad = [str(s) for s in samples if isinstance(s, BadSample)]
+    if not good:
+        raise BadSample(f"a whole batch is unreadable: {bad[0]}")
+    sketches = [s.sketch for s in good if s.sketch is not None]
+    return Batch(torch.stack([s.line for s in good]), torch.stack(sketches), [s.key for s in good], bad)
+
+
+class Loader:
+    """The training split as batches of this rank. Do not hand it to `Accelerator.prepare`: it is already split."""
+
+    def __init__(self, shards: Shards, data: Data, *, seed: int, rank: int, world_size: int, pin: bool = False):
+        check_batch(data.batch_size, world_size, len(shards))
+        self.steps = steps_an_epoch(len(shards), data.batch_size)
+        self._places = _Places(len(shards), data, seed, rank, world_size)
+        self._loader = DataLoader(
+            _Samples(shards, data, seed),
+            batch_sampler=self._places,
+            collate_fn=_collate,
+            num_workers=data.workers,
+            persistent_workers=data.workers > 0,
+            pin_memory=pin,
+            generator=torch.Generator(),  # else each epoch would draw a number from the run's own stream
+        )
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first_step` on; those before it are not read."""
+        self._places.epoch, self._places.first_step = epoch, first_step
+        return iter(self._loader)

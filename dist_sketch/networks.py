@@ -1,0 +1,156 @@
+"""The paper's networks (sections 3.2 and 3.3) and the 5-layer baseline of its Fig. 6.
+
+Both halves of a pair are (B, C, H, W) in [-1, 1]; H and W are multiples of 64.
+"""
+
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dist_sketch.config import Config, UserError
+
+Norm = Literal["batch", "instance", "none"]
+
+SLOPE = 0.01  # of every LeakyReLU
+
+
+def _norm(kind: Norm, channels: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "instance":
+        return nn.InstanceNorm2d(channels, affine=True)
+    return nn.Identity()
+
+
+class Down(nn.Sequential):
+    """(B, in, H, W) -> (B, out, H/2, W/2): convolution, activation, norm, in the paper's order."""
+
+    def __init__(self, channels_in: int, channels_out: int, norm: Norm):
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1),
+            nn.LeakyReLU(SLOPE),
+            _norm(norm, channels_out),
+        )
+
+
+class Up(nn.Sequential):
+    """(B, in, H, W) -> (B, out, 2H, 2W): transposed convolution, activation, norm, channel dropout."""
+
+    def __init__(self, channels_in: int, channels_out: int, norm: Norm, dropout: float):
+        super().__init__(
+            nn.ConvTranspose2d(channels_in, channels_out, 3, stride=2, padding=1, output_padding=1),
+            nn.LeakyReLU(SLOPE),
+            _norm(norm, channels_out),
+            nn.Dropout2d(dropout),
+        )
+
+
+class Generator(nn.Module):
+    """U-Net: six halvings, five doublings with skips, a last transposed convolution and tanh.
+
+    Args:
+        channels: of the line and of the sketch; 3 or 1.
+        dropout: rate of the channel dropout in the up blocks.
+        norm: "batch" is the paper's.
+    """
+
+    def __init__(self, *, channels: int = 3, dropout: float = 0.5, norm: Norm = "batch"):
+        super().__init__()
+        widths = (64, 128, 256, 512, 512, 512)
+        self.down = nn.ModuleList(Down(i, o, norm) for i, o in zip((channels, *widths), widths, strict=False))
+        # Each up block but the first takes the previous one's output and the skip of the same size.
+        ups = ((512, 512), (1024, 512), (1024, 256), (512, 128), (256, 64))
+        self.up = nn.ModuleList(Up(i, o, norm, dropout) for i, o in ups)
+        self.last = nn.ConvTranspose2d(128, channels, 3, stride=2, padding=1, output_padding=1)
+
+    def forward(self, line: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]."""
+        _check_size(line)
+        skips, x = [], line
+        for down in self.down:
+            x = down(x)
+            skips.append(x)
+        skips.pop()
+        for up in self.up:
+            x = torch.cat((up(x), skips.pop()), dim=1)
+        return torch.tanh(self.last(x))
+
+
+class Discriminator(nn.Module):
+    """PatchGAN: (line, sketch) -> one logit a patch; 256 px gives 60 x 60 of them.
+
+    It returns logits, not the paper's sigmoid: `losses` applies the same function in a numerically safe form.
+    """
+
+    def __init__(self, *, channels: int = 3, dropout: float = 0.5, norm: Norm = "batch"):
+        super().__init__()
+        self.layers = nn.Sequential(
+            Down(2 * channels, 64, "none"),
+            Down(64, 128, norm),
+            nn.Conv2d(128, 256, 3),
+            nn.LeakyReLU(SLOPE),
+            _norm(norm, 256),
+            nn.Dropout2d(dropout),
+            nn.Conv2d(256, 1, 3),
+        )
+
+    def forward(self, line: Tensor, sketch: Tensor) -> Tensor:
+        """Two (B, C, H, W) -> logits (B, 1, H/4 - 4, W/4 - 4)."""
+        return self.layers(torch.cat((line, sketch), dim=1))
+
+
+class Baseline(nn.Sequential):
+    """The "normal 5-layer convolution network" of Fig. 6: plain 3x3 convolutions at full size, 64 wide, tanh last."""
+
+    def __init__(self, *, channels: int = 3, width: int = 64):
+        widths = (channels, width, width, width, width)
+        layers: list[nn.Module] = []
+        for i, o in pairwise(widths):
+            layers += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU()]
+        super().__init__(*layers, nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
+
+
+def _check_size(image: Tensor) -> None:
+    height, width = image.shape[-2:]
+    if height % 64 or width % 64:
+        raise ValueError(f"the generator takes sizes that are multiples of 64, not {height} x {width}")
+
+
+def check_config(config: Config, size: int, batch: int) -> None:
+    """Refuses sizes at which a norm has nothing to normalise over.
+
+    Args:
+        size: of the images, px.
+        batch: pairs a rank and step.
+
+    Raises:
+        UserError: the bottleneck is 1 x 1 and the norm needs more than one value a channel.
+    """
+    if size == 64 and config.generator.network == "unet":
+        if config.norm == "instance":
+            raise UserError(
+                "norm = 'instance' at 64 px: the bottleneck is 1 x 1 and has no variance; use norm = 'batch'"
+            )
+        if config.norm == "batch" and batch == 1:
+            raise UserError(
+                "norm = 'batch' at 64 px with one pair a rank: the bottleneck has one value a channel; "
+                "use data.batch_size of at least 2 a rank, or 128 px"
+            )
+
+
+def generator(config: Config) -> nn.Module:
+    """The generator, or the baseline, that `config` asks for."""
+    if config.generator.network == "baseline":
+        return Baseline(channels=config.data.channels)
+    return Generator(**_common(config))
+
+
+def discriminator(config: Config) -> Discriminator:
+    """The discriminator that `config` asks for."""
+    return Discriminator(**_common(config))
+
+
+def _common(config: Config) -> dict[str, Any]:
+    return {"channels": config.data.channels, "dropout": config.generator.dropout, "norm": config.norm}

@@ -1,0 +1,142 @@
+"""The only module that knows accelerate and torch.distributed: which process this is, and what all of them agree on."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_sketch.config import UserError
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process among its peers. One process is the special case of world size 1.
+
+    Args:
+        expect_world_size: refuse to start on another number of processes; None: what the launcher's variables say.
+        timeout_s: how long a collective operation may wait for a missing rank.
+
+    Raises:
+        UserError: the processes that were launched have not found each other.
+    """
+
+    def __init__(self, *, expect_world_size: int | None = None, timeout_s: float = 1800.0):
+        launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        # `step` owns autocast and the scalers: accelerate's share one scaler between networks and refuse fp16 on CPUs.
+        self.accelerator = Accelerator(
+            mixed_precision="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
+        )
+        self.rank = self.accelerator.process_index
+        self.local_rank = self.accelerator.local_process_index
+        self.world_size = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        self.is_main = self.rank == 0
+        self._check_world_size(expect_world_size)
+        if launcher_precision not in ("no", "") and self.is_main:
+            print(
+                f"note: the launcher's mixed precision ({launcher_precision}) is not used; "
+                "set --train.precision instead"
+            )
+
+    def _check_world_size(self, expected: int | None) -> None:
+        if expected is None:
+            expected = int(os.environ.get("WORLD_SIZE") or 1)
+        if expected != self.world_size:
+            raise UserError(
+                f"{self.world_size} process(es) work together, {expected} were expected. On CPUs: "
+                f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {expected} ...; "
+                f"on GPUs: accelerate launch --multi_gpu --num_processes {expected} ..."
+            )
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over all ranks, in place; one small all-reduce."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's (picklable) value, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's (picklable) value on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def main_decides(self, function: Callable[[], T]) -> T:
+        """Runs `function` on rank 0 alone; all ranks get its value, or its UserError."""
+        result: Any = None
+        error: UserError | None = None
+        if self.is_main:
+            try:
+                result = function()
+            except UserError as e:
+                error = e
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise error
+        return result
+
+    def wait(self) -> None:
+        """Returns when all ranks have come here."""
+        self.accelerator.wait_for_everyone()
+
+    def share(self, count: int) -> range:
+        """The indices of 0..count-1 that are this rank's: contiguous, each index on exactly one rank."""
+        return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Moves a network to the device and wraps it in DDP, so that a backward through it averages gradients."""
+        wrapped = self.accelerator.prepare_model(module)
+        if isinstance(wrapped, DistributedDataParallel):
+            # D is forwarded twice before its update; a broadcast between would change buffers that autograd saved.
+            # `average_buffers` does what is needed, when it is needed.
+            wrapped.broadcast_buffers = False
+        return wrapped
+
+    @staticmethod
+    def no_sync(module: nn.Module) -> AbstractContextManager[None]:
+        """Backwards inside add to this rank's gradients without averaging them."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """Averages floating-point buffers (BatchNorm's running statistics) over the ranks."""
+        buffers = [b for b in module.buffers() if b.is_floating_point()]
+        if self.world_size == 1 or not buffers:
+            return
+        flat = torch.cat([b.flatten().double() for b in buffers])
+        flat = self.sum(flat) / self.world_size
+        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        self.accelerator.end_training()
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[nn.Module]:
+    """Running statistics and no dropout inside; the previous mode afterwards."""
+    was = module.training
+    module.eval()
+    try:
+        yield module
+    finally:
+        module.train(was)

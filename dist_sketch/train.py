@@ -1,0 +1,363 @@
+"""A training run: build everything, then the loop, readable from top to bottom."""
+
+import os
+import secrets
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from dist_sketch import checkpoint, conditional, networks, pack
+from dist_sketch import config as cfg
+from dist_sketch import step as stepping
+from dist_sketch.config import Config, UserError
+from dist_sketch.denoise import calibrate
+from dist_sketch.loader import Batch, Loader, Shards, check_batch, steps_an_epoch
+from dist_sketch.pixels import to_float
+from dist_sketch.progress import Progress
+from dist_sketch.ranks import Ranks
+from dist_sketch.track import Tracker, versions
+from dist_sketch.validation import Validation
+
+STOPPED = os.EX_TEMPFAIL  # exit code of a run that was asked to stop: start it again and it goes on
+CALIBRATION_PAIRS = 24
+
+
+@dataclass(kw_only=True)
+class Place:
+    """Where the run stands: `step` updates are done; the next batch is `batch` of `epoch`."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    policy: conditional.State = field(default_factory=conditional.State)
+    sums: dict[str, float] = field(default_factory=dict)  # of this epoch, for its means
+    locked: str = ""  # the last reason that was logged
+    bad: int = 0
+    nonfinite: int = 0
+    nonfinite_in_a_row: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the checkpoint."""
+        return {**vars(self), "policy": self.policy.to_dict(), "sums": dict(self.sums)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Place":
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "policy": conditional.State(**values["policy"])})
+
+
+def train(config: Config, out: Path, *, expect_world_size: int | None = None, dry_run: bool = False) -> int:
+    """Trains into the folder `out`, or goes on with the run that lies there.
+
+    Args:
+        expect_world_size: refuse to start on another number of processes.
+        dry_run: resolve, check and print everything, write nothing.
+
+    Returns:
+        The exit code: 0 when the run is finished, `STOPPED` when it was asked to stop before.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    ranks = Ranks(expect_world_size=expect_world_size)
+    facts = resolve(config, ranks)
+    previous = ranks.main_decides(lambda: previous_leg(out, config, facts))
+    if ranks.is_main:
+        show(config, facts, out)
+    if dry_run:
+        return 0
+    if previous and previous["status"].get("state") == "finished" and previous["epochs"] >= config.train.epochs:
+        if ranks.is_main:
+            print(f"{out}: this run is finished ({previous['status']['step']} steps); nothing to do")
+        return 0
+    facts["run_id"] = ranks.broadcast(previous["run_id"] if previous else secrets.token_hex(4))
+    run = Run(config, out, ranks, facts)
+    try:
+        return run.train()
+    except Exception as e:
+        run.failed(e)
+        raise
+
+
+def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
+    """Checks `config` against data and machine; returns the facts that follow from them.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    cfg.validate(config)
+    if config.data.shards is None:
+        raise UserError("data.shards is not set: give --data.shards FOLDER, made by `dist-sketch pack`")
+    shards = Shards(config.data.shards, "train")
+    if not shards.has_sketch:
+        raise UserError(f"{config.data.shards}: its training split has lines without sketches; pack pairs")
+    check_batch(config.data.batch_size, ranks.world_size, len(shards))
+    networks.check_config(config, shards.size, config.data.batch_size // ranks.world_size)
+    steps = steps_an_epoch(len(shards), config.data.batch_size)
+    return {
+        "size": shards.size,
+        "manifest_sha256": pack.manifest_hash(config.data.shards),
+        "pairs": len(shards),
+        "steps_an_epoch": steps,
+        "steps": steps * config.train.epochs,
+        "world_size": ranks.world_size,
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ranks.device.type,
+        "precision": stepping.resolve_precision(config.train.precision, ranks.device),
+        "versions": versions(),
+    }
+
+
+def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What lies in `out`: None for a new run, else its status and W&B id.
+
+    Raises:
+        UserError: `out` is something else, or a run with another configuration.
+    """
+    if not (out / "config.json").exists():
+        if out.is_file() or (out.is_dir() and any(p.suffix != ".part" for p in out.iterdir())):
+            raise UserError(f"{out}: exists and is not a run folder; choose another --out")
+        return None
+    saved = cfg.read_json(out / "config.json")
+    old = cfg.from_dict(Config, saved["config"], str(out / "config.json"))
+    changes = cfg.difference(old, config)
+    if saved["facts"]["manifest_sha256"] != facts["manifest_sha256"]:
+        changes.append("data.shards: another data set (its manifest differs)")
+    if saved["facts"]["precision"] != facts["precision"]:
+        changes.append(f"train.precision: {saved['facts']['precision']} -> {facts['precision']} (resolved)")
+    if changes:
+        raise UserError(
+            f"{out}: holds a run with another configuration; choose another --out, or undo:\n  " + "\n  ".join(changes)
+        )
+    status = cfg.read_json(out / "status.json") if (out / "status.json").exists() else {}
+    return {"status": status, "epochs": old.train.epochs, "run_id": saved["facts"]["run_id"]}
+
+
+def show(config: Config, facts: dict[str, Any], out: Path) -> None:
+    """Prints the resolved run: every setting that is not the default, then the facts."""
+    default = dict(cfg.items(Config()))
+    lines = {"out": out} | {k: v for k, v in cfg.items(config) if v != default[k]}
+    lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256")}
+    Console(soft_wrap=True, highlight=False).print("\n".join(f"[bold]{k:28}[/bold] {v}" for k, v in lines.items()))
+
+
+class Run:
+    """One leg of a run: from its start, or its newest checkpoint, to its end or a request to stop."""
+
+    def __init__(self, config: Config, out: Path, ranks: Ranks, facts: dict[str, Any]):
+        assert config.data.shards is not None
+        self.config, self.out, self.ranks, self.facts = config, out, ranks, facts
+        self.stop = False
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        torch.manual_seed(config.train.seed)  # the same weights on every rank
+        self.step = stepping.Step(config, ranks, facts["precision"])
+        torch.manual_seed(config.train.seed + 1 + ranks.rank)  # dropout of its own on each rank
+        self.place = self._resume()
+        settings = {"config": cfg.to_dict(config), "facts": facts}
+        ranks.main_decides(lambda: cfg.write_json(out / "config.json", settings))
+        self.loader = Loader(
+            Shards(config.data.shards, "train"),
+            config.data,
+            seed=config.train.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            pin=ranks.device.type == "cuda",
+        )
+        self.validation = Validation(config, ranks)
+        self.tracker = Tracker(
+            out,
+            config.track,
+            job="train",
+            run_id=facts["run_id"],
+            step=self.place.step,
+            settings=settings,
+            is_main=ranks.is_main,
+        )
+        self.sync_steps = config.train.sync_interval_steps or (16 if ranks.device.type == "cuda" else 1)
+        self.unread: list[tuple[conditional.Decision, int, Tensor]] = []
+        self.latest: dict[str, float] = {}
+        self.clock = (time.perf_counter(), self.place.step)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.stop = True
+
+    def _resume(self) -> Place:
+        folder = self.ranks.main_decides(lambda: checkpoint.find(self.out))
+        if folder is None:
+            return Place()
+        state = checkpoint.load(folder, self.step.modules(), self.ranks)
+        self.step.load_state_dict(state["step"])
+        if self.ranks.is_main:
+            print(f"resumed from {folder}")
+        return Place.from_dict(state["place"])
+
+    def train(self) -> int:
+        """The loop. Returns the exit code."""
+        place, config = self.place, self.config
+        self._status("running")
+        with Progress(self.facts["steps"], config.data.batch_size, place.step, self.ranks.is_main) as progress:
+            while place.epoch < config.train.epochs:
+                for batch in self.loader.epoch(place.epoch, place.batch):
+                    asked_to_stop = self._train_batch(batch)
+                    progress.update(place.step, place.epoch, config.train.epochs, self.latest)
+                    end_of_epoch = place.batch == self.loader.steps
+                    if end_of_epoch:
+                        self._finish_epoch()
+                    if asked_to_stop or self._checkpoint_due(end_of_epoch):
+                        self._save()
+                    if asked_to_stop:
+                        self._status("stopped")
+                        self.tracker.close(exit_code=STOPPED)
+                        progress.say(f"stopped at step {place.step}; the same command goes on from there")
+                        return STOPPED
+        self._calibrate()
+        self._status("finished")
+        self.tracker.close()
+        return 0
+
+    def _train_batch(self, batch: Batch) -> bool:
+        """One step; True when some rank was asked to stop and all ranks know it."""
+        place, device = self.place, self.ranks.device
+        decision = conditional.decide(place.policy, self.config.conditional, step=place.step, epoch=place.epoch)
+        for sentence in batch.bad:
+            print(f"warning: left out: {sentence}")
+        line, sketch = (to_float(i.to(device, non_blocking=True)) for i in (batch.line, batch.sketch))
+        vector = self.step(line, sketch, decision, bad=len(batch.bad), stop=self.stop)
+        self.unread.append((decision, place.epoch, vector))
+        place.step, place.batch = place.step + 1, place.batch + 1
+        last = place.batch == self.loader.steps
+        if last or place.step % self.sync_steps == 0 or self._checkpoint_due(last):
+            return self._read()
+        return False
+
+    def _read(self) -> bool:
+        """Reads the steps since the last reading: policy, log, guards."""
+        place, asked_to_stop = self.place, False
+        first = place.step - len(self.unread)
+        vectors = torch.stack([v for _, _, v in self.unread]).cpu()  # one wait for the device
+        for i, (decision, epoch, _) in enumerate(self.unread):
+            values = stepping.read(vectors[i])
+            place.policy = conditional.observe(
+                place.policy,
+                self.config.conditional,
+                epoch=epoch,
+                loss_d=values["loss/d"],
+                loss_g=values["loss/g"],
+                trained_d=decision.train_d,
+            )
+            self._guard(values, first + i)
+            self._log(values, decision, epoch, first + i)
+            asked_to_stop |= values["stop"] > 0
+        self.unread.clear()
+        return asked_to_stop
+
+    def _guard(self, values: dict[str, float], step: int) -> None:
+        place = self.place
+        place.bad += int(values["bad"])
+        if place.bad > self.config.data.skip_bad:
+            raise UserError(
+                f"{place.bad} sample(s) of {self.config.data.shards} are unreadable, {self.config.data.skip_bad} are "
+                "allowed (--data.skip-bad N); `dist-sketch verify` names them"
+            )
+        skipped = values["nonfinite"] > 0
+        place.nonfinite += skipped
+        place.nonfinite_in_a_row = (place.nonfinite_in_a_row + 1) if skipped else 0
+        if place.nonfinite_in_a_row >= self.config.train.nonfinite_limit:
+            newest = checkpoint.find(self.out)
+            raise UserError(
+                f"step {step}: losses or gradients were not finite {place.nonfinite_in_a_row} times in a row; "
+                f"newest checkpoint: {newest or 'none'}; lower optim.lr_g and optim.lr_d, or use train.precision = 'no'"
+            )
+
+    def _log(self, values: dict[str, float], decision: conditional.Decision, epoch: int, step: int) -> None:
+        place, batch_size = self.place, self.config.data.batch_size
+        for name in ("loss/d", "loss/g"):
+            place.sums[name] = place.sums.get(name, 0.0) + values[name]
+        if decision.reason != place.locked:
+            place.locked = decision.reason
+            lock = {"epoch": epoch, "train_d": decision.train_d, "train_g": decision.train_g, "reason": decision.reason}
+            self.tracker.log("lock", step, lock)
+        self.latest = values
+        if (step + 1) % self.config.track.log_interval_steps:
+            return
+        now, since = time.perf_counter(), self.clock
+        self.clock = (now, place.step)
+        logged = {k: v for k, v in values.items() if "/" in k}
+        logged |= {
+            "lock/d": int(not decision.train_d),
+            "lock/g": int(not decision.train_g),
+            "lr/g": self.config.optim.lr_g,
+            "lr/d": self.config.optim.lr_d,
+            "speed/images_per_s": (place.step - since[1]) * batch_size / (now - since[0]),
+            "skipped/nonfinite": place.nonfinite,
+            "skipped/bad": place.bad,
+        }
+        about = {"epoch": epoch, "images": (step + 1) * batch_size, "lock/reason": decision.reason}
+        self.tracker.log("train", step + 1, about | logged)
+
+    def _finish_epoch(self) -> None:
+        """Epoch means, validation and pictures; then the place moves to the next epoch."""
+        place, c = self.place, self.config.train
+        epoch, done = place.epoch, place.epoch + 1
+        means = {k: v / self.loader.steps for k, v in place.sums.items()}
+        about = {"epoch": epoch, "images": place.step * self.config.data.batch_size}
+        self.tracker.log("epoch", place.step, about | means)
+        last = done == c.epochs
+        if c.validate_interval_epochs and (last or done % c.validate_interval_epochs == 0):
+            self.step.average_buffers()
+            scores = self.validation.scores(self.step.drawing, c.validate_limit)
+            self.tracker.log("val", place.step, about | scores)
+        if c.sample_interval_epochs and (last or done % c.sample_interval_epochs == 0):
+            self.step.average_buffers()
+            path = self.out / "samples" / f"step-{place.step:08d}.png"
+            self.ranks.main_decides(lambda: self.validation.picture(self.step.drawing, c.sample_count, path))
+            self.tracker.picture("samples", place.step, path)
+        place.epoch, place.batch, place.sums = done, 0, {}
+
+    def _checkpoint_due(self, end_of_epoch: bool) -> bool:
+        interval = self.config.checkpoint.interval_steps
+        finished = self.place.step == self.facts["steps"]
+        return finished or (self.place.step % interval == 0 if interval else end_of_epoch)
+
+    def _save(self) -> None:
+        self.step.average_buffers()
+        state = {"step": self.step.state_dict(), "place": self.place.to_dict()}
+        keep = self.config.checkpoint.keep
+        checkpoint.save(self.out, self.place.step, self.step.modules(), state, self.ranks, keep)
+        self._status("running")
+
+    def _calibrate(self) -> None:
+        """Chooses the strength of the noise removal on training pairs, as the generator draws them now."""
+        raw, real = self.validation.draw_training_pairs(self.step.drawing, CALIBRATION_PAIRS)
+
+        def choose() -> None:
+            denoise, table = calibrate(raw, real)
+            cfg.write_json(self.out / "denoise.json", {"denoise": cfg.to_dict(denoise), "candidates": table})
+
+        self.ranks.main_decides(choose)
+
+    def failed(self, error: Exception) -> None:
+        """Leaves the reason in `status.json`."""
+        try:
+            self._status("failed", reason=f"{type(error).__name__}: {error}")
+        except UserError:
+            return  # a full disk: the error itself is on its way to the terminal
+        self.tracker.close(exit_code=1)
+
+    def _status(self, state: str, **more: Any) -> None:
+        place = self.place
+        self.tracker.status(
+            state=state,
+            **more,
+            step=place.step,
+            steps=self.facts["steps"],
+            epoch=place.epoch,
+            epochs=self.config.train.epochs,
+            run_id=self.facts["run_id"],
+        )

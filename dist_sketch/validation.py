@@ -1,0 +1,72 @@
+"""A generator on fixed pairs during a run: scores, a picture, and drawings of training pairs for calibration."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dist_sketch import metrics, pixels
+from dist_sketch.config import Config, write_atomic
+from dist_sketch.loader import Sample, Shards
+from dist_sketch.pack import read_manifest
+from dist_sketch.ranks import Ranks, eval_mode
+
+
+@torch.no_grad()
+def draw(generator: nn.Module, lines: Tensor, device: torch.device) -> Tensor:
+    """Draws uint8 lines (B, C, H, W) with running statistics and without dropout: uint8 sketches of the same shape."""
+    dtype = next(generator.parameters()).dtype
+    with eval_mode(generator):
+        fake = generator(pixels.to_float(lines.to(device)).to(dtype, memory_format=torch.channels_last))
+    return pixels.to_uint8(fake).cpu()
+
+
+class Validation:
+    """The validation split of a run's shards; the training split where there is none.
+
+    Every method draws in float32 whatever the run's precision, so that scores of runs can be compared.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks):
+        assert config.data.shards is not None
+        self._ranks, self._channels = ranks, config.data.channels
+        self._training = Shards(config.data.shards, "train")
+        splits = read_manifest(config.data.shards)["splits"]
+        has_validation = "val" in splits and splits["val"]["has_sketch"]
+        self._shards = Shards(config.data.shards, "val") if has_validation else self._training
+
+    def _read(self, shards: Shards, i: int) -> tuple[Sample, Tensor]:
+        sample = shards.read(i, self._channels)
+        assert sample.sketch is not None
+        return sample, sample.sketch
+
+    def scores(self, generator: nn.Module, limit: int) -> dict[str, float]:
+        """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank."""
+        count = min(limit or len(self._shards), len(self._shards))
+        sums = torch.zeros(2, dtype=torch.float64)
+        for i in self._ranks.share(count):
+            sample, sketch = self._read(self._shards, i)
+            fake = pixels.to_rgb(draw(generator, sample.line[None], self._ranks.device)[0])
+            real = pixels.to_rgb(sketch)
+            sums += torch.tensor([metrics.ssim(fake, real), metrics.l1(fake, real)], dtype=torch.float64)
+        ssim, l1 = (self._ranks.sum(sums.to(self._ranks.device)) / count).tolist()
+        return {"val/ssim": ssim, "val/l1": l1}
+
+    def picture(self, generator: nn.Module, count: int, path: Path) -> None:
+        """Writes rows of line | drawn | real for the first `count` pairs."""
+        rows = []
+        for i in range(min(count, len(self._shards))):
+            sample, sketch = self._read(self._shards, i)
+            fake = draw(generator, sample.line[None], self._ranks.device)[0]
+            rows.append(torch.cat((sample.line, fake, sketch), dim=2))
+        write_atomic(path, pixels.encode(torch.cat(rows, dim=1)))
+
+    def draw_training_pairs(self, generator: nn.Module, count: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Drawn and real sketches, uint8 (3, H, W) each, of `count` training pairs spread over the split."""
+        count = min(count, len(self._training))
+        raw, real = [], []
+        for i in range(count):
+            sample, sketch = self._read(self._training, i * len(self._training) // count)
+            raw.append(pixels.to_rgb(draw(generator, sample.line[None], self._ranks.device)[0]))
+            real.append(pixels.to_rgb(sketch))
+        return raw, real

@@ -1,0 +1,90 @@
+"""What several test files need: tiny data sets and the command line as a user calls it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# One thread a process: the suite runs in parallel, and floating-point sums keep their order.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault("WANDB_SILENT", "true")
+
+import torch
+
+torch.set_num_threads(1)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def face(seed: int, size: int = 80) -> tuple[Image.Image, Image.Image]:
+    """A small line drawing and its 'sketch': the same strokes, softer, on toned paper."""
+    rng = np.random.default_rng(seed)
+    line = np.full((size, size), 255, np.uint8)
+    for _ in range(6):
+        x, y = rng.integers(4, size - 20, 2)
+        line[y : y + 2, x : x + 16] = 0
+        line[y : y + 16, x : x + 2] = 0
+    sketch = 255 - (255 - line.astype(float)) * 0.7 - rng.random((size, size)) * 20
+    return Image.fromarray(line), Image.fromarray(sketch.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def write_pairs(root: Path, train: int, val: int, size: int = 80) -> Path:
+    """A source folder with numbered pairs."""
+    for split, first, count in (("train", 1, train), ("val", train + 1, val)):
+        for n in range(first, first + count):
+            for side, image in zip(("line", "sketch"), face(n, size), strict=True):
+                folder = root / f"{split}_{side}"
+                folder.mkdir(parents=True, exist_ok=True)
+                image.save(folder / f"{n}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 13 training and 5 validation pairs."""
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 13, 5)
+
+
+@pytest.fixture(scope="session")
+def shards(pairs: Path) -> Path:
+    """The same pairs packed at 64 px, five to a shard."""
+    from dist_sketch import pack, recipe
+
+    out = pairs.parent / "shards"
+    pack.pack(recipe.load(str(pairs)), out, size=64, shard_count=5, workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def cli() -> Run:
+    """Runs `python -m dist_sketch ARGUMENTS` in a process of its own."""
+
+    def run(*arguments: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dist_sketch", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, timeout=600)
+
+    return run
+
+
+def launch(processes: int, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs `accelerate launch ... -m dist_sketch ARGUMENTS` on CPU processes that work together."""
+    from torch.distributed.elastic.utils.distributed import get_free_port
+
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(get_free_port())]
+    command += ["-m", "dist_sketch", *map(str, arguments)]
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **env}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=600)
+
+
+# Small and quick, yet everything takes part: 64 px, three steps an epoch.
+TINY = (
+    *("--data.batch-size", 4, "--data.workers", 0, "--train.precision", "no", "--track.wandb", "off"),
+    *("--track.log-interval-steps", 1, "--checkpoint.interval-steps", 2),
+)
