@@ -15,14 +15,12 @@ from dist_sketch.config import Config, UserError, load
 
 USER, OURS = 2, 1  # exit codes
 
-Positional = tyro.conf.Positional
-
 
 @dataclass(frozen=True, kw_only=True)
 class Synth:
     """Draw procedural portraits: DIR/{train,val}_{line,sketch}/N.jpg, the same for the same seed."""
 
-    folder: Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
+    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
     """Where the pairs go."""
     count: int = 64
     """Training pairs."""
@@ -48,10 +46,10 @@ class Synth:
 class Pack:
     """Pack pairs of images into WebDataset shards with a manifest; the same input gives the same bytes."""
 
-    source: Positional[str]
+    source: tyro.conf.Positional[str]
     """A folder with train_line/ and train_sketch/ (val_*: validation), or a recipe (name or .toml) with --root."""
     out: Path
-    """Folder of the shards; must not exist yet."""
+    """Folder of the shards."""
     root: Path | None = None
     """Folder that a recipe's paths are relative to."""
     size: int = 256
@@ -63,7 +61,9 @@ class Pack:
     shard_count: int = 0
     """Most samples in a shard; 0: no limit."""
     skip_bad: int = 0
-    """How many unusable pairs may be left out (and listed) before the command refuses."""
+    """How many unusable files may be left out (and listed) before the command refuses."""
+    force: bool = False
+    """Replace the shards that lie in --out."""
     workers: int | None = None
     """Processes; default: one a core."""
 
@@ -78,6 +78,7 @@ class Pack:
             shard_mb=self.shard_mb,
             shard_count=self.shard_count,
             skip_bad=self.skip_bad,
+            force=self.force,
             workers=self.workers,
         )
         for problem in manifest["skipped"]:
@@ -91,7 +92,7 @@ class Pack:
 class Verify:
     """Compare shards with their manifest: counts, lengths, hashes. Exit code 0 or 2."""
 
-    shards: Positional[Path]
+    shards: tyro.conf.Positional[Path]
     """Folder made by `dist-sketch pack`."""
 
     def run(self) -> int:
@@ -175,7 +176,7 @@ def _infer() -> Any:
 class Evaluate:
     """Score an output folder's files against its real sketches again: OUT/metrics.json."""
 
-    out: Positional[Path]
+    out: tyro.conf.Positional[Path]
     """Output folder of `dist-sketch infer`."""
     fid_weights: Path | None = None
     """File of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
@@ -191,7 +192,7 @@ class Evaluate:
 class Report:
     """Write OUT/report.html: scores, curves, faces, on one self-contained page."""
 
-    out: Positional[Path]
+    out: tyro.conf.Positional[Path]
     """Output folder of `dist-sketch infer`."""
 
     def run(self) -> int:

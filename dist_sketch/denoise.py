@@ -161,7 +161,6 @@ def _edge_shadow(gray: Array, page: float) -> Array:
         outline = np.where(end <= NARROW, np.maximum(STEP, 0.45 * (tone * inside).max(axis=0)), STEP)
         texture = ((high - low) * inside)[MARGIN:].sum(axis=0) / np.maximum(end - MARGIN, 1)
         known = faded.any(axis=0) & ((step * inside).max(axis=0) < outline) & (texture < TEXTURE)
-        known = ndimage.minimum_filter1d(known, 7, mode="nearest")  # ink tinges the tone beside it
         columns, at = np.arange(known.size), np.flatnonzero(known)
         if not at.size:
             continue
@@ -198,7 +197,8 @@ def calibrate(
     Candidates: no filter and each filter at four strengths, shadows on and off (off only if `base` has them off).
     A candidate is allowed if its mean SSIM is, less `tolerance`, no worse than gray alone, than itself without the
     filter and than itself without shadows: neither part may live on what the other gains. Of the allowed ones that
-    whose noise statistics are nearest to the real sketches' is taken; if every filter harms, the filter is "none".
+    whose noise statistics are nearest to the real sketches' is taken (within 5 %: the better SSIM); if every filter
+    harms, the filter is "none".
 
     Args:
         raw: the generator's outputs, uint8 (3 or 1, H, W), all of one size; UserError if they do not match `real`.
@@ -231,22 +231,23 @@ def calibrate(
             row: dict[str, Any] = {"filter": name, "strength": strength, "shadows": shadows, "ssim": ssim}
             row |= {"noise_distance": float(np.sqrt(np.mean(moved**2))), "allowed": ssim >= max(without) - tolerance}
             rows.append(row)
-    best = min((row for row in rows if row["allowed"]), key=lambda row: row["noise_distance"])
-    for row in rows:
-        row["chosen"] = row is best
+    close = 1.05 * min(r["noise_distance"] for r in rows if r["allowed"])
+    best = max((r for r in rows if r["allowed"] and r["noise_distance"] <= close), key=lambda r: r["ssim"])
+    rows = [r | {"chosen": r is best} for r in rows]
     return dataclasses.replace(base, **{k: best[k] for k in ("filter", "strength", "shadows")}), rows
 
 
 def noise_features(plane: Array) -> NDArray[np.float64]:
-    """What noise changes, as logarithms: power in 12 rings of frequency, isolated pixels, tone along the four edges."""
+    """What noise changes, as logarithms, shape (3, 4): power in 4 rings of frequency, specks, tone along the edges."""
     height, width = plane.shape
     window = np.outer(np.hanning(height), np.hanning(width))
     power = np.abs(np.fft.rfft2((plane - plane.mean()) * window)) ** 2 / window.sum()
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    ring = np.minimum((radius / 0.7072 * 14).astype(int), 13)
-    rings = ndimage.mean(np.log(power + 1e-3), ring, np.arange(2, 14))  # the two lowest hold the picture itself
+    ring = np.minimum((radius / 0.7072 * 6).astype(int), 5)
+    rings = ndimage.mean(np.log(power + 1e-3), ring, np.arange(2, 6))  # the two lowest hold the picture itself
     residual = np.abs(plane - ndimage.median_filter(plane, size=3, mode="nearest"))
-    specks = [np.log((residual > t).mean() + 1e-3) for t in (8, 24, 64)]
+    isolated = np.abs(plane - _despeckle(plane, 2.0))
+    specks = [np.log((a > t).mean() + e) for a, e in ((residual, 1e-3), (isolated, 1e-4)) for t in (8, 32)]
     depth = page_tone(plane) - plane
     edges = [np.log(max(float(np.rot90(depth, k)[: max(2, height // 32)].mean()), 0) + 4) for k in range(4)]
-    return np.array([*rings, *specks, *edges])
+    return np.array([rings, specks, edges])

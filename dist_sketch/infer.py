@@ -200,10 +200,12 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
         raise UserError(f"--batch-size {options.batch_size}: must be at least 1")
     model = load_model(run, options.step, ranks.device)
     output_px = _output_px(options.output_size, model.size)
+    if options.mode == "paper":
+        networks.check_config(model.config, model.size, batch=1)
     inputs = open_source(source, options.split, model.size, model.config.data.channels)
     overrides = {f.name: v for f in fields(DenoiseOverride) if (v := getattr(options.denoise, f.name)) is not None}
     settings = replace(model.denoise, **overrides).check()
-    about = {
+    about: dict[str, Any] = {
         "run": str(run.resolve()),
         "step": model.step,
         "config": cfg.to_dict(model.config),
@@ -243,7 +245,7 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
     return ranks.main_decides(lambda: _finish(out, about, states if scorer is not None else None, "memory"))
 
 
-def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any]:
+def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
     """Scores the files of an output folder again and writes OUT/metrics.json.
 
     Files of another size than the network's are resized to it first, which changes the scores a little.

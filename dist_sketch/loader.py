@@ -84,6 +84,8 @@ class Shards:
             members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
         sketch = members.get(f"{key}.sketch.png")
         about = json.loads(members[f"{key}.json"])
+        if "/" in about["name"] or about["name"] in ("", ".", ".."):  # files are named by it
+            raise BadSample(f"{file}: sample {key!r} has the name {about['name']!r}, which leaves its folder")
         return Sample(
             key,
             about["name"],

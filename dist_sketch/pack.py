@@ -124,9 +124,7 @@ def _check_out(out: Path, force: bool) -> None:
     if not (out / MANIFEST).is_file():
         raise UserError(f"{out}: is there already and holds no shards; choose another --out")
     if not force:
-        raise UserError(
-            f"{out}: holds packed shards already; remove it, choose another --out, or replace it with --force"
-        )
+        raise UserError(f"{out}: holds packed shards already; remove it or choose another --out")
 
 
 def _replace(temporary: Path, out: Path, force: bool) -> None:

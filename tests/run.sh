@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The whole suite in an environment of its own: bash tests/run.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -x .venv/bin/python ] || python3 -m venv .venv
+export PATH=$PWD/.venv/bin:$PATH
+stamp=.venv/.tests-installed  # of this pyproject.toml
+if ! cmp -s pyproject.toml "$stamp"; then
+  pip install --quiet --disable-pip-version-check --editable '.[fid,dev]'
+  cp pyproject.toml "$stamp"
+fi
+# A test is a process of its own with one thread; files stay together, so that fixtures are made once.
+exec pytest --numprocesses auto --dist loadfile "$@"

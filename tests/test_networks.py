@@ -1,0 +1,208 @@
+"""The networks against the paper's sections 3.2 and 3.3, layer by layer."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from dist_sketch.config import Config, Data, Generator, UserError
+from dist_sketch.networks import Baseline, Discriminator, check_config, discriminator, generator
+from dist_sketch.networks import Generator as UNet
+
+NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": nn.Identity}
+DOWN = [(3, 64), (64, 128), (128, 256), (256, 512), (512, 512), (512, 512)]
+UP = [(512, 512), (1024, 512), (1024, 256), (512, 128), (256, 64)]
+
+
+def config(*, network: str = "unet", channels: int = 3, norm: str = "batch", dropout: float = 0.5) -> Config:
+    return Config(
+        data=Data(channels=channels),  # type: ignore[arg-type]
+        generator=Generator(network=network, dropout=dropout),  # type: ignore[arg-type]
+        norm=norm,  # type: ignore[arg-type]
+    )
+
+
+def leaves(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if not list(m.children())]
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_the_paper_s_parameter_counts_without_arguments() -> None:
+    with torch.device("meta"):
+        assert count(UNet()) == 16_456_899
+        assert count(Discriminator()) == 375_617
+        assert count(Baseline()) == 3 * 64 * 9 + 64 + 3 * (64 * 64 * 9 + 64) + 64 * 3 * 9 + 3
+
+
+def test_layers_of_the_generator_in_the_paper_s_order() -> None:
+    with torch.device("meta"):
+        net = UNet()
+    for block, (i, o) in zip(net.down, DOWN, strict=True):
+        conv, activation, norm = block
+        assert isinstance(conv, nn.Conv2d)
+        assert (conv.in_channels, conv.out_channels) == (i, o)
+        assert (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (2, 2), (1, 1))
+        assert isinstance(activation, nn.LeakyReLU)
+        assert activation.negative_slope == 0.01
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.num_features == o
+    for block, (i, o) in zip(net.up, UP, strict=True):
+        conv, activation, norm, dropout = block
+        assert isinstance(conv, nn.ConvTranspose2d)
+        assert (conv.in_channels, conv.out_channels) == (i, o)
+        assert (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (2, 2), (1, 1))
+        assert conv.output_padding == (1, 1)
+        assert isinstance(activation, nn.LeakyReLU)
+        assert activation.negative_slope == 0.01
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.num_features == o
+        assert isinstance(dropout, nn.Dropout2d)
+        assert dropout.p == 0.5
+    assert isinstance(net.last, nn.ConvTranspose2d)
+    assert (net.last.in_channels, net.last.out_channels) == (128, 3)
+
+
+def test_layers_of_the_discriminator_in_the_paper_s_order() -> None:
+    with torch.device("meta"):
+        net = leaves(Discriminator())
+    kinds = [
+        *(nn.Conv2d, nn.LeakyReLU, nn.Identity),
+        *(nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d),
+        *(nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d, nn.Dropout2d),
+        nn.Conv2d,
+    ]
+    assert [type(m) for m in net] == kinds
+    convolutions = [(m.in_channels, m.out_channels, m.stride[0], m.padding[0]) for m in net if isinstance(m, nn.Conv2d)]
+    assert convolutions == [(6, 64, 2, 1), (64, 128, 2, 1), (128, 256, 1, 0), (256, 1, 1, 0)]
+    assert all(m.negative_slope == 0.01 for m in net if isinstance(m, nn.LeakyReLU))
+    assert all(m.p == 0.5 for m in net if isinstance(m, nn.Dropout2d))
+
+
+def test_the_baseline_is_five_plain_convolutions_of_the_same_size() -> None:
+    net = Baseline()
+    convolutions = [m for m in net if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 5
+    assert all((c.kernel_size, c.stride, c.padding) == ((3, 3), (1, 1), (1, 1)) for c in convolutions)
+    assert all(b.in_channels == a.out_channels == 64 for a, b in pairwise(convolutions))
+    assert net(torch.zeros(1, 3, 20, 36)).shape == (1, 3, 20, 36)
+    assert Baseline(channels=1, width=8)(torch.zeros(2, 1, 7, 9)).shape == (2, 1, 7, 9)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("make", [UNet, Discriminator, Baseline])
+def test_every_convolution_has_a_bias_and_every_norm_is_the_one_asked_for(make: type, norm: str) -> None:
+    with torch.device("meta"):
+        net = make() if make is Baseline else make(norm=norm)
+    layers = leaves(net)
+    assert all(m.bias is not None for m in layers if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
+    norms = [m for m in layers if isinstance(m, nn.BatchNorm2d | nn.InstanceNorm2d)]
+    if make is not Baseline and norm != "none":
+        assert len(norms) == {UNet: 11, Discriminator: 2}[make]
+    else:
+        assert not norms
+    assert all(type(m) is NORMS[norm] and m.affine for m in norms)
+
+
+@pytest.mark.parametrize("size", [64, 128, 192, 256])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("norm", NORMS)
+def test_shapes(size: int, channels: int, norm: str) -> None:
+    with torch.device("meta"):
+        g, d = UNet(channels=channels, norm=norm).eval(), Discriminator(channels=channels, norm=norm)
+        line = torch.empty(2, channels, size, size)
+        if size > 64 or norm != "instance":
+            assert g(line).shape == line.shape
+        assert d(line, line).shape == (2, 1, size // 4 - 4, size // 4 - 4)
+
+
+def test_a_real_page_comes_out_in_range_and_256_px_give_60_x_60_logits() -> None:
+    torch.manual_seed(0)
+    line = torch.rand(1, 3, 256, 128) * 2 - 1  # sides may differ
+    with torch.no_grad():
+        fake = UNet()(line)
+        assert fake.shape == line.shape
+        assert fake.abs().max() <= 1
+        assert fake.std() > 0.01
+        square = torch.rand(1, 3, 256, 256)
+        logits = Discriminator()(square, square)
+    assert logits.shape == (1, 1, 60, 60)
+    assert logits.min() < 0  # logits, not probabilities
+
+
+def test_the_discriminator_sees_both_halves_and_a_patch_sees_only_its_surroundings() -> None:
+    torch.manual_seed(0)
+    d = Discriminator().eval()
+    line, sketch = torch.zeros(2, 1, 3, 128, 128).unbind()
+    base = d(line, sketch)
+    for half in (0, 1):
+        pair = [line.clone(), sketch.clone()]
+        pair[half][..., :4, :4] = 1  # one corner
+        changed = (d(*pair) - base).abs()[0, 0] > 0
+        assert changed[0, 0]
+        assert not changed[4:, 4:].any()
+
+
+def test_each_skip_joins_the_layers_of_one_size() -> None:
+    """After the first, an up block (and the last layer) takes [the block below, the down block of its size]."""
+    net = UNet(dropout=0.0)
+    seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+    for block in (*net.down, *net.up, net.last):
+        block.register_forward_hook(lambda m, i, o: seen.__setitem__(m, (i[0], o)))
+    with torch.no_grad():
+        net(torch.rand(2, 3, 128, 128))
+    assert [seen[d][1].shape[-1] for d in net.down] == [64, 32, 16, 8, 4, 2]
+    assert torch.equal(seen[net.up[0]][0], seen[net.down[5]][1])
+    for n, block in enumerate((*net.up[1:], net.last)):
+        below, skip = seen[net.up[n]][1], seen[net.down[4 - n]][1]
+        assert torch.equal(seen[block][0], torch.cat((below, skip), dim=1))
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (128, 96), (64, 65), (32, 32)])
+def test_a_size_that_is_no_multiple_of_64_is_refused(shape: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match=f"multiples of 64, not {shape[0]} x {shape[1]}"):
+            UNet()(torch.empty(1, 3, *shape))
+
+
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("norm", NORMS)
+def test_check_config_refuses_exactly_what_cannot_train(size: int, batch: int, norm: str) -> None:
+    chosen = config(norm=norm, channels=1)
+    with torch.no_grad():
+        line = torch.zeros(batch, 1, size, size)
+        try:
+            discriminator(chosen)(line, generator(chosen)(line))
+            works = True
+        except ValueError:
+            works = False
+    if works:
+        check_config(chosen, size, batch)
+    else:
+        with pytest.raises(UserError, match=r"64 px.*bottleneck"):
+            check_config(chosen, size, batch)
+    assert works == (size > 64 or norm == "none" or (norm == "batch" and batch > 1))
+
+
+def test_check_config_s_sentences() -> None:
+    with pytest.raises(UserError, match=r"norm = 'instance' at 64 px: .* use norm = 'batch'"):
+        check_config(config(norm="instance"), 64, 8)
+    with pytest.raises(UserError, match=r"norm = 'batch' at 64 px with one pair a rank: .*batch_size of at least 2"):
+        check_config(config(), 64, 1)
+    check_config(config(network="baseline", norm="instance"), 64, 1)  # it has no bottleneck
+
+
+def test_the_configuration_reaches_the_networks() -> None:
+    chosen = config(channels=1, norm="instance", dropout=0.25)
+    with torch.device("meta"):
+        for net in (generator(chosen), discriminator(chosen)):
+            assert {m.p for m in net.modules() if isinstance(m, nn.Dropout2d)} == {0.25}
+            assert any(isinstance(m, nn.InstanceNorm2d) for m in net.modules())
+        assert generator(chosen)(torch.empty(2, 1, 128, 128)).shape == (2, 1, 128, 128)
+        baseline = generator(config(network="baseline", channels=1))
+    assert isinstance(baseline, Baseline)
+    assert baseline[0].in_channels == 1

@@ -1,0 +1,227 @@
+"""Runs as a user starts, stops, repeats and changes them: real processes on real shards."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, Run, launch
+from safetensors.numpy import load_file
+
+from dist_sketch.track import read_metrics
+
+STEPS = 3  # an epoch of the 13 pairs of `shards` at batch 4
+
+
+def status(run: Path) -> dict[str, Any]:
+    return json.loads((run / "status.json").read_text())
+
+
+def weights(run: Path, step: int) -> dict[str, bytes]:
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*.safetensors"))}
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    return [(r["step"], r["loss/d"], r["loss/g"]) for r in read_metrics(run) if r["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def options(shards: Path) -> tuple[Any, ...]:
+    return ("train", "--data.shards", shards, *TINY, "--train.epochs", 3, "--generator.ema", 0.9)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cli: Run, options: tuple[Any, ...]) -> Path:
+    """A run of three epochs that nothing disturbed; read only."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    done = cli(*options, "--out", run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_a_run_leaves_what_is_promised(finished: Path) -> None:
+    assert status(finished)["state"] == "finished"
+    assert status(finished)["step"] == 3 * STEPS
+    names = {p.name for p in finished.iterdir()}
+    assert names == {"checkpoints", "config.json", "denoise.json", "metrics.jsonl", "samples", "status.json"}
+    newest = finished / "checkpoints" / f"step-{3 * STEPS:08d}"
+    assert {p.name for p in newest.iterdir()} == {
+        *("generator.safetensors", "discriminator.safetensors", "ema.safetensors"),
+        *("state.pt", "rng.pt", "checkpoint.json"),
+    }
+    assert len(list((finished / "checkpoints").iterdir())) == 3  # checkpoint.keep
+    records = read_metrics(finished)
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 3 * STEPS + 1))
+    assert [r["epoch"] for r in records if r["kind"] == "epoch"] == [0, 1, 2]
+    (score,) = [r for r in records if r["kind"] == "val"]
+    assert -1 <= score["val/ssim"] <= 1
+    # TIMER 2: D rests in epoch 1; each change of lock is logged with its reason
+    locks = [(r["step"], r["train_d"], r["train_g"]) for r in records if r["kind"] == "lock"]
+    assert locks == [(0, True, True), (STEPS, False, True), (2 * STEPS, True, True)]
+    assert "timer" in [r for r in records if r["kind"] == "lock"][1]["reason"]
+
+
+def test_killed_in_mid_epoch_it_ends_bit_equal(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "dist_sketch", *map(str, options), "--out", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    # Step 4 is the second of epoch 1; its checkpoint is there, then the process is gone without a word.
+    deadline = time.monotonic() + 300
+    while not (run / "checkpoints" / "step-00000004").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "checkpoints" / f"step-{3 * STEPS:08d}").exists(), "it was faster than the test"
+    again = cli(*options, "--out", run)
+    assert again.returncode == 0, again.stderr
+    assert "resumed from" in again.stdout
+    assert weights(run, 3 * STEPS) == weights(finished, 3 * STEPS)
+    assert losses(run) == losses(finished)  # metrics.jsonl was cut back: each step once
+
+
+def test_asked_to_stop_it_saves_and_goes_on(tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "dist_sketch", *map(str, options), "--out", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == os.EX_TEMPFAIL
+    assert "the same command goes on" in output
+    stopped = status(run)
+    assert stopped["state"] == "stopped"
+    assert (run / "checkpoints" / f"step-{stopped['step']:08d}").exists()
+    assert cli(*options, "--out", run).returncode == 0
+    assert weights(run, 3 * STEPS) == weights(finished, 3 * STEPS)
+
+
+def test_finished_run_started_again_writes_nothing(cli: Run, options: tuple[Any, ...], finished: Path) -> None:
+    def snapshot() -> dict[Path, tuple[int, int]]:
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in finished.rglob("*")}
+
+    before = snapshot()
+    again = cli(*options, "--out", finished)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+    assert snapshot() == before
+
+
+def test_more_epochs_go_on_and_other_settings_are_refused(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    refused = cli(*options, "--out", run, "--optim.lr-g", 1e-3)
+    assert refused.returncode == 2
+    assert "optim.lr_g: 0.002 -> 0.001" in refused.stderr
+    fewer = cli(*options, "--out", run, "--train.epochs", 2)
+    assert fewer.returncode == 2
+    assert "train.epochs: 3 -> 2 (may only grow)" in fewer.stderr
+    more = cli(*options, "--out", run, "--train.epochs", 4)
+    assert more.returncode == 0, more.stderr
+    assert status(run)["step"] == 4 * STEPS
+
+
+def test_other_data_are_refused(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path, pairs: Path
+) -> None:
+    other = tmp_path / "other"
+    assert cli("pack", pairs, "--out", other, "--size", 128).returncode == 0
+    refused = cli(*options, "--data.shards", other, "--out", finished)
+    assert refused.returncode == 2
+    assert "another data set" in refused.stderr
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, cli: Run, options: tuple[Any, ...]) -> None:
+    dry = cli(*options, "--out", tmp_path / "run", "--dry-run")
+    assert dry.returncode == 0
+    assert "steps_an_epoch" in dry.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (("--data.batch-size", 14), "the training split has only 13 pairs"),
+        (("--data.shards", "/nowhere"), "/nowhere"),
+        (("--norm", "instance"), "the bottleneck is 1 x 1 and has no variance"),
+        (("--config", "nowhere"), "neither a .toml file nor a name in launch/ (there: demo, paper)"),
+        (("--train.epochs", 0), "train.epochs = 0: must be at least 1"),
+        (("--expect-world-size", 2), "accelerate launch --multi_gpu --num_processes 2"),
+    ],
+)
+def test_mistakes_get_a_sentence(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...], changed: tuple[Any, ...], sentence: str
+) -> None:
+    wrong = cli(*options, "--out", tmp_path / "run", *changed)
+    assert wrong.returncode == 2
+    assert sentence in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, cli: Run, options: tuple[Any, ...]) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    wrong = cli(*options, "--out", tmp_path)
+    assert wrong.returncode == 2
+    assert "is not a run folder" in wrong.stderr
+
+
+def test_damaged_shard_stops_the_run_with_its_key(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...], shards: Path
+) -> None:
+    damaged = tmp_path / "shards"
+    shutil.copytree(shards, damaged)
+    tar = damaged / "train-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[2048] ^= 1
+    tar.write_bytes(data)
+    stopped = cli(*options, "--data.shards", damaged, "--out", tmp_path / "run")
+    assert stopped.returncode == 2
+    assert "train-000001.tar: sample '6'" in stopped.stdout
+    assert status(tmp_path / "run")["state"] == "failed"
+    allowed = cli(*options, "--data.shards", damaged, "--out", tmp_path / "other", "--data.skip-bad", 3)
+    assert allowed.returncode == 0, allowed.stderr
+
+
+def test_the_papers_preset(tmp_path: Path, cli: Run, shards: Path) -> None:
+    run = tmp_path / "run"
+    done = cli("train", "--config", "paper", "--data.shards", shards, *TINY, "--train.epochs", 2, "--out", run)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((run / "config.json").read_text())["config"]
+    assert config["data"]["shuffle"] is False
+    assert config["conditional"]["mode"] == "paper"
+    assert [r["train_d"] for r in read_metrics(run) if r["kind"] == "lock"] == [True, False]
+
+
+def test_two_ranks_train_stop_at_one_and_agree(tmp_path: Path, shards: Path) -> None:
+    run = tmp_path / "run"
+    options = ("train", "--data.shards", shards, *TINY, "--out", run, "--expect-world-size", 2)
+    first = launch(2, *options, "--train.epochs", 1)
+    assert first.returncode == 0, first.stderr
+    assert losses(run)[-1][0] == STEPS
+    second = launch(2, *options, "--train.epochs", 2)
+    assert second.returncode == 0, second.stderr
+    assert "resumed from" in second.stdout
+    assert status(run)["step"] == 2 * STEPS
+    assert "FutureWarning" not in first.stderr + second.stderr
+    newest = run / "checkpoints" / f"step-{2 * STEPS:08d}" / "generator.safetensors"
+    assert all(v.size for v in load_file(newest).values())
+    odd = launch(2, *options, "--data.batch-size", 5, "--out", tmp_path / "odd")
+    assert odd.returncode != 0
+    assert "does not divide by 2 ranks; use 6 or 4" in odd.stderr
