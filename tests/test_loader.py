@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import random
@@ -349,6 +350,20 @@ def lines_alone(tmp_path: Path) -> dict[str, Any]:
     for number, shard in enumerate(part["shards"]):
         shutil.copy(tmp_path / "other" / shard["file"], tmp_path / "shards" / f"train-{number:06d}.tar")
     return dict(part["index"])
+
+
+def test_a_name_that_leaves_its_folder_is_refused(shards: Path, tmp_path: Path) -> None:
+    # With hashes that hold: whoever can write shards can write a manifest.
+    shutil.copytree(shards, tmp_path / "shards")
+    shard, path = tmp_path / "shards/train-000000.tar", tmp_path / "shards/manifest.json"
+    content = shard.read_bytes().replace(b'"name": "1"', b'"name": "/"', 1)
+    shard.write_bytes(content)
+    manifest = json.loads(path.read_text())
+    index = manifest["splits"]["train"]["index"]
+    index["sha256"][0] = hashlib.sha256(content[: index["length"][0]]).hexdigest()
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BadSample, match=r"train-000000.tar: sample '1' has the name '/', which leaves its folder$"):
+        Shards(tmp_path / "shards", "train").read(0, 3)
 
 
 def test_no_such_split(shards: Path) -> None:

@@ -15,7 +15,6 @@ import wandb
 from conftest import face
 from rich.console import Console
 
-from dist_sketch import track
 from dist_sketch.config import Track, UserError
 from dist_sketch.progress import Progress
 from dist_sketch.track import Tracker, read_metrics, versions
@@ -219,11 +218,12 @@ def test_a_broken_wandb_costs_its_log_alone_and_says_so_once(
     bad: Callable[..., Any],
 ) -> None:
     monkeypatch.setattr(wandb, "init", bad if call == "init" else working(**{call: bad}))
+    face(1)[0].save(tmp_path / "grid.png")
     began = time.monotonic()
     log = tracker(tmp_path, OFFLINE)
     for step in range(1, 4):
         log.log("train", step, {"loss/d": 1.0})
-        log.picture("samples", step, tmp_path / "missing.png")
+        log.picture("samples", step, tmp_path / "grid.png")
     log.status(state="finished")
     log.close()
     log.close()
@@ -232,6 +232,17 @@ def test_a_broken_wandb_costs_its_log_alone_and_says_so_once(
     said = capsys.readouterr().out
     assert said.count("warning: W&B is switched off for this run (") == said.count("\n") == 1
     assert ("no answer within 0.5 s" in said) == (bad is hanging)
+
+
+def test_a_wandb_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    log = tracker(tmp_path, OFFLINE)
+    log.log("train", 1, {"loss/d": 1.0})
+    log.close()
+    assert capsys.readouterr().out.startswith("warning: W&B is switched off for this run (ModuleNotFoundError")
+    assert len(read_metrics(tmp_path)) == 1
 
 
 def test_a_missing_picture_costs_wandb_alone(
@@ -358,7 +369,3 @@ def test_a_terminal_gets_a_bar_and_other_ranks_nothing(monkeypatch: pytest.Monke
         assert part in bar
     for terminal in (True, False):
         assert shown(monkeypatch, terminal=terminal, is_main=False) == ""
-
-
-def test_the_module_needs_no_wandb_to_be_imported() -> None:
-    assert "wandb" not in vars(track)
