@@ -52,10 +52,14 @@ def decide(state: State, config: Conditional, *, step: int, epoch: int) -> Decis
         return Decision(False, True, "D locked: its loss is small while G's grows")
     if state.judged == "g":
         return Decision(True, False, "G locked: it is much the stronger")
-    if (epoch if config.timer_unit == "epochs" else step) % config.timer:
-        why = f"{config.timer_net.upper()} locked: timer, it trains once every {config.timer} {config.timer_unit}"
-        return Decision(config.timer_net != "d", config.timer_net != "g", why)
-    return BOTH
+    name, trains = config.timer_net.upper(), (epoch if config.timer_unit == "epochs" else step) % config.timer == 0
+    if config.timer_unit == "steps" and config.timer > 1:  # one lasting state, not a lock that opens and closes
+        reason = f"timer: {name} trains once every {config.timer} steps"
+    elif trains:
+        return BOTH
+    else:
+        reason = f"{name} locked: timer, it trains once every {config.timer} epochs"
+    return Decision(trains or config.timer_net != "d", trains or config.timer_net != "g", reason)
 
 
 def _paper(state: State, config: Conditional, epoch: int) -> Decision:

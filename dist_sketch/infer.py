@@ -242,7 +242,9 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
                 reference.add(scorer, indices)
     about["names"] = [name for share in ranks.gather(names) for name in share]
     states = ranks.gather(scorer.state() if scorer is not None else {})
-    return ranks.main_decides(lambda: _finish(out, about, states if scorer is not None else None, "memory"))
+    result = ranks.main_decides(lambda: _finish(out, about, states if scorer is not None else None, "memory"))
+    ranks.close()
+    return result
 
 
 def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:

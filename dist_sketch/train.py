@@ -37,7 +37,9 @@ class Place:
     batch: int = 0
     policy: conditional.State = field(default_factory=conditional.State)
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch, for its means
-    locked: str = ""  # the last reason that was logged
+    reason: str = ""  # of the last decision
+    locked_d: int = 0  # steps since the last line of the log
+    locked_g: int = 0
     bad: int = 0
     nonfinite: int = 0
     nonfinite_in_a_row: int = 0
@@ -79,10 +81,12 @@ def train(config: Config, out: Path, *, expect_world_size: int | None = None, dr
     facts["run_id"] = ranks.broadcast(previous["run_id"] if previous else secrets.token_hex(4))
     run = Run(config, out, ranks, facts)
     try:
-        return run.train()
+        code = run.train()
     except Exception as e:
         run.failed(e)
         raise
+    ranks.close()
+    return code
 
 
 def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
@@ -279,19 +283,23 @@ class Run:
         place, batch_size = self.place, self.config.data.batch_size
         for name in ("loss/d", "loss/g"):
             place.sums[name] = place.sums.get(name, 0.0) + values[name]
-        if decision.reason != place.locked:
-            place.locked = decision.reason
-            lock = {"epoch": epoch, "train_d": decision.train_d, "train_g": decision.train_g, "reason": decision.reason}
-            self.tracker.log("lock", step, lock)
+        place.locked_d += not decision.train_d
+        place.locked_g += not decision.train_g
+        if decision.reason != place.reason:
+            place.reason = decision.reason
+            lasting = " locked: " in decision.reason  # a timer by steps lets a network rest, but does not lock it
+            trains = {"train_d": decision.train_d or not lasting, "train_g": decision.train_g or not lasting}
+            self.tracker.log("lock", step, {"epoch": epoch, **trains, "reason": decision.reason})
         self.latest = values
-        if (step + 1) % self.config.track.log_interval_steps:
+        interval = self.config.track.log_interval_steps
+        if (step + 1) % interval:
             return
         now, since = time.perf_counter(), self.clock
         self.clock = (now, place.step)
         logged = {k: v for k, v in values.items() if "/" in k}
         logged |= {
-            "lock/d": int(not decision.train_d),
-            "lock/g": int(not decision.train_g),
+            "lock/d": place.locked_d / interval,
+            "lock/g": place.locked_g / interval,
             "lr/g": self.config.optim.lr_g,
             "lr/d": self.config.optim.lr_d,
             "speed/images_per_s": (place.step - since[1]) * batch_size / (now - since[0]),
@@ -300,6 +308,7 @@ class Run:
         }
         about = {"epoch": epoch, "images": (step + 1) * batch_size, "lock/reason": decision.reason}
         self.tracker.log("train", step + 1, about | logged)
+        place.locked_d = place.locked_g = 0
 
     def _finish_epoch(self) -> None:
         """Epoch means, validation and pictures; then the place moves to the next epoch."""

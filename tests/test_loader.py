@@ -316,11 +316,13 @@ def test_damage_is_named_counted_and_costs_no_other_pair(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_without_one_good_pair_is_a_sentence(damaged: Callable[[Damage], Path], workers: int) -> None:
-    folder = damaged(Path.unlink)
-    with pytest.raises(BadSample) as e:
+    folder, sentence = damaged(Path.unlink), ""
+    try:  # pytest.raises would keep the workers in a cycle with the traceback: 5 s each until they are given up
         epoch_of(folder, replace(DATA, batch_size=5, shuffle=False, workers=workers))
-    assert str(e.value).startswith(f"a whole batch is unreadable: {folder / 'train-000001.tar'}: ")
-    assert "Traceback" not in str(e.value)
+    except BadSample as e:
+        sentence = str(e)
+    assert sentence.startswith(f"a whole batch is unreadable: {folder / 'train-000001.tar'}: ")
+    assert "Traceback" not in sentence
 
 
 @pytest.mark.parametrize("side", ["line", "sketch"])
