@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import tyro
 
 from dist_sketch import __version__
-from dist_sketch.config import Config, UserError, load
+from dist_sketch.config import Config, load
+from dist_sketch.fileio import UserError
 
 USER, OURS = 2, 1  # exit codes
 

@@ -8,6 +8,7 @@ RUN/checkpoints/step-NNNNNNNN/
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
-from dist_sketch.config import UserError, read_json
+from dist_sketch.fileio import UserError, read_json
 from dist_sketch.ranks import Ranks
 
 FOLDER = "checkpoints"
@@ -39,30 +41,41 @@ def _write(run: Path, step: int, modules: dict[str, nn.Module], state: dict[str,
     final = run / FOLDER / f"step-{step:08d}"
     temporary = final.with_name(f".{final.name}.part")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for part in final.parent.glob(".step-*.part"):  # of a leg that was killed while it saved
+            shutil.rmtree(part, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, module in modules.items():
             # Standard layout, whatever the memory format: equal weights are equal bytes.
             tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-            _write_file(temporary / f"{name}.safetensors", lambda f, t=tensors: save_file(t, f))  # type: ignore[misc]
-        _write_file(temporary / "state.pt", lambda f: torch.save(state, f))
-        _write_file(temporary / "rng.pt", lambda f: torch.save(rng, f))
+            _write_file(temporary / f"{name}.safetensors", to_bytes(tensors))
+        _write_file(temporary / "state.pt", _pickled(state))
+        _write_file(temporary / "rng.pt", _pickled(rng))
         files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
         seal = json.dumps({"step": step, "files": files}, indent=2)
-        _write_file(temporary / "checkpoint.json", lambda f: f.write_text(seal))
+        _write_file(temporary / "checkpoint.json", seal.encode())
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
         os.replace(temporary, final)
         _sync(final.parent)
     except OSError as e:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{final}: the checkpoint cannot be written ({e.strerror}); free space, then resume") from e
-    for old in _folders(run)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    # A newer one was damaged, or this leg would have gone on from it: it must not push out this one.
+    kept = [f for f in _folders(run) if step_of(f) <= step][:keep]
+    for old in _folders(run):
+        if old not in kept:
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_file(path: Path, write: Callable[[Path], Any]) -> None:
-    write(path)
+def _write_file(path: Path, data: bytes) -> None:
+    """From memory: safetensors and torch hide a full disk in error types of their own."""
+    path.write_bytes(data)
     _sync(path)
+
+
+def _pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def _sync(path: Path) -> None:
@@ -80,23 +93,23 @@ def _sha256(path: Path) -> str:
 
 def _folders(run: Path) -> list[Path]:
     """Newest first."""
-    return sorted((run / FOLDER).glob("step-*"), reverse=True)
+    return sorted((p for p in (run / FOLDER).glob("step-*") if p.name[5:].isdigit()), key=step_of, reverse=True)
 
 
 def verify(folder: Path) -> list[str]:
     """What is wrong with a checkpoint; an empty list for a good one."""
+    seal = folder / "checkpoint.json"
     try:
-        files: dict[str, Any] = read_json(folder / "checkpoint.json")["files"]
-    except (UserError, KeyError, TypeError) as e:
+        files = {folder / n: (v["bytes"], v["sha256"]) for n, v in read_json(seal)["files"].items()}
+    except UserError as e:
         return [str(e)]
-    problems = []
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{path}: missing")
-        elif path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+    except (KeyError, TypeError, AttributeError):
+        return [f"{seal}: damaged (does not list the files)"]
+    problems = [f"{path}: missing" for path in files if not path.is_file()]
+    for path, expected in files.items():
+        if path.is_file() and (path.stat().st_size, _sha256(path)) != expected:
             problems.append(f"{path}: damaged (size or hash)")
-    return problems
+    return problems or ([] if files else [f"{seal}: damaged (does not list the files)"])
 
 
 def find(run: Path, say: Callable[[str], None] = print) -> Path | None:

@@ -5,8 +5,6 @@ Each field's docstring is its `--help` text; the words in capitals are the paper
 
 import dataclasses
 import json
-import os
-import tomllib
 import types
 import typing
 from collections.abc import Iterator
@@ -14,11 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dist_sketch.fileio import UserError, find_file, read_toml
+
 T = typing.TypeVar("T")
-
-
-class UserError(Exception):
-    """The user's mistake: a sentence that says what, where and how to mend it. Exit code 2, no traceback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,41 +178,26 @@ class Config:
 # May differ between the legs of one run: none of them changes what is computed.
 FREE = ("data.shards", "data.workers", "train.epochs", "train.sync_interval_steps", "checkpoint.", "track.")
 
-# key: (holds, what is allowed)
-_RULES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
-    "data.batch_size": (lambda v: v >= 1, "at least 1"),
-    "data.workers": (lambda v: v >= 0, "0 or more"),
-    "data.skip_bad": (lambda v: v >= 0, "0 or more"),
-    "train.epochs": (lambda v: v >= 1, "at least 1"),
-    "train.seed": (lambda v: 0 <= v < 2**63, "from 0 to 2^63 - 1"),
-    "train.nonfinite_limit": (lambda v: v >= 1, "at least 1"),
-    "train.sync_interval_steps": (lambda v: v >= 0, "0 (automatic) or more"),
-    "train.validate_interval_epochs": (lambda v: v >= 0, "0 (never) or more"),
-    "train.validate_limit": (lambda v: v >= 0, "0 (all) or more"),
-    "train.sample_interval_epochs": (lambda v: v >= 0, "0 (never) or more"),
-    "train.sample_count": (lambda v: 1 <= v <= 64, "from 1 to 64"),
-    "optim.lr_g": (lambda v: 0 < v < float("inf"), "above 0"),
-    "optim.lr_d": (lambda v: 0 < v < float("inf"), "above 0"),
-    "optim.beta1": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "optim.beta2": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "optim.clip_norm": (lambda v: 0 <= v < float("inf"), "0 (off) or more"),
-    "loss.lambda_l1": (lambda v: 0 <= v < float("inf"), "0 or more"),
-    "loss.scale": (lambda v: 0 < v < float("inf"), "above 0"),
-    "conditional.timer": (lambda v: v >= 1, "at least 1"),
-    "conditional.loss_threshold": (lambda v: 0 <= v < float("inf"), "0 or more"),
-    "conditional.g_threshold": (lambda v: 0 < v <= float("inf"), "above 0"),
-    "conditional.growth": (lambda v: v >= 0, "0 or more"),
-    "conditional.hysteresis": (lambda v: v >= 1, "at least 1"),
-    "conditional.short_steps": (lambda v: v >= 1, "at least 1"),
-    "conditional.long_steps": (lambda v: v >= 1, "at least 1"),
-    "conditional.longest_lock_steps": (lambda v: v >= 0, "0 (no limit) or more"),
-    "generator.dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "generator.ema": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "checkpoint.interval_steps": (lambda v: v >= 0, "0 or more"),
-    "checkpoint.keep": (lambda v: v >= 1, "at least 1"),
-    "track.timeout_s": (lambda v: v > 0, "above 0"),
-    "track.log_interval_steps": (lambda v: v >= 1, "at least 1"),
-}
+# (keys, what they must be, holds); infinity is refused for all: JSON cannot hold it
+_RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
+    (
+        "data.batch_size train.epochs train.nonfinite_limit conditional.timer conditional.hysteresis "
+        "conditional.short_steps conditional.long_steps checkpoint.keep track.log_interval_steps",
+        "at least 1",
+        lambda v: v >= 1,
+    ),
+    (
+        "data.workers data.skip_bad train.sync_interval_steps train.validate_interval_epochs train.validate_limit "
+        "train.sample_interval_epochs optim.clip_norm loss.lambda_l1 conditional.loss_threshold conditional.growth "
+        "conditional.longest_lock_steps checkpoint.interval_steps",
+        "0 or more",
+        lambda v: v >= 0,
+    ),
+    ("optim.lr_g optim.lr_d loss.scale conditional.g_threshold track.timeout_s", "above 0", lambda v: v > 0),
+    ("optim.beta1 optim.beta2 generator.dropout generator.ema", "in [0, 1)", lambda v: 0 <= v < 1),
+    ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
+    ("train.sample_count", "from 1 to 64", lambda v: 1 <= v <= 64),
+)
 
 
 def validate(config: Config) -> Config:
@@ -226,9 +207,10 @@ def validate(config: Config) -> Config:
         UserError: a value is out of its range, or two values contradict each other.
     """
     values = dict(items(config))
-    for key, (holds, allowed) in _RULES.items():
-        if not holds(values[key]):
-            raise UserError(f"{key} = {values[key]!r}: must be {allowed}")
+    for keys, allowed, holds in _RULES:
+        for key in keys.split():
+            if not holds(values[key]) or values[key] == float("inf"):
+                raise UserError(f"{key} = {values[key]!r}: must be {allowed}, and finite")
     c = config.conditional
     if c.mode == "on" and c.g_threshold <= c.loss_threshold * c.hysteresis:
         raise UserError(
@@ -299,7 +281,7 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where, key + ".")  # type: ignore[arg-type]
     if typing.get_origin(hint) is Literal:
-        if value in typing.get_args(hint):
+        if any(type(value) is type(a) and value == a for a in typing.get_args(hint)):  # True == 1 == 1.0
             return value
         raise UserError(f"{where}: {key} = {value!r}: must be one of {', '.join(map(repr, typing.get_args(hint)))}")
     if isinstance(hint, types.UnionType):
@@ -312,94 +294,9 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     return hint(value)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Reads a TOML file.
-
-    Raises:
-        UserError: it cannot be read, or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: is not valid TOML: {e}") from e
-
-
-def find_file(folder: Literal["launch", "shards", "slurm"], name: str, suffix: str = ".toml") -> Path:
-    """Resolves a preset, recipe or script that the user names: a path wins over a name.
-
-    Names are looked up in the repository's folder (editable install) or in the wheel's copy of it.
-
-    Raises:
-        UserError: there is no such file; the sentence lists the names that exist.
-    """
-    if Path(name).suffix == suffix and Path(name).is_file():
-        return Path(name)
-    package = Path(__file__).resolve().parent
-    for home in (package / "files" / folder, package.parent / folder):
-        if (home / f"{name}{suffix}").is_file():
-            return home / f"{name}{suffix}"
-    names = sorted(
-        {p.stem for h in (package / "files" / folder, package.parent / folder) for p in h.glob("*" + suffix)}
-    )
-    raise UserError(f"{name}: neither a {suffix} file nor a name in {folder}/ (there: {', '.join(names)})")
-
-
 def load(name: str | None) -> Config:
     """The defaults, overridden by the preset or TOML file `name`; not yet validated."""
     if name is None:
         return Config()
     path = find_file("launch", name)
     return from_dict(Config, read_toml(path), str(path))
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file of ours.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except ValueError as e:
-        raise UserError(f"{path}: is not valid JSON: {e}") from e
-
-
-def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None:
-    """Writes a whole file or none: a temporary file beside it, then renamed.
-
-    Args:
-        durable: wait until the disk has it; not worth its time for files that a second run makes again.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            if durable:
-                os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({e.strerror})") from e
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON atomically; NaN becomes null, so that every reader can parse it."""
-    write_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """A copy of a JSON-like tree in which numbers that are not finite are None."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not (float("-inf") < value < float("inf")) else value

@@ -13,10 +13,11 @@ from PIL import Image
 from rich.progress import track as progress_bar
 from torch import Tensor, nn
 
-from dist_sketch import checkpoint, inception, loader, metrics, networks, pixels, recipe
+from dist_sketch import checkpoint, fileio, inception, loader, metrics, networks, pixels, recipe
 from dist_sketch import config as cfg
-from dist_sketch.config import Config, UserError
+from dist_sketch.config import Config
 from dist_sketch.denoise import Denoise, denoise
+from dist_sketch.fileio import UserError
 from dist_sketch.ranks import Ranks
 from dist_sketch.step import AUTOCAST, resolve_precision
 
@@ -156,7 +157,7 @@ def load_model(run: Path, step: int | None, device: torch.device) -> Model:
     """
     if not (run / "config.json").is_file():
         raise UserError(f"{run}: is neither a run nor an exported generator (no config.json)")
-    saved = cfg.read_json(run / "config.json")
+    saved = fileio.read_json(run / "config.json")
     config = cfg.from_dict(Config, saved["config"], str(run / "config.json"))
     if (run / "generator.safetensors").is_file():
         folder, step = run, saved["facts"].get("step", 0)
@@ -169,7 +170,7 @@ def load_model(run: Path, step: int | None, device: torch.device) -> Model:
     settings = Denoise()
     if (run / "denoise.json").is_file():
         path = run / "denoise.json"
-        settings = cfg.from_dict(Denoise, cfg.read_json(path)["denoise"], str(path))
+        settings = cfg.from_dict(Denoise, fileio.read_json(path)["denoise"], str(path))
     net = net.to(device).to(memory_format=torch.channels_last)
     return Model(net, config, saved["facts"]["size"], step or 0, settings)
 
@@ -257,7 +258,7 @@ def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
     """
     if not (out / "infer.json").is_file():
         raise UserError(f"{out}: is not an output folder of `dist-sketch infer` (no infer.json)")
-    about = cfg.read_json(out / "infer.json")
+    about = fileio.read_json(out / "infer.json")
     if not (out / "real").is_dir():
         raise UserError(f"{out}: its input had no sketches, so that there is nothing to compare the drawings with")
     ranks, size = Ranks(), about["size"]
@@ -297,7 +298,7 @@ def _make_room(out: Path) -> None:
     for file in ("metrics.json", "report.html"):
         (out / file).unlink(missing_ok=True)
     # Marks the folder as ours: an inference that was killed can be started again.
-    cfg.write_json(out / "infer.json", {"state": "running"})
+    fileio.write_json(out / "infer.json", {"state": "running"})
 
 
 def _scorer(fid_weights: Path | None, ranks: Ranks) -> metrics.Scorer:
@@ -336,10 +337,10 @@ def _write(out: Path, item: Item, raw: Tensor, clean: Tensor, format: str, outpu
     width, height = item.source_size if output_px is None else (output_px, output_px)
     for folder, image in (("raw", raw), ("sketch", clean)):
         image = pixels.resize(image, height, width)
-        cfg.write_atomic(out / folder / f"{item.name}.{format}", pixels.encode(image, format), durable=False)
+        fileio.write_atomic(out / folder / f"{item.name}.{format}", pixels.encode(image, format), durable=False)
     for folder, kept in (("line", item.line), ("real", item.sketch)):
         if kept is not None:
-            cfg.write_atomic(out / folder / f"{item.name}.png", pixels.encode(kept), durable=False)
+            fileio.write_atomic(out / folder / f"{item.name}.png", pixels.encode(kept), durable=False)
 
 
 def _reference(config: Config) -> str | None:
@@ -371,7 +372,7 @@ class _Reference:
 
 def _finish(out: Path, about: dict[str, Any] | None, states: list[Any] | None, source: str) -> dict[str, Any] | None:
     if about is not None:
-        cfg.write_json(out / "infer.json", about)
+        fileio.write_json(out / "infer.json", about)
     if states is None:
         return None
     result = metrics.Scorer.result(states, source)

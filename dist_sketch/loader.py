@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dist_sketch import pack, pixels
-from dist_sketch.config import Data, UserError
+from dist_sketch.config import Data
+from dist_sketch.fileio import UserError
 
 
 class Sample(NamedTuple):
@@ -82,6 +83,9 @@ class Shards:
             )
         with tarfile.open(fileobj=io.BytesIO(block)) as tar:
             members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+        expected = [f"{key}.json", f"{key}.line.png"] + [f"{key}.sketch.png"] * self.has_sketch
+        if sorted(members) != expected:
+            raise BadSample(f"{file}: sample {key!r} holds {', '.join(members)}: the manifest is not this shard's")
         sketch = members.get(f"{key}.sketch.png")
         about = json.loads(members[f"{key}.json"])
         if "/" in about["name"] or about["name"] in ("", ".", ".."):  # files are named by it
@@ -179,11 +183,11 @@ class _Places(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(i)) for i in indices[start : start + share]]
 
 
-def _collate(samples: Sequence[Sample | BadSample]) -> Batch:
+def _collate(samples: Sequence[Sample | BadSample]) -> Batch | BadSample:
     good = [s for s in samples if isinstance(s, Sample)]
     bad = [str(s) for s in samples if isinstance(s, BadSample)]
     if not good:
-        raise BadSample(f"a whole batch is unreadable: {bad[0]}")
+        return BadSample(f"a whole batch is unreadable: {bad[0]}")  # raised here, it would come with a traceback
     sketches = [s.sketch for s in good if s.sketch is not None]
     return Batch(torch.stack([s.line for s in good]), torch.stack(sketches), [s.key for s in good], bad)
 
@@ -208,4 +212,7 @@ class Loader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on; those before it are not read."""
         self._places.epoch, self._places.first_step = epoch, first_step
-        return iter(self._loader)
+        for batch in self._loader:
+            if isinstance(batch, BadSample):
+                raise batch
+            yield batch

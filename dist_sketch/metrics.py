@@ -12,7 +12,7 @@ from rich.table import Table
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from dist_sketch import config, inception
+from dist_sketch import fileio, inception
 
 Array = NDArray[np.float64]
 
@@ -325,7 +325,7 @@ def write(out: Path, result: dict[str, Any]) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    config.write_json(out / "metrics.json", result)
+    fileio.write_json(out / "metrics.json", result)
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dist_sketch.config import Config, UserError
+from dist_sketch.config import Config
+from dist_sketch.fileio import UserError
 
 Norm = Literal["batch", "instance", "none"]
 

@@ -13,7 +13,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_sketch.config import UserError
+from dist_sketch.fileio import UserError
 
 T = TypeVar("T")
 

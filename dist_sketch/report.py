@@ -16,7 +16,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 
-from dist_sketch.config import Config, UserError, items, read_json, write_atomic
+from dist_sketch.config import Config, items
+from dist_sketch.fileio import UserError, read_json, write_atomic
 
 Table = dict[str, Any]
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 from scipy.ndimage import gaussian_filter
 
-from dist_sketch.config import UserError, write_atomic
+from dist_sketch.fileio import UserError, write_atomic
 from dist_sketch.person import Array, Layer, N, S, person
 from dist_sketch.portrait import portrait
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from dist_sketch.config import Track, UserError, finite, write_atomic, write_json
+from dist_sketch.config import Track
+from dist_sketch.fileio import UserError, finite, write_atomic, write_json
 
 
 class Tracker:
@@ -126,7 +127,7 @@ def _cut_back(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # not splitlines: U+2028 is text
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
@@ -138,7 +139,7 @@ def _cut_back(path: Path, step: int) -> None:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a last one that is cut short is left out."""
     try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return []
     records = []

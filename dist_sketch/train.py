@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
-from dist_sketch import checkpoint, conditional, networks, pack
+from dist_sketch import checkpoint, conditional, fileio, networks, pack
 from dist_sketch import config as cfg
 from dist_sketch import step as stepping
-from dist_sketch.config import Config, UserError
+from dist_sketch.config import Config
 from dist_sketch.denoise import calibrate
+from dist_sketch.fileio import UserError
 from dist_sketch.loader import Batch, Loader, Shards, check_batch, steps_an_epoch
 from dist_sketch.pixels import to_float
 from dist_sketch.progress import Progress
@@ -127,7 +129,7 @@ def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, 
         if out.is_file() or (out.is_dir() and any(p.suffix != ".part" for p in out.iterdir())):
             raise UserError(f"{out}: exists and is not a run folder; choose another --out")
         return None
-    saved = cfg.read_json(out / "config.json")
+    saved = fileio.read_json(out / "config.json")
     old = cfg.from_dict(Config, saved["config"], str(out / "config.json"))
     changes = cfg.difference(old, config)
     if saved["facts"]["manifest_sha256"] != facts["manifest_sha256"]:
@@ -138,7 +140,7 @@ def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, 
         raise UserError(
             f"{out}: holds a run with another configuration; choose another --out, or undo:\n  " + "\n  ".join(changes)
         )
-    status = cfg.read_json(out / "status.json") if (out / "status.json").exists() else {}
+    status = fileio.read_json(out / "status.json") if (out / "status.json").exists() else {}
     return {"status": status, "epochs": old.train.epochs, "run_id": saved["facts"]["run_id"]}
 
 
@@ -147,7 +149,9 @@ def show(config: Config, facts: dict[str, Any], out: Path) -> None:
     default = dict(cfg.items(Config()))
     lines = {"out": out} | {k: v for k, v in cfg.items(config) if v != default[k]}
     lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256")}
-    Console(soft_wrap=True, highlight=False).print("\n".join(f"[bold]{k:28}[/bold] {v}" for k, v in lines.items()))
+    Console(soft_wrap=True, highlight=False).print(
+        "\n".join(f"[bold]{k:28}[/bold] {escape(str(v))}" for k, v in lines.items())
+    )
 
 
 class Run:
@@ -164,7 +168,7 @@ class Run:
         torch.manual_seed(config.train.seed + 1 + ranks.rank)  # dropout of its own on each rank
         self.place = self._resume()
         settings = {"config": cfg.to_dict(config), "facts": facts}
-        ranks.main_decides(lambda: cfg.write_json(out / "config.json", settings))
+        ranks.main_decides(lambda: fileio.write_json(out / "config.json", settings))
         self.loader = Loader(
             Shards(config.data.shards, "train"),
             config.data,
@@ -289,7 +293,7 @@ class Run:
             place.reason = decision.reason
             lasting = " locked: " in decision.reason  # a timer by steps lets a network rest, but does not lock it
             trains = {"train_d": decision.train_d or not lasting, "train_g": decision.train_g or not lasting}
-            self.tracker.log("lock", step, {"epoch": epoch, **trains, "reason": decision.reason})
+            self.tracker.log("lock", step + 1, {"epoch": epoch, **trains, "reason": decision.reason})
         self.latest = values
         interval = self.config.track.log_interval_steps
         if (step + 1) % interval:
@@ -347,7 +351,7 @@ class Run:
 
         def choose() -> None:
             denoise, table = calibrate(raw, real)
-            cfg.write_json(self.out / "denoise.json", {"denoise": cfg.to_dict(denoise), "candidates": table})
+            fileio.write_json(self.out / "denoise.json", {"denoise": cfg.to_dict(denoise), "candidates": table})
 
         self.ranks.main_decides(choose)
 

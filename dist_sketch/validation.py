@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_sketch import metrics, pixels
-from dist_sketch.config import Config, write_atomic
+from dist_sketch.config import Config
+from dist_sketch.fileio import write_atomic
 from dist_sketch.loader import Sample, Shards
 from dist_sketch.pack import read_manifest
 from dist_sketch.ranks import Ranks, eval_mode

@@ -20,7 +20,7 @@ from torch import nn
 
 from dist_sketch import checkpoint
 from dist_sketch.checkpoint import find, load, load_module, save, step_of, verify
-from dist_sketch.config import UserError
+from dist_sketch.fileio import UserError
 from dist_sketch.ranks import Ranks
 
 

@@ -17,7 +17,9 @@ from accelerate.commands.config.config_args import ClusterConfig
 
 from dist_sketch import __main__ as command_line
 from dist_sketch import config as cfg
-from dist_sketch.config import Config, UserError
+from dist_sketch import fileio
+from dist_sketch.config import Config
+from dist_sketch.fileio import UserError
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted((ROOT / "launch").glob("*.toml"))
@@ -215,13 +217,13 @@ def test_what_is_not_toml_is_a_sentence(tmp_path: Path, content: bytes) -> None:
 
 def test_unreadable_files_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{tmp_path}: cannot be read \(Is a directory\)$"):
-        cfg.read_toml(tmp_path)
+        fileio.read_toml(tmp_path)
     with pytest.raises(UserError, match=r"c.json: cannot be read \(No such file or directory\)$"):
-        cfg.read_json(tmp_path / "c.json")
+        fileio.read_json(tmp_path / "c.json")
     for content in (b"{", b"\xff"):
         (tmp_path / "c.json").write_bytes(content)
         with pytest.raises(UserError, match=r"c.json: is not valid JSON: "):
-            cfg.read_json(tmp_path / "c.json")
+            fileio.read_json(tmp_path / "c.json")
 
 
 # Ranges and contradictions
@@ -243,8 +245,8 @@ def test_a_number_at_its_limit_passes_and_survives_config_json(key: str, value: 
     # With D's threshold at 0 the thresholds of the two nets cannot cross.
     config = with_(**{"conditional__loss_threshold": 0.0, key.replace(".", "__"): value})
     assert cfg.validate(config) is config
-    cfg.write_json(tmp_path / "config.json", cfg.to_dict(config))
-    assert cfg.from_dict(Config, cfg.read_json(tmp_path / "config.json"), "config.json") == config
+    fileio.write_json(tmp_path / "config.json", cfg.to_dict(config))
+    assert cfg.from_dict(Config, fileio.read_json(tmp_path / "config.json"), "config.json") == config
 
 
 def test_settings_that_contradict_each_other() -> None:
@@ -326,22 +328,22 @@ def test_epochs_may_only_grow() -> None:
 
 def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    named = cfg.find_file("launch", "paper")
+    named = fileio.find_file("launch", "paper")
     assert named.is_absolute()
     assert named.read_bytes() == (ROOT / "launch/paper.toml").read_bytes()
     toml(tmp_path / "paper.toml", "norm = 'none'")
-    assert cfg.find_file("launch", "paper") == named  # a bare name means the preset
-    assert cfg.find_file("launch", "paper.toml") == Path("paper.toml")
+    assert fileio.find_file("launch", "paper") == named  # a bare name means the preset
+    assert fileio.find_file("launch", "paper.toml") == Path("paper.toml")
     assert cfg.load("paper.toml") == with_(norm="none")
     (tmp_path / "paper").mkdir()
-    assert cfg.find_file("launch", "paper") == named
-    assert cfg.find_file("launch", "node8", ".yaml").suffix == ".yaml"
+    assert fileio.find_file("launch", "paper") == named
+    assert fileio.find_file("launch", "node8", ".yaml").suffix == ".yaml"
 
 
 @pytest.mark.parametrize("name", ["papre", "", "no/such.toml", "paper.json"])
 def test_an_unknown_name_lists_those_there_are(name: str) -> None:
     with pytest.raises(UserError) as e:
-        cfg.find_file("launch", name)
+        fileio.find_file("launch", name)
     there = ", ".join(sorted(p.stem for p in PRESETS))
     assert str(e.value) == f"{name}: neither a .toml file nor a name in launch/ (there: {there})"
 
@@ -381,7 +383,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     path = tmp_path / "new" / "a.txt"
-    cfg.write_atomic(path, "old")
+    fileio.write_atomic(path, "old")
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -389,17 +391,17 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(
     with monkeypatch.context() as m:
         m.setattr(os, failing, full)
         with pytest.raises(UserError, match=rf"^{path}: cannot be written \(No space left on device\)$"):
-            cfg.write_atomic(path, b"new")
+            fileio.write_atomic(path, b"new")
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["a.txt"]
-    cfg.write_atomic(path, b"new")
+    fileio.write_atomic(path, b"new")
     assert path.read_text() == "new"
     assert os.listdir(path.parent) == ["a.txt"]
 
 
 def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen, fsync = tmp_path / "a.txt", [], os.fsync
-    cfg.write_atomic(path, "old")
+    fileio.write_atomic(path, "old")
 
     def look(descriptor: int) -> None:
         new = os.readlink(f"/proc/self/fd/{descriptor}")
@@ -407,9 +409,9 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path, mon
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", look)
-    cfg.write_atomic(path, "new")
+    fileio.write_atomic(path, "new")
     assert seen == [("old", "new")]  # it was on the disk before it got its name
-    cfg.write_atomic(path, "newer", durable=False)
+    fileio.write_atomic(path, "newer", durable=False)
     assert len(seen) == 1
     assert path.read_text() == "newer"
 
@@ -420,13 +422,13 @@ def test_places_that_cannot_be_written_are_sentences(tmp_path: Path) -> None:
     # The last two fail again where the temporary file would be removed.
     for path in (tmp_path / "folder", tmp_path / "file" / "a.txt", tmp_path / ("n" * 300)):
         with pytest.raises(UserError, match=rf"^{path}: cannot be written \("):
-            cfg.write_atomic(path, "x")
+            fileio.write_atomic(path, "x")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_json_that_every_reader_can_parse(tmp_path: Path) -> None:
     value = {"a": math.nan, "b": [math.inf, -math.inf, 1.5], "c": (1, None, True), "d": Path("p"), "e": "Zoë"}
-    cfg.write_json(tmp_path / "a.json", value)
+    fileio.write_json(tmp_path / "a.json", value)
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"a": None, "b": [None, None, 1.5], "c": [1, None, True], "d": "p", "e": "Zoë"}
     assert "Zoë" in text

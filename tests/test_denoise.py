@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from dist_sketch.config import UserError
 from dist_sketch.denoise import Denoise, calibrate, denoise, page_tone
+from dist_sketch.fileio import UserError
 
 OFF = Denoise(gray=False, filter="none", shadows=False)
 FILTERS = ["median", "tv", "nlm", "bilateral"]

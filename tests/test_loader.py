@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dist_sketch import loader, pack, recipe
-from dist_sketch.config import Data, UserError
+from dist_sketch.config import Data
+from dist_sketch.fileio import UserError
 from dist_sketch.loader import BadSample, Batch, Loader, Shards, check_batch, order, steps_an_epoch
 
 DATA = Data(batch_size=4, workers=0)

@@ -21,7 +21,8 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 
 from dist_sketch import config as cfg
 from dist_sketch.conditional import BOTH, Decision
-from dist_sketch.config import Config, Data, Generator, Loss, Optim, UserError
+from dist_sketch.config import Config, Data, Generator, Loss, Optim
+from dist_sketch.fileio import UserError
 from dist_sketch.ranks import Ranks, eval_mode
 from dist_sketch.step import NAMES, Step, read
 
@@ -253,12 +254,18 @@ def test_every_rank_is_told_about_the_wrong_number(tmp_path: Path) -> None:
 
 
 def settings(
-    norm: str, *, batch_size: int = 2, d_backward: str = "separate", dropout: float = 0.0, ema: float = 0.0
+    norm: str,
+    *,
+    batch_size: int = 2,
+    d_backward: str = "separate",
+    dropout: float = 0.0,
+    ema: float = 0.0,
+    lr_d: float = 2e-4,
 ) -> Config:
     return cfg.validate(
         Config(
             data=Data(batch_size=batch_size),
-            optim=Optim(lr_g=2e-4, lr_d=2e-4),
+            optim=Optim(lr_g=2e-4, lr_d=lr_d),
             loss=Loss(d_backward=d_backward),  # type: ignore[arg-type]
             generator=Generator(dropout=dropout, ema=ema),
             norm=norm,  # type: ignore[arg-type]
@@ -283,10 +290,6 @@ def go(step: Step, pair: tuple[Tensor, Tensor], decision: Decision) -> dict[str,
     return read(step(*pair, decision, bad=1, stop=step.ranks.rank == 1))
 
 
-def weights(step: Step) -> dict[str, list[Tensor]]:
-    return {name: [p.detach().clone() for p in net.parameters()] for name, net in step.modules().items()}
-
-
 def statistics(step: Step) -> Tensor:
     return torch.cat([b for net in step.modules().values() for n, b in net.named_buffers() if "running" in n])
 
@@ -300,31 +303,48 @@ def digest(step: Step, names: tuple[str, ...] = ("generator", "discriminator", "
     return sha.hexdigest()
 
 
-def five_steps(ranks: Ranks) -> Result:
-    """The same global batches through all kinds of locks, in float64."""
-    step = build(settings("instance", ema=0.9), ranks, "fp64")
-    logged, digests = [], []
-    for n, decision in enumerate(MIXED):
-        logged.append(go(step, share(ranks, n, 128, 2), decision))
-        digests.append(digest(step))
-    return {"logged": logged, "weights": weights(step) if ranks.is_main else None, "digests": digests}
+def sample(tensors: list[Tensor]) -> list[Tensor]:
+    """Some thousand numbers of each tensor: enough to compare, and small enough for a file."""
+    return [t.detach().flatten()[:: max(1, t.numel() // 4000)].clone() for t in tensors]
 
 
-def one_step(ranks: Ranks) -> Result:
-    """Losses and reduced gradients in float32."""
-    step = build(settings("instance"), ranks, "no")
+def gradients_of_a_step(step: Step, pair: tuple[Tensor, Tensor]) -> tuple[dict[str, float], dict[str, list[Tensor]]]:
+    """What the step logs, and the reduced gradients that each optimizer is given."""
     seen: dict[str, list[Tensor]] = {}
+    handles = []
     for name, optimizer in (("g", step.optimizer_g), ("d", step.optimizer_d)):
-        parameters = optimizer.param_groups[0]["params"]
-        optimizer.register_step_pre_hook(
-            lambda *_, name=name, parameters=parameters: seen.__setitem__(name, [p.grad.clone() for p in parameters])
-        )
-    logged = go(step, share(ranks, 0, 128, 2), BOTH)
-    return {"logged": logged, "gradients": seen if ranks.is_main else None}
+
+        def look(*_: Any, name: str = name, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            seen[name] = sample([p.grad for p in optimizer.param_groups[0]["params"]])
+
+        handles.append(optimizer.register_step_pre_hook(look))
+    logged = go(step, pair, BOTH)
+    for handle in handles:
+        handle.remove()
+    return logged, seen
 
 
 def child_invariance(ranks: Ranks) -> Result:
-    return {"five": five_steps(ranks), "one": one_step(ranks)}
+    """The same global batches in float64 through all kinds of locks, and one of them in float32."""
+    step = build(settings("instance", ema=0.9), ranks, "fp64")
+    assert MIXED[0] == BOTH
+    first, gradients = gradients_of_a_step(step, share(ranks, 0, 128, 2))
+    logged, digests = [first], [digest(step)]
+    for n, decision in enumerate(MIXED[1:], 1):
+        logged.append(go(step, share(ranks, n, 128, 2), decision))
+        digests.append(digest(step))
+    weights = {name: sample(list(net.parameters())) for name, net in step.modules().items()}
+    # D held still by its learning rate: Adam's first step turns float32's rounding into whole steps
+    single = build(settings("instance", lr_d=1e-12), ranks, "no")
+    logged_32, gradients_32 = gradients_of_a_step(single, share(ranks, 0, 128, 2))
+    return {
+        "logged": logged,
+        "digests": digests,
+        "weights": weights,
+        "gradients": gradients,
+        "logged_32": logged_32,
+        "gradients_32": gradients_32,
+    }
 
 
 def counting(ddp: nn.Module) -> list[int]:
@@ -403,46 +423,54 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
 
 
 @pytest.fixture(scope="module")
-def invariance(tmp_path_factory: pytest.TempPathFactory, alone: Ranks) -> dict[str, tuple[Result, list[Result]]]:
-    """Per experiment: one process, and each of two ranks."""
-    two = run(2, "child_invariance", tmp_path_factory.mktemp("invariance"))
-    one = child_invariance(alone)
-    return {name: (one[name], [rank[name] for rank in two]) for name in one}
+def invariance(tmp_path_factory: pytest.TempPathFactory, alone: Ranks) -> tuple[Result, list[Result]]:
+    """What one process found, and each of two ranks."""
+    return child_invariance(alone), run(2, "child_invariance", tmp_path_factory.mktemp("invariance"))
 
 
-def test_two_ranks_compute_what_one_process_does_in_float64(
-    invariance: dict[str, tuple[Result, list[Result]]],
-) -> None:
-    one, two = invariance["five"]
+def relative(a: list[Tensor], b: list[Tensor]) -> float:
+    x, y = (torch.cat(tensors).double() for tensors in (a, b))
+    return ((x - y).norm() / y.norm()).item()
+
+
+def test_two_ranks_compute_what_one_process_does_in_float64(invariance: tuple[Result, list[Result]]) -> None:
+    one, two = invariance
+    for name in ("d", "g"):
+        assert relative(two[0]["gradients"][name], one["gradients"][name]) < 1e-10
     for name, tensors in one["weights"].items():
         for a, b in zip(tensors, two[0]["weights"][name], strict=True):
-            assert (a - b).abs().max() < 1e-9
-    assert two[0]["digests"] == two[1]["digests"]  # after every step
-    assert len(set(two[0]["digests"])) == len(MIXED)
+            assert (a - b).abs().max() < 1e-9, name
     for a, b in zip(one["logged"], two[0]["logged"], strict=True):
         for name, value in a.items():
             if name not in ("bad", "stop"):
                 # d/real and d/fake are only looked at: their sigmoid is taken in float32
-                assert b[name] == pytest.approx(value, rel=1e-6 if name.startswith("d/") else 1e-9, abs=1e-12), name
-    assert two[0]["logged"] == two[1]["logged"]
+                assert b[name] == pytest.approx(value, rel=1e-6 if name.startswith("d/") else 1e-8), name
 
 
-def test_counts_and_the_stop_flag_are_summed_over_ranks(invariance: dict[str, tuple[Result, list[Result]]]) -> None:
-    one, two = invariance["five"]
+def test_ranks_have_the_same_weights_and_log_the_same_after_every_step(
+    invariance: tuple[Result, list[Result]],
+) -> None:
+    first, second = invariance[1]
+    assert first["digests"] == second["digests"]
+    assert len(set(first["digests"])) == len(MIXED)
+    assert first["logged"] == second["logged"]
+
+
+def test_counts_and_the_stop_flag_are_summed_over_ranks(invariance: tuple[Result, list[Result]]) -> None:
+    one, two = invariance
     for logged in two[1]["logged"]:
         assert (logged["pairs"], logged["bad"], logged["stop"], logged["nonfinite"]) == (2, 2, 1, 0)
     assert (one["logged"][0]["bad"], one["logged"][0]["stop"]) == (1, 0)
 
 
-def test_losses_and_reduced_gradients_of_one_step_in_float32(
-    invariance: dict[str, tuple[Result, list[Result]]],
-) -> None:
-    one, two = invariance["one"]
-    for name in ("loss/d", "loss/g", "loss/g_l1", "loss/g_bce", "d/real", "d/fake"):
-        assert two[0]["logged"][name] == pytest.approx(one["logged"][name], rel=1e-5), name
-    for name, gradients in one["gradients"].items():
-        a, b = (torch.cat([g.flatten() for g in gs]).double() for gs in (gradients, two[0]["gradients"][name]))
-        assert ((a - b).norm() / a.norm()).item() < 1e-5, name
+def test_losses_and_reduced_gradients_of_one_step_in_float32(invariance: tuple[Result, list[Result]]) -> None:
+    """Gradients only loosely: a convolution of one pair rounds unlike one of two, and an input of LeakyReLU that
+    differs in its last bit about zero gets another slope. In float64 they agree to 1e-10, above."""
+    one, two = invariance
+    for name in ("loss/d_real", "loss/d_fake", "loss/g", "loss/g_l1", "loss/g_bce", "d/real", "d/fake"):
+        assert two[0]["logged_32"][name] == pytest.approx(one["logged_32"][name], rel=1e-5), name
+    for name in ("d", "g"):
+        assert relative(two[0]["gradients_32"][name], one["gradients_32"][name]) < 0.03, name
 
 
 @pytest.mark.parametrize("d_backward", ["separate", "joint"])

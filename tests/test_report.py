@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from dist_sketch import report
-from dist_sketch.config import Conditional, Config, UserError, to_dict, write_json
+from dist_sketch.config import Conditional, Config, to_dict
+from dist_sketch.fileio import UserError, write_json
 
 HOSTILE = 'Zoë "&" <b>x <script>alert(1) \' 東京.v2'
 NAMES = [HOSTILE, *(f"{i}" for i in range(1, 12))]

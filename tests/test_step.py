@@ -20,6 +20,7 @@ from dist_sketch.step import NAMES, Step, read, resolve_precision
 
 LOCK_D = Decision(False, True, "D locked")
 LOCK_G = Decision(True, False, "G locked")
+QUICK = {"network": "baseline"}  # fp16 is slow on CPUs
 
 
 # ---------------------------------------------------------------- the paper's step, written out again
@@ -225,7 +226,7 @@ def poisoned(pair: tuple[Tensor, Tensor], half: int = 0, value: float = float("n
 
 
 @pytest.mark.parametrize(
-    ("norm", "dropout"), [("batch", 0.0), ("batch", 0.5), ("instance", 0.0)], ids=["batch", "dropout", "instance"]
+    ("norm", "dropout"), [("batch", 0.0), ("batch", 0.5), ("none", 0.0)], ids=["batch", "dropout", "none"]
 )
 def test_outputs_losses_and_gradients_are_the_paper_s_in_float32(ranks: Ranks, norm: str, dropout: float) -> None:
     """D is held still by its learning rate: Adam's first step is lr * sign(gradient), which turns the rounding of a
@@ -251,12 +252,14 @@ def test_outputs_losses_and_gradients_are_the_paper_s_in_float32(ranks: Ranks, n
     assert relative(seen["g"], theirs["gradients_g"]) < 1e-5
 
 
-@pytest.mark.parametrize(("norm", "d_backward"), [("batch", "separate"), ("none", "joint")])
-def test_weights_after_one_step_are_the_paper_s_in_float64(ranks: Ranks, norm: str, d_backward: str) -> None:
+@pytest.mark.parametrize(
+    ("norm", "d_backward", "size"), [("batch", "separate", 64), ("none", "joint", 64), ("instance", "separate", 128)]
+)
+def test_weights_after_one_step_are_the_paper_s_in_float64(ranks: Ranks, norm: str, d_backward: str, size: int) -> None:
     config = settings(norm=norm, generator={"dropout": 0.5}, loss={"d_backward": d_backward})
     step = build(config, ranks, "fp64")
     twin = paper_twin(step, config)
-    pair = batch(64)
+    pair = batch(size)
     before = weights(step.g) + weights(step.d)
     torch.manual_seed(1)
     ours = go(step, pair)
@@ -457,7 +460,7 @@ def test_bf16_and_fp16_losses_are_near_float32_s(ranks: Ranks) -> None:
 
 @pytest.mark.parametrize("overflows", ["g", "d"])
 def test_an_fp16_overflow_skips_one_network_only(ranks: Ranks, overflows: str) -> None:
-    step = build(settings(norm="none"), ranks, "fp16")
+    step = build(settings(generator=QUICK), ranks, "fp16")
     huge = torch.amp.GradScaler("cpu", init_scale=2.0**120, enabled=True)
     setattr(step, f"scaler_{overflows}", huge)
     spared = "d" if overflows == "g" else "g"
@@ -471,7 +474,7 @@ def test_an_fp16_overflow_skips_one_network_only(ranks: Ranks, overflows: str) -
 
 
 def test_a_locked_network_s_scaler_does_not_move(ranks: Ranks) -> None:
-    step = build(settings(norm="none"), ranks, "fp16")
+    step = build(settings(generator=QUICK), ranks, "fp16")
     for name in "gd":
         setattr(step, f"scaler_{name}", torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1))
     go(step, batch(), LOCK_D)
@@ -482,7 +485,9 @@ def test_a_locked_network_s_scaler_does_not_move(ranks: Ranks) -> None:
 
 @pytest.mark.parametrize("precision", ["fp64", "fp16"])
 def test_clip_norm(ranks: Ranks, precision: str) -> None:
-    free, tight = (build(settings(norm="none", optim={"clip_norm": c}), ranks, precision) for c in (0.0, 0.01))
+    free, tight, loose = (
+        build(settings(generator=QUICK, optim={"clip_norm": c}), ranks, precision) for c in (0.0, 0.01, 1e6)
+    )
     whole, clipped = captured(free), captured(tight)
     measured = go(free, batch()), go(tight, batch())
     for name in "dg":
@@ -494,7 +499,6 @@ def test_clip_norm(ranks: Ranks, precision: str) -> None:
     assert measured[1]["norm/d"] == pytest.approx(measured[0]["norm/d"], rel=1e-9)
     scaled = [g * 0.01 / measured[0]["norm/d"] for g in whole["d"]]
     assert relative(clipped["d"], scaled) < 1e-3
-    loose = build(settings(norm="none", optim={"clip_norm": 1e6}), ranks, precision)
     go(loose, batch())
     assert equal(weights(loose.d), weights(free.d))
 
@@ -564,12 +568,11 @@ def test_training_does_not_feel_the_average(ranks: Ranks, norm: str) -> None:
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])
 def test_a_loaded_step_goes_on_bit_for_bit(ranks: Ranks, precision: str) -> None:
-    config = settings(generator={"dropout": 0.5, "ema": 0.9})
+    config = settings(generator={"dropout": 0.5, "ema": 0.9} | (QUICK if precision == "fp16" else {}))
 
     def on(step: Step) -> list[Tensor]:
         torch.manual_seed(9)
-        go(step, batch(seed=2), LOCK_D)
-        go(step, batch(seed=3))
+        go(step, batch(seed=2))
         return [t for net in step.modules().values() for t in net.state_dict().values()]
 
     step = build(config, ranks, precision)

@@ -64,7 +64,7 @@ def test_a_run_leaves_what_is_promised(finished: Path) -> None:
     assert -1 <= score["val/ssim"] <= 1
     # TIMER 2: D rests in epoch 1; each change of lock is logged with its reason
     locks = [(r["step"], r["train_d"], r["train_g"]) for r in records if r["kind"] == "lock"]
-    assert locks == [(0, True, True), (STEPS, False, True), (2 * STEPS, True, True)]
+    assert locks == [(1, True, True), (STEPS + 1, False, True), (2 * STEPS + 1, True, True)]
     assert "timer" in [r for r in records if r["kind"] == "lock"][1]["reason"]
 
 
