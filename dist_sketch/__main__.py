@@ -199,8 +199,12 @@ class Report:
     def run(self) -> int:
         """Runs the command."""
         from dist_sketch import report
+        from dist_sketch.fileio import read_json
 
-        print(report.build(self.out))
+        page = report.build(self.out)
+        scores = self.out / "metrics.json"
+        _show(read_json(scores) if scores.is_file() else None, self.out)
+        print(page)
         return 0
 
 

@@ -31,7 +31,7 @@ class State:
     loss_g_long: float | None = None
     judged: str = ""  # "d" or "g": the network that the judgement holds; "": none
     held_steps: int = 0  # since `judged` was closed
-    rest_steps: int = 0  # until the judgement may close again: an opened network must get to train
+    rest_steps: int = 0  # in which both train, until the judgement may close again: an opened network must get to train
     epoch: int = 0  # of the last observation; the paper's rule reads means over epochs
     epoch_sum: float = 0.0
     epoch_count: int = 0
@@ -74,14 +74,16 @@ def _paper(state: State, config: Conditional, epoch: int) -> Decision:
     return BOTH
 
 
-def observe(state: State, config: Conditional, *, epoch: int, loss_d: float, loss_g: float, trained_d: bool) -> State:
+def observe(
+    state: State, config: Conditional, *, epoch: int, loss_d: float, loss_g: float, decision: Decision
+) -> State:
     """The state after a step.
 
     Args:
         epoch: of that step.
         loss_d: mean over all ranks; measured also while D was locked.
         loss_g: likewise. If one of them is not finite, neither is taken in.
-        trained_d: whether the step trained D.
+        decision: what the step trained.
     """
     state = _rolled(state, epoch)
     if not (math.isfinite(loss_d) and math.isfinite(loss_g)):
@@ -91,10 +93,10 @@ def observe(state: State, config: Conditional, *, epoch: int, loss_d: float, los
         loss_d=_running(state.loss_d, loss_d, config.short_steps),
         loss_g=_running(state.loss_g, loss_g, config.short_steps),
         loss_g_long=_running(state.loss_g_long, loss_g, config.long_steps),
-        epoch_sum=state.epoch_sum + loss_d * trained_d,
-        epoch_count=state.epoch_count + trained_d,
+        epoch_sum=state.epoch_sum + loss_d * decision.train_d,
+        epoch_count=state.epoch_count + decision.train_d,
     )
-    return _judged(state, config) if config.mode == "on" else state
+    return _judged(state, config, decision) if config.mode == "on" else state
 
 
 def _rolled(state: State, epoch: int) -> State:
@@ -110,7 +112,7 @@ def _running(mean: float | None, value: float, steps: int) -> float:
     return value if mean is None else mean + (value - mean) / steps
 
 
-def _judged(state: State, config: Conditional) -> State:
+def _judged(state: State, config: Conditional, decision: Decision) -> State:
     """Closes or opens the judged lock, in both directions; hysteresis and rest keep it from rattling."""
     loss_d, loss_g, loss_g_long = state.loss_d or 0.0, state.loss_g or 0.0, state.loss_g_long or 0.0
     if state.judged:
@@ -124,7 +126,8 @@ def _judged(state: State, config: Conditional) -> State:
             return replace(state, judged="", held_steps=0, rest_steps=config.short_steps)
         return replace(state, held_steps=held)
     if state.rest_steps:
-        return replace(state, rest_steps=state.rest_steps - 1)
+        # A step in which the timer held a network is no rest: the lock would close again before it had trained.
+        return replace(state, rest_steps=state.rest_steps - (decision.train_d and decision.train_g))
     if loss_d < config.loss_threshold and loss_g > loss_g_long * (1 + config.growth):
         return replace(state, judged="d")
     return replace(state, judged="g") if loss_d > config.g_threshold else state

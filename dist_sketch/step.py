@@ -63,6 +63,7 @@ class Step:
         self.scaler_g = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.scaler_d = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.updates_g = 0
+        self.statistics = [b for m in self.modules().values() for b in m.buffers() if b.is_floating_point()]
 
     @property
     def drawing(self) -> nn.Module:
@@ -81,6 +82,7 @@ class Step:
             The values of `NAMES`, reduced over all ranks (not yet read by the host): float64 (len(NAMES),).
         """
         line, sketch = self._ready(line), self._ready(sketch)
+        statistics = torch.cat(self.statistics) if self.statistics else None
         with self._autocast(), torch.set_grad_enabled(decision.train_g):
             fake = (self.ddp_g if decision.train_g else self.g)(line)
         measured = self._turn_d(line, sketch, fake.detach()) if decision.train_d else self._measure_d(line, sketch)
@@ -88,7 +90,10 @@ class Step:
             measured |= self._turn_g(line, sketch, fake, decision)
         if decision.train_g:
             self._average(line)
-        return self._reduce(measured, len(line), bad, stop)
+        vector = self._reduce(measured, len(line), bad, stop)
+        if statistics is not None:
+            self._keep_statistics(statistics, skipped=vector[NAMES.index("nonfinite")] > 0)
+        return vector
 
     def _turn_d(self, line: Tensor, sketch: Tensor, fake: Tensor) -> dict[str, Tensor]:
         self.d.requires_grad_(True)
@@ -99,12 +104,12 @@ class Step:
                 real_logits = self.ddp_d(line, sketch)
             loss = loss_real = losses.bce(real_logits, 1.0)
             if separate:  # frees the real term's graph before the fake term's is built
-                self.scaler_d.scale(loss_real).backward()
+                self.scaler_d.scale(_spoilt(loss_real)).backward()
         with self._autocast():
             fake_logits = self.ddp_d(line, fake)
         loss_fake = losses.bce(fake_logits, 0.0)
         loss = loss_fake if separate else loss_real + loss_fake
-        self.scaler_d.scale(loss).backward()
+        self.scaler_d.scale(_spoilt(loss)).backward()
         norm = self._update(self.optimizer_d, self.scaler_d)
         return {
             "loss/d_real": loss_real,
@@ -131,7 +136,7 @@ class Step:
         measured = {"loss/g": loss.total, "loss/g_bce": loss.bce, "loss/g_l1": loss.l1}
         if decision.train_g:
             self.optimizer_g.zero_grad()
-            self.scaler_g.scale(loss.total).backward()
+            self.scaler_g.scale(_spoilt(loss.total)).backward()
             measured["norm/g"] = self._update(self.optimizer_g, self.scaler_g)
         if not decision.train_d:
             fake_logits = logits.detach()
@@ -173,6 +178,13 @@ class Step:
                 module.eval()  # it draws without dropout; and no random number may depend on the average's existence
         with self._autocast():
             self.ema(line)
+
+    def _keep_statistics(self, before: Tensor, skipped: Tensor) -> None:
+        """Puts the running statistics back if the step was not finite: a NaN would stay in them for ever."""
+        now = torch.cat(self.statistics)
+        kept = torch.where(skipped | ~now.isfinite(), before, now)
+        for buffer, part in zip(self.statistics, kept.split([b.numel() for b in self.statistics]), strict=True):
+            buffer.copy_(part)
 
     def _reduce(self, measured: dict[str, Tensor], pairs: int, bad: int, stop: bool) -> Tensor:
         zero = torch.zeros((), device=self.ranks.device)
@@ -216,6 +228,14 @@ class Step:
         for name in ("optimizer_g", "optimizer_d", "scaler_g", "scaler_d"):
             getattr(self, name).load_state_dict(state[name])
         self.updates_g = state["updates_g"]
+
+
+def _spoilt(loss: Tensor) -> Tensor:
+    """`loss`; if it is not finite, its gradients are not either, so that every rank skips this update.
+
+    They could be finite: L1's are signs, and those of a saturated logit are 0.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
 
 def read(vector: Tensor) -> dict[str, float]:

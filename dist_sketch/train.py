@@ -257,7 +257,7 @@ class Run:
                 epoch=epoch,
                 loss_d=values["loss/d"],
                 loss_g=values["loss/g"],
-                trained_d=decision.train_d,
+                decision=decision,
             )
             self._guard(values, first + i)
             self._log(values, decision, epoch, first + i)

@@ -32,8 +32,7 @@ say "training on two processes: demo/run"
 [ -d demo/run/checkpoints ] || "${two[@]}" "${train[@]}" --train.epochs 6
 "${two[@]}" "${train[@]}"
 
-say "denoised sketches and scores: demo/out"
+say "denoised sketches, and their scores: demo/out"
 "${two[@]}" infer --run demo/run --input demo/shards --split val --out demo/out
-dist-sketch evaluate demo/out
 say "report"
 dist-sketch report demo/out

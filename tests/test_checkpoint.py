@@ -33,7 +33,7 @@ class Nets:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.g = nn.Sequential(nn.Conv2d(1, 4, 3).to(memory_format=torch.channels_last), nn.BatchNorm2d(4))
+        self.g = nn.Sequential(nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last), nn.BatchNorm2d(4))
         self.d = nn.Linear(32, 24)
         self.optimizer = torch.optim.Adam([*self.g.parameters(), *self.d.parameters()], 0.1, fused=True)
         self.place: dict[str, Any] = {"step": 0, "sums": {"loss/g": 0.1}, "locked": "", "policy": {"mean": None}}
@@ -43,7 +43,7 @@ class Nets:
         return {"generator": self.g, "discriminator": self.d}
 
     def step(self) -> None:
-        loss = self.g(torch.randn(2, 1, 5, 5)).square().sum() + self.d(torch.randn(32)).sum()
+        loss = self.g(torch.randn(2, 2, 5, 5)).square().sum() + self.d(torch.randn(32)).sum()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
