@@ -176,7 +176,7 @@ class Config:
 
 
 # May differ between the legs of one run: none of them changes what is computed.
-FREE = ("data.shards", "data.workers", "train.epochs", "train.sync_interval_steps", "checkpoint.", "track.")
+FREE = ("data.shards", "data.workers", "train.epochs", "checkpoint.", "track.")
 
 # (keys, what they must be, holds); infinity is refused for all: JSON cannot hold it
 _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (

@@ -99,9 +99,9 @@ class Discriminator(nn.Module):
             nn.Conv2d(256, 1, 3),
         )
 
-    def forward(self, line: Tensor, sketch: Tensor) -> Tensor:
-        """Two (B, C, H, W) -> logits (B, 1, H/4 - 4, W/4 - 4)."""
-        return self.layers(torch.cat((line, sketch), dim=1))
+    def forward(self, *pair: Tensor) -> Tensor:
+        """Line and sketch, (B, C, H, W) each, or the two joined, (B, 2C, H, W) -> logits (B, 1, H/4 - 4, W/4 - 4)."""
+        return self.layers(torch.cat(pair, dim=1))
 
 
 class Baseline(nn.Sequential):

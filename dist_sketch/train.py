@@ -4,7 +4,7 @@ import os
 import secrets
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,9 @@ def train(config: Config, out: Path, *, expect_world_size: int | None = None, dr
     """
     ranks = Ranks(expect_world_size=expect_world_size)
     facts = resolve(config, ranks)
+    assert config.data.shards is not None
+    # Whoever reads the run's configuration later may stand in another directory.
+    config = replace(config, data=replace(config.data, shards=config.data.shards.resolve()))
     previous = ranks.main_decides(lambda: previous_leg(out, config, facts))
     if ranks.is_main:
         show(config, facts, out)

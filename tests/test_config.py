@@ -252,6 +252,10 @@ def test_a_number_at_its_limit_passes_and_survives_config_json(key: str, value: 
 def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(UserError, match=r"must be above loss_threshold \* hysteresis = 3, or both networks"):
         cfg.validate(with_(conditional__loss_threshold=2.0))
+    equal = {"conditional__loss_threshold": 1.0, "conditional__hysteresis": 2.0}
+    with pytest.raises(UserError, match=r"must be above loss_threshold \* hysteresis = 2, "):
+        cfg.validate(with_(**equal, conditional__g_threshold=2.0))
+    cfg.validate(with_(**equal, conditional__g_threshold=2.01))
     for change in ({"timer_net": "g"}, {"timer_unit": "steps"}):
         changes = {f"conditional__{k}": v for k, v in change.items()}
         cfg.validate(with_(**changes))
@@ -310,7 +314,7 @@ def test_help_tells_every_setting_with_the_papers_names(capsys: pytest.CaptureFi
 
 def test_difference_names_what_would_make_another_run() -> None:
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: v + "x"}
-    may_change = {"data.shards", "data.workers", "train.sync_interval_steps", "train.epochs"}
+    may_change = {"data.shards", "data.workers", "train.epochs"}
     assert cfg.difference(Config(), Config()) == []
     for key, value in DEFAULTS.items():
         changed = Path("elsewhere") if value is None else other[type(value)](value)

@@ -140,6 +140,16 @@ def test_lines_without_sketches_of_any_size(tmp_path: Path, cli: Run, run: Path)
     assert "had no sketches" in scored.stderr
 
 
+def test_the_reference_is_found_from_any_directory(tmp_path: Path, cli: Run, shards: Path) -> None:
+    shutil.copytree(shards, tmp_path / "here" / "shards")
+    options = ("train", "--data.shards", "shards", *TINY, "--train.epochs", 1, "--out", "run")
+    assert cli(*options, cwd=tmp_path / "here").returncode == 0
+    run = tmp_path / "here" / "run"
+    done = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "o", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert scores(tmp_path / "o")["baselines"]["reference"]["fid_2048"] > 0
+
+
 def test_denoise_can_be_switched_by_part(tmp_path: Path, cli: Run, run: Path, shards: Path) -> None:
     off = ("--denoise.gray", "False", "--denoise.filter", "none", "--denoise.shadows", "False")
     assert cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "o", *off).returncode == 0

@@ -242,3 +242,9 @@ def test_the_configuration_reaches_the_networks() -> None:
         baseline = generator(config(network="baseline", channels=1))
     assert isinstance(baseline, Baseline)
     assert baseline[0].in_channels == 1
+
+
+def test_discriminator_takes_the_halves_or_the_joined_pair() -> None:
+    net = Discriminator(dropout=0)
+    line, sketch = torch.randn(2, 2, 3, 64, 64)
+    assert torch.equal(net(line, sketch), net(torch.cat((line, sketch), dim=1)))
