@@ -175,8 +175,11 @@ class Config:
     """Normalisation in both networks."""
 
 
-# May differ between the legs of one run: none of them changes what is computed.
-FREE = ("data.shards", "data.workers", "train.epochs", "checkpoint.", "track.")
+# May differ between the legs of one run: where things lie, how long it goes on, what it tolerates and what it tells.
+FREE = (
+    *("data.shards", "data.workers", "data.skip_bad", "train.epochs", "train.nonfinite_limit"),
+    *("checkpoint.", "track."),
+)
 
 # (keys, what they must be, holds); infinity is refused for all: JSON cannot hold it
 _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (

@@ -103,7 +103,7 @@ def order(count: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
     """The indices 0..count-1 in the order of one epoch; the same on every rank."""
     if not shuffle:
         return np.arange(count)
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(count)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))).permutation(count)
 
 
 def steps_an_epoch(count: int, batch_size: int) -> int:
@@ -214,5 +214,5 @@ class Loader:
         self._places.epoch, self._places.first_step = epoch, first_step
         for batch in self._loader:
             if isinstance(batch, BadSample):
-                raise batch
+                raise BadSample(str(batch))  # not `batch`: a cycle with this frame would keep the workers alive
             yield batch

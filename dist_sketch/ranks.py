@@ -81,17 +81,20 @@ class Ranks:
         return box[0]
 
     def main_decides(self, function: Callable[[], T]) -> T:
-        """Runs `function` on rank 0 alone; all ranks get its value, or its UserError."""
+        """Runs `function` on rank 0 alone; all ranks get its value, or fail with it: nobody waits for a lost rank."""
         result: Any = None
-        error: UserError | None = None
+        error: Exception | None = None
         if self.is_main:
             try:
                 result = function()
-            except UserError as e:
+            except Exception as e:
                 error = e
-        result, error = self.broadcast((result, error))
+        sentence = str(error) if isinstance(error, UserError) else None
+        result, failed, sentence = self.broadcast((result, error is not None, sentence))
         if error is not None:
             raise error
+        if failed:
+            raise UserError(sentence) if sentence is not None else RuntimeError("rank 0 failed; its traceback says why")
         return result
 
     def wait(self) -> None:

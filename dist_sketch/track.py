@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -119,7 +120,8 @@ def _logged_in() -> bool:
         file = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
-    return file.authenticators("api.wandb.ai") is not None
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    return file.authenticators(host or "") is not None
 
 
 def _cut_back(path: Path, step: int) -> None:

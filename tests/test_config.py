@@ -314,7 +314,7 @@ def test_help_tells_every_setting_with_the_papers_names(capsys: pytest.CaptureFi
 
 def test_difference_names_what_would_make_another_run() -> None:
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: v + "x"}
-    may_change = {"data.shards", "data.workers", "train.epochs"}
+    may_change = {"data.shards", "data.workers", "data.skip_bad", "train.epochs", "train.nonfinite_limit"}
     assert cfg.difference(Config(), Config()) == []
     for key, value in DEFAULTS.items():
         changed = Path("elsewhere") if value is None else other[type(value)](value)
