@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dist_sketch import metrics, pixels
 from dist_sketch.config import Config
 from dist_sketch.fileio import write_atomic
-from dist_sketch.loader import Sample, Shards
+from dist_sketch.loader import BadSample, Sample, Shards
 from dist_sketch.pack import read_manifest
 from dist_sketch.ranks import Ranks, eval_mode
 
@@ -63,11 +63,14 @@ class Validation:
         write_atomic(path, pixels.encode(torch.cat(rows, dim=1)))
 
     def draw_training_pairs(self, generator: nn.Module, count: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Drawn and real sketches, uint8 (3, H, W) each, of `count` training pairs spread over the split."""
+        """Drawn and real sketches, uint8 (3, H, W) each, of up to `count` training pairs spread over the split."""
         count = min(count, len(self._training))
         raw, real = [], []
         for i in range(count):
-            sample, sketch = self._read(self._training, i * len(self._training) // count)
+            try:
+                sample, sketch = self._read(self._training, i * len(self._training) // count)
+            except BadSample:  # reported and counted when it was to be trained on
+                continue
             raw.append(pixels.to_rgb(draw(generator, sample.line[None], self._ranks.device)[0]))
             real.append(pixels.to_rgb(sketch))
         return raw, real
