@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from dist_sketch.config import Config, items
 from dist_sketch.fileio import UserError, read_json, write_atomic
+from dist_sketch.track import read_metrics
 
 Table = dict[str, Any]
 
@@ -90,7 +90,7 @@ def build(out: Path) -> Path:
         groups=groups,
         listed=[portrait(n, THUMB_PX, True) for n in shortlist(names, scored)],
         table_end=TABLE_END,
-        history=history(run / "metrics.jsonl"),
+        history=history(run),
     )
     write_atomic(out / "report.html", page)
     return out / "report.html"
@@ -207,21 +207,6 @@ def data_uri(folder: Path, name: str, px: int, small: bool) -> str:
     return ""
 
 
-def read_records(path: Path) -> list[Table]:
-    """The records of metrics.jsonl in order of their steps; none if the file is gone.
-
-    Of two records of a step, as a run leaves that was killed and resumed, the later wins; torn lines are left out.
-    """
-    records: dict[tuple[str, int], Table] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-            records[record["kind"], int(record["step"])] = record
-        except (ValueError, KeyError, TypeError):
-            continue
-    return sorted(records.values(), key=lambda r: r["step"])
-
-
 class Interval(NamedTuple):
     """Steps start <= step < end in which a network was locked."""
 
@@ -283,9 +268,9 @@ STYLE: Any = {"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9.5, "ax
          "xtick.major.size": 0, "ytick.major.size": 0}  # fmt: skip
 
 
-def history(path: Path) -> Table:
+def history(run: Path) -> Table:
     """The run's curves as inline SVG (each wide, and narrow for phones), its locks, its last record."""
-    records = read_records(path)
+    records = read_metrics(run)
     train, locks, curves = [r for r in records if r["kind"] == "train"], lock_intervals(records), []
     for title, kind, x, panels in PLOTS:
         chosen = [r for r in records if r["kind"] == kind]

@@ -139,18 +139,22 @@ def _cut_back(path: Path, step: int) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last one that is cut short is left out."""
+    """The records of `metrics.jsonl` in order of their steps; none if the file is gone.
+
+    Of two records of a step, as a killed run may leave, the later wins; torn lines are left out.
+    """
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return []
-    records = []
+    records: dict[tuple[str, int], dict[str, Any]] = {}
     for line in lines:
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+            records[record["kind"], int(record["step"])] = record
+        except (ValueError, KeyError, TypeError):
             continue
-    return records
+    return sorted(records.values(), key=lambda r: r["step"])
 
 
 def versions() -> dict[str, str]:

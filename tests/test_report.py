@@ -10,6 +10,7 @@ from PIL import Image
 from dist_sketch import report
 from dist_sketch.config import Conditional, Config, to_dict
 from dist_sketch.fileio import UserError, write_json
+from dist_sketch.track import read_metrics
 
 HOSTILE = 'Zoë "&" <b>x <script>alert(1) \' 東京.v2'
 NAMES = [HOSTILE, *(f"{i}" for i in range(1, 12))]
@@ -264,11 +265,11 @@ def test_bands_close_gaps_that_nobody_sees():
 
 def test_records_survive_torn_lines_and_repeated_steps(tmp_path):
     lines = [json.dumps(train(10, **{"loss/d": 1.0})), json.dumps(train(20)), json.dumps(train(10, **{"loss/d": 5.0}))]
-    (tmp_path / "m.jsonl").write_text("\n".join([*lines, "[1]", '{"kind": "odd"}', '{"kind": "train", "st']))
-    records = report.read_records(tmp_path / "m.jsonl")
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, "[1]", '{"kind": "odd"}', '{"kind": "train", "st']))
+    records = read_metrics(tmp_path)
     assert [r["step"] for r in records] == [10, 20]
     assert records[0]["loss/d"] == 5.0
-    assert report.read_records(tmp_path / "none.jsonl") == []
+    assert read_metrics(tmp_path / "none") == []
 
 
 def test_curves_keep_their_spikes_and_skip_what_is_not_finite(tmp_path):
@@ -281,8 +282,8 @@ def test_curves_keep_their_spikes_and_skip_what_is_not_finite(tmp_path):
     records = [
         train(s, **{"loss/d": None if s % 2 else 1.0, "d/real": float("nan"), "d/fake": None}) for s in range(1, 9)
     ]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    made = report.history(tmp_path / "m.jsonl")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    made = report.history(tmp_path)
     assert [c["title"] for c in made["curves"]] == ["Discriminator", "Generator"]
     assert "nan" not in made["curves"][0]["wide"]
 
