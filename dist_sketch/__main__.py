@@ -47,7 +47,7 @@ class Synth:
 class Pack:
     """Pack pairs of images into WebDataset shards with a manifest; the same input gives the same bytes."""
 
-    source: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
     """A folder with train_line/ and train_sketch/ (val_*: validation), or a recipe (name or .toml) with --root."""
     out: Path
     """Folder of the shards."""
@@ -93,7 +93,7 @@ class Pack:
 class Verify:
     """Compare shards with their manifest: counts, lengths, hashes. Exit code 0 or 2."""
 
-    shards: tyro.conf.Positional[Path]
+    shards: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SHARDS")]]
     """Folder made by `dist-sketch pack`."""
 
     def run(self) -> int:
@@ -177,7 +177,7 @@ def _infer() -> Any:
 class Evaluate:
     """Score an output folder's files against its real sketches again: OUT/metrics.json."""
 
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """Output folder of `dist-sketch infer`."""
     fid_weights: Path | None = None
     """File of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
@@ -193,7 +193,7 @@ class Evaluate:
 class Report:
     """Write OUT/report.html: scores, curves, faces, on one self-contained page."""
 
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """Output folder of `dist-sketch infer`."""
 
     def run(self) -> int:
