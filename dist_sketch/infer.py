@@ -219,7 +219,7 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
         "mode": {"statistics": options.mode, "seed": options.seed, "precision": options.precision},
         "reference": _reference(model.config),
     }
-    ranks.main_decides(lambda: _make_room(out))
+    ranks.main_decides(lambda: _make_room(out, source))
     scorer = _scorer(options.fid_weights, ranks) if inputs.has_sketch else None
     reference = _Reference(about["reference"], len(inputs), model.size)
     draw = partial(_draw, model.net, options, resolve_precision(options.precision, ranks.device), ranks.device)
@@ -289,8 +289,10 @@ def _output_px(text: str, size: int) -> int | None:
     raise UserError(f"--output-size {text}: must be network, source, or a number of px up to {MOST_OUTPUT_PX}")
 
 
-def _make_room(out: Path) -> None:
-    """Removes an older output's pictures, so that no file of two inferences lie side by side."""
+def _make_room(out: Path, source: Path) -> None:
+    """Removes an older output's pictures, so that no files of two inferences lie side by side."""
+    if source.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"{out}: holds the input {source}, which would be overwritten; choose another --out")
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "infer.json").is_file()):
         raise UserError(f"{out}: exists and is not an output folder; choose another --out")
     for folder in FOLDERS:

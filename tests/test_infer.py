@@ -182,9 +182,18 @@ def test_an_output_is_replaced_and_other_folders_are_not(tmp_path: Path, cli: Ru
     assert cli(*options, "--input", pairs / "val_line" / "14.png").returncode == 0
     assert [p.name for p in (tmp_path / "o" / "sketch").iterdir()] == ["14.png"]
     assert not (tmp_path / "o" / "metrics.json").exists()
-    wrong = cli("infer", "--run", run, "--out", pairs, "--input", pairs)
+    wrong = cli("infer", "--run", run, "--out", pairs, "--input", pairs / "val_line" / "14.png")
     assert wrong.returncode == 2
-    assert "is not an output folder" in wrong.stderr
+    assert "which would be overwritten" in wrong.stderr
+    again = cli(*options, "--input", tmp_path / "o" / "line")  # an older output's own pictures
+    assert again.returncode == 2
+    assert "which would be overwritten" in again.stderr
+    assert (tmp_path / "o" / "line" / "14.png").is_file()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    other = cli("infer", "--run", run, "--out", tmp_path / "mine", "--input", pairs)
+    assert other.returncode == 2
+    assert "is not an output folder" in other.stderr
 
 
 @pytest.mark.parametrize(
