@@ -17,6 +17,7 @@ class Decision(NamedTuple):
     train_d: bool
     train_g: bool
     reason: str
+    rest: bool = False  # held back by a timer that counts steps: no lock that closes and opens
 
 
 BOTH = Decision(True, True, "both train")
@@ -52,14 +53,15 @@ def decide(state: State, config: Conditional, *, step: int, epoch: int) -> Decis
         return Decision(False, True, "D locked: its loss is small while G's grows")
     if state.judged == "g":
         return Decision(True, False, "G locked: it is much the stronger")
-    name, trains = config.timer_net.upper(), (epoch if config.timer_unit == "epochs" else step) % config.timer == 0
-    if config.timer_unit == "steps" and config.timer > 1:  # one lasting state, not a lock that opens and closes
+    name, by_steps = config.timer_net.upper(), config.timer_unit == "steps" and config.timer > 1
+    trains = (step if by_steps else epoch) % config.timer == 0
+    if by_steps:
         reason = f"timer: {name} trains once every {config.timer} steps"
     elif trains:
         return BOTH
     else:
         reason = f"{name} locked: timer, it trains once every {config.timer} epochs"
-    return Decision(trains or config.timer_net != "d", trains or config.timer_net != "g", reason)
+    return Decision(trains or name != "D", trains or name != "G", reason, rest=by_steps)
 
 
 def _paper(state: State, config: Conditional, epoch: int) -> Decision:

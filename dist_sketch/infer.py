@@ -149,42 +149,44 @@ def open_source(path: Path, split: str, size: int, channels: int) -> Source:
     return FromFiles(path, split, size, channels)
 
 
-def load_model(run: Path, step: int | None, device: torch.device) -> Model:
-    """Rebuilds the generator that draws from a run's folder, or an exported generator's, alone.
+def find_weights(run: Path, step: int | None) -> tuple[Path, int]:
+    """The folder of the weights in a run, or in an exported generator's folder, and their step.
 
     Raises:
-        UserError: no such folder, no complete checkpoint, or weights of another network.
+        UserError: no such folder, or no complete checkpoint (of that step).
     """
     if not (run / "config.json").is_file():
         raise UserError(f"{run}: is neither a run nor an exported generator (no config.json)")
+    if (run / "generator.safetensors").is_file():
+        return run, fileio.read_json(run / "config.json")["facts"].get("step", 0)
+    folder = checkpoint.find(run) if step is None else run / checkpoint.FOLDER / f"step-{step:08d}"
+    if folder is None:
+        raise UserError(f"{run}: has no complete checkpoint yet")
+    if step is not None and (problems := checkpoint.verify(folder)):
+        raise UserError(f"--step {step}: {'; '.join(problems)}")
+    return folder, checkpoint.step_of(folder)
+
+
+def load_model(run: Path, weights: tuple[Path, int], device: torch.device) -> Model:
+    """Rebuilds the generator that draws from a run's folder, or an exported generator's, alone.
+
+    Args:
+        weights: what `find_weights` gave.
+
+    Raises:
+        UserError: weights of another network, or gone since.
+    """
+    folder, step = weights
     saved = fileio.read_json(run / "config.json")
     config = cfg.from_dict(Config, saved["config"], str(run / "config.json"))
-    if (run / "generator.safetensors").is_file():
-        folder, step = run, saved["facts"].get("step", 0)
-    else:
-        folder, step = _checkpoint(run, step)
     average = folder / "ema.safetensors"
-    weights = average if average.is_file() else folder / "generator.safetensors"
     net = networks.generator(config)
-    checkpoint.load_module(weights, net)
-    settings = Denoise()
-    if (run / "denoise.json").is_file():
-        path = run / "denoise.json"
+    checkpoint.load_module(average if average.is_file() else folder / "generator.safetensors", net)
+    settings, path = Denoise(), run / "denoise.json"
+    if path.is_file():
         settings = cfg.from_dict(Denoise, fileio.read_json(path)["denoise"], str(path))
     net = net.to(device).to(memory_format=torch.channels_last)
-    return Model(net, config, saved["facts"]["size"], step or 0, settings)
-
-
-def _checkpoint(run: Path, step: int | None) -> tuple[Path, int]:
-    if step is None:
-        folder = checkpoint.find(run)
-        if folder is None:
-            raise UserError(f"{run}: has no complete checkpoint yet")
-        return folder, checkpoint.step_of(folder)
-    folder = run / checkpoint.FOLDER / f"step-{step:08d}"
-    if problems := checkpoint.verify(folder):
-        raise UserError(f"--step {step}: {'; '.join(problems)}")
-    return folder, step
+    return Model(net, config, saved["facts"]["size"], step, settings)
 
 
 def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any] | None:
@@ -199,7 +201,9 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
     ranks = Ranks()
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size}: must be at least 1")
-    model = load_model(run, options.step, ranks.device)
+    # One choice for all ranks: a run that goes on may save a newer checkpoint in between.
+    weights = ranks.main_decides(lambda: find_weights(run, options.step))
+    model = load_model(run, weights, ranks.device)
     output_px = _output_px(options.output_size, model.size)
     if options.mode == "paper":
         networks.check_config(model.config, model.size, batch=1)
@@ -278,7 +282,9 @@ def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
         scorer.add(indices, chosen, {key[f]: torch.stack([read(f, n) for n in chosen]) for f in FOLDERS})
         reference.add(scorer, indices)
     states = ranks.gather(scorer.state())
-    return ranks.main_decides(lambda: _finish(out, None, states, "files"))
+    result = ranks.main_decides(lambda: _finish(out, None, states, "files"))
+    ranks.close()
+    return result
 
 
 def _output_px(text: str, size: int) -> int | None:

@@ -52,7 +52,8 @@ class Shards:
         part = manifest["splits"][split]
         self.folder, self.split = folder, split
         self.size: int = manifest["size"]
-        self.has_sketch: bool = part["has_sketch"]
+        self.paired: dict[str, bool] = {name: p["has_sketch"] for name, p in manifest["splits"].items()}
+        self.has_sketch = self.paired[split]
         self.files = [s["file"] for s in part["shards"]]
         index = part["index"]
         self.keys = np.array(index["key"])

@@ -37,7 +37,6 @@ class Ranks:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
         )
         self.rank = self.accelerator.process_index
-        self.local_rank = self.accelerator.local_process_index
         self.world_size = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.is_main = self.rank == 0

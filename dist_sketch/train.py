@@ -17,7 +17,7 @@ from dist_sketch import checkpoint, conditional, fileio, networks, pack
 from dist_sketch import config as cfg
 from dist_sketch import step as stepping
 from dist_sketch.config import Config
-from dist_sketch.denoise import calibrate
+from dist_sketch.denoise import Denoise, calibrate
 from dist_sketch.fileio import UserError
 from dist_sketch.loader import Batch, Loader, Shards, check_batch, steps_an_epoch
 from dist_sketch.pixels import to_float
@@ -172,15 +172,16 @@ class Run:
         self.place = self._resume()
         settings = {"config": cfg.to_dict(config), "facts": facts}
         ranks.main_decides(lambda: fileio.write_json(out / "config.json", settings))
+        shards = Shards(config.data.shards, "train")
         self.loader = Loader(
-            Shards(config.data.shards, "train"),
+            shards,
             config.data,
             seed=config.train.seed,
             rank=ranks.rank,
             world_size=ranks.world_size,
             pin=ranks.device.type == "cuda",
         )
-        self.validation = Validation(config, ranks)
+        self.validation = Validation(shards, config.data.channels, ranks)
         self.tracker = Tracker(
             out,
             config.track,
@@ -294,8 +295,7 @@ class Run:
         place.locked_g += not decision.train_g
         if decision.reason != place.reason:
             place.reason = decision.reason
-            lasting = " locked: " in decision.reason  # a timer by steps lets a network rest, but does not lock it
-            trains = {"train_d": decision.train_d or not lasting, "train_g": decision.train_g or not lasting}
+            trains = {"train_d": decision.train_d or decision.rest, "train_g": decision.train_g or decision.rest}
             self.tracker.log("lock", step + 1, {"epoch": epoch, **trains, "reason": decision.reason})
         self.latest = values
         interval = self.config.track.log_interval_steps
@@ -324,13 +324,16 @@ class Run:
         means = {k: v / self.loader.steps for k, v in place.sums.items()}
         about = {"epoch": epoch, "images": place.step * self.config.data.batch_size}
         self.tracker.log("epoch", place.step, about | means)
-        last = done == c.epochs
-        if c.validate_interval_epochs and (last or done % c.validate_interval_epochs == 0):
+
+        def due(interval_epochs: int) -> bool:
+            return interval_epochs > 0 and (done == c.epochs or done % interval_epochs == 0)
+
+        if due(c.validate_interval_epochs) or due(c.sample_interval_epochs):
             self.step.average_buffers()
+        if due(c.validate_interval_epochs):
             scores = self.validation.scores(self.step.drawing, c.validate_limit)
             self.tracker.log("val", place.step, about | scores)
-        if c.sample_interval_epochs and (last or done % c.sample_interval_epochs == 0):
-            self.step.average_buffers()
+        if due(c.sample_interval_epochs):
             path = self.out / "samples" / f"step-{place.step:08d}.png"
             self.ranks.main_decides(lambda: self.validation.picture(self.step.drawing, c.sample_count, path))
             self.tracker.picture("samples", place.step, path)
@@ -350,10 +353,10 @@ class Run:
 
     def _calibrate(self) -> None:
         """Chooses the strength of the noise removal on training pairs, as the generator draws them now."""
-        raw, real = self.validation.draw_training_pairs(self.step.drawing, CALIBRATION_PAIRS)
 
         def choose() -> None:
-            denoise, table = calibrate(raw, real)
+            raw, real = self.validation.draw_training_pairs(self.step.drawing, CALIBRATION_PAIRS)
+            denoise, table = calibrate(raw, real) if len(raw) > 1 else (Denoise(), [])
             fileio.write_json(self.out / "denoise.json", {"denoise": cfg.to_dict(denoise), "candidates": table})
 
         self.ranks.main_decides(choose)

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_sketch import metrics, pixels
-from dist_sketch.config import Config
 from dist_sketch.fileio import write_atomic
 from dist_sketch.loader import BadSample, Sample, Shards
-from dist_sketch.pack import read_manifest
 from dist_sketch.ranks import Ranks, eval_mode
 
 
@@ -28,13 +26,11 @@ class Validation:
     Every method draws in float32 whatever the run's precision, so that scores of runs can be compared.
     """
 
-    def __init__(self, config: Config, ranks: Ranks):
-        assert config.data.shards is not None
-        self._ranks, self._channels = ranks, config.data.channels
-        self._training = Shards(config.data.shards, "train")
-        splits = read_manifest(config.data.shards)["splits"]
-        has_validation = "val" in splits and splits["val"]["has_sketch"]
-        self._shards = Shards(config.data.shards, "val") if has_validation else self._training
+    def __init__(self, training: Shards, channels: int, ranks: Ranks):
+        self._ranks, self._channels = ranks, channels
+        self._training = self._shards = training
+        if training.paired.get("val"):
+            self._shards = Shards(training.folder, "val")
 
     def _read(self, shards: Shards, i: int) -> tuple[Sample, Tensor]:
         sample = shards.read(i, self._channels)

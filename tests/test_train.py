@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Run, launch
+from conftest import TINY, Run, launch, write_pairs
 from safetensors.numpy import load_file
 
 from dist_sketch.track import read_metrics
@@ -230,3 +230,12 @@ def test_two_ranks_train_stop_at_one_and_agree(tmp_path: Path, shards: Path) -> 
     odd = launch(2, *options, "--data.batch-size", 5, "--out", tmp_path / "odd")
     assert odd.returncode != 0
     assert "does not divide by 2 ranks; use 6 or 4" in odd.stderr
+
+
+def test_a_single_pair_trains_to_the_end(tmp_path: Path, cli: Run) -> None:
+    source = write_pairs(tmp_path / "one", 1, 0, size=128)
+    assert cli("pack", source, "--out", tmp_path / "shards", "--size", 128).returncode == 0
+    options = ("--data.shards", tmp_path / "shards", *TINY, "--data.batch-size", 1, "--train.epochs", 1)
+    done = cli("train", *options, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert status(tmp_path / "run")["state"] == "finished"
