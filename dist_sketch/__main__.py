@@ -11,8 +11,10 @@ from typing import Annotated, Any
 import tyro
 
 from dist_sketch import __version__
+from dist_sketch.checkpoint_cli import Checkpoint
 from dist_sketch.config import Config, load
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import SharedError, UserError
+from dist_sketch.stop import SCHEDULER_SIGNALS, StopRequest
 
 USER, OURS = 2, 1  # exit codes
 
@@ -120,14 +122,18 @@ class Train:
     dry_run: bool = False
     """Resolve, check and print everything, write nothing."""
     expect_world_size: int | None = None
-    """Refuse to start on another number of processes; default: what the launcher says."""
+    """Refuse to start on another number of processes; default: what the launcher and SLURM say."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
         """Runs the command."""
+        stop = StopRequest()
+        stop.listen(*SCHEDULER_SIGNALS)  # before torch's long import
         from dist_sketch import train
 
-        return train.train(self.settings, self.out, expect_world_size=self.expect_world_size, dry_run=self.dry_run)
+        return train.train(
+            self.settings, self.out, expect_world_size=self.expect_world_size, dry_run=self.dry_run, stop=stop
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +236,7 @@ COMMANDS: dict[str, Any] = {
     "pack": Pack,
     "verify": Verify,
     "train": Train,
+    "checkpoint": Checkpoint,
     "infer": _infer,
     "evaluate": Evaluate,
     "report": Report,
@@ -240,7 +247,7 @@ COMMANDS: dict[str, Any] = {
 def usage() -> str:
     """The help of `dist-sketch` itself: a line a command."""
     about = {n: (_INFER if c is _infer else c.__doc__).strip().splitlines()[0] for n, c in COMMANDS.items()}
-    lines = [f"  {name:10}{text}" for name, text in about.items()]
+    lines = [f"  {name:12}{text}" for name, text in about.items()]
     return (
         "usage: dist-sketch COMMAND [-h] ...\n\nFrom rough line drawings of faces to pencil portraits.\n\n"
         + "\n".join(lines)
@@ -287,19 +294,50 @@ def _preset(arguments: list[str]) -> Train:
 def main() -> None:
     """Runs the command line; a user's mistake is a sentence and exit code 2, ours a traceback and exit code 1."""
     try:
-        code = parse(sys.argv[1:])()
-    except UserError as e:
-        rank = os.environ.get("RANK", "0")
-        print(f"error: {e}" if rank == "0" else f"error (rank {rank}): {e}", file=sys.stderr)
-        code = USER
+        code = _parse_alike(sys.argv[1:])()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    except Exception:
-        traceback.print_exc()
-        print("This is a fault of dist_sketch, not of your input.", file=sys.stderr)
-        code = OURS
+    except Exception as e:
+        code = _explain(e, int(os.environ.get("RANK", "0")))
     sys.exit(code)
+
+
+def _parse_alike(arguments: list[str]) -> Callable[[], int]:
+    try:
+        return parse(arguments)
+    except UserError as e:  # all ranks have the same command line
+        raise SharedError(str(e)) from e
+
+
+def _explain(error: Exception, rank: int) -> int:
+    """Prints what went wrong, once over all ranks; returns the exit code."""
+    who = f" (rank {rank})" if rank else ""
+    if isinstance(error, SharedError) and rank:
+        return USER
+    if isinstance(error, UserError):
+        print(f"error{who}: {error}", file=sys.stderr)
+        code = USER
+    elif _lost_peer(error):
+        print(f"error{who}: another rank failed or is gone: its message says why", file=sys.stderr)
+        return OURS
+    else:
+        traceback.print_exc()
+        print(f"This is a fault of dist_sketch{who}, not of your input.", file=sys.stderr)
+        code = OURS
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, SharedError):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)  # the launcher's last words name the rank that failed first
+    return code
+
+
+def _lost_peer(error: Exception) -> bool:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    from dist_sketch.ranks import lost_peer
+
+    return lost_peer(error)
 
 
 if __name__ == "__main__":

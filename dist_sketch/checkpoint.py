@@ -12,16 +12,23 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Column, Table
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from dist_sketch.fileio import UserError, read_json
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import read_json
 from dist_sketch.ranks import Ranks
 
 FOLDER = "checkpoints"
@@ -93,7 +100,8 @@ def _sha256(path: Path) -> str:
 
 def _folders(run: Path) -> list[Path]:
     """Newest first."""
-    return sorted((p for p in (run / FOLDER).glob("step-*") if p.name[5:].isdigit()), key=step_of, reverse=True)
+    found = (p for p in (run / FOLDER).glob("step-*") if p.name[5:].isdigit() and p.is_dir())
+    return sorted(found, key=step_of, reverse=True)
 
 
 def verify(folder: Path) -> list[str]:
@@ -105,16 +113,26 @@ def verify(folder: Path) -> list[str]:
         return [str(e)]
     except (KeyError, TypeError, AttributeError):
         return [f"{seal}: damaged (does not list the files)"]
-    problems = [f"{path}: missing" for path in files if not path.is_file()]
+    problems = []
     for path, expected in files.items():
-        if path.is_file() and (path.stat().st_size, _sha256(path)) != expected:
-            problems.append(f"{path}: damaged (size or hash)")
+        try:
+            if (path.stat().st_size, _sha256(path)) != expected:
+                problems.append(f"{path}: damaged (size or hash)")
+        except (FileNotFoundError, ValueError):  # ValueError: no file can have that name
+            problems.append(f"{path}: missing")
+        except OSError as e:
+            problems.append(f"{path}: cannot be read ({e.strerror})")
     return problems or ([] if files else [f"{seal}: damaged (does not list the files)"])
 
 
-def find(run: Path, say: Callable[[str], None] = print) -> Path | None:
-    """The newest checkpoint that verifies, or None. Damaged ones are named through `say` and passed over."""
+def find(run: Path, say: Callable[[str], None] = print, *, until: int | None = None) -> Path | None:
+    """The newest checkpoint (of at most step `until`) that verifies, or None.
+
+    Damaged ones are named through `say` and passed over.
+    """
     for folder in _folders(run):
+        if until is not None and step_of(folder) > until:
+            continue
         problems = verify(folder)
         if not problems:
             return folder
@@ -127,16 +145,90 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+class Entry(NamedTuple):
+    """A checkpoint as it lies on the disk."""
+
+    folder: Path
+    bytes: int
+    files: int
+    written: float  # unix seconds
+    problems: list[str]  # empty: it is complete
+
+
+def entries(run: Path, step: int | None = None) -> list[Entry]:
+    """A run's checkpoints (or only that of `step`), newest first, all their files compared with their hashes.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = _folders(run)
+    if not folders:
+        raise UserError(f"{run}: has no checkpoints; is it the folder of a run?")
+    chosen = [f for f in folders if step in (None, step_of(f))]
+    if not chosen:
+        steps = ", ".join(str(step_of(f)) for f in reversed(folders))
+        raise UserError(f"--step {step}: there is no such checkpoint; there are {steps}")
+    found = []
+    for folder in chosen:
+        problems = verify(folder)
+        with suppress(FileNotFoundError):  # the run goes on, and has removed it meanwhile
+            sizes = [p.stat().st_size for p in folder.iterdir()]
+            seal = folder / "checkpoint.json"
+            written = (seal if seal.is_file() else folder).stat().st_mtime
+            found.append(Entry(folder, sum(sizes), len(sizes), written, problems))
+    return [e for e in found if e.folder.is_dir()]
+
+
+def check(run: Path, step: int | None = None, say: Callable[[str], None] = print) -> None:
+    """Tells through `say` which of a run's checkpoints (or only that of `step`) are good.
+
+    Raises:
+        UserError: some are damaged, or there is none. It names their files, and the newest complete checkpoint.
+    """
+    found = entries(run, step)
+    damaged = [e for e in found if e.problems]
+    for e in found:
+        if not e.problems:
+            say(f"{e.folder}: good ({e.files} files, {decimal(e.bytes)})")
+    if damaged:
+        newest = find(run, lambda _: None)
+        lines = [f"{len(damaged)} of {len(found)} checkpoint(s) damaged:"]
+        lines += [f"  {problem}" for e in damaged for problem in e.problems]
+        raise UserError("\n".join([*lines, f"newest complete checkpoint: {newest or 'none'}"]))
+
+
+def table(found: list[Entry]) -> Table:
+    """The checkpoints for the console."""
+    result = Table(*(Column(name, no_wrap=True) for name in ("step", "size", "files", "written")), "state")
+    newest = next((e for e in found if not e.problems), None)
+    for e in found:
+        state = "; ".join(p.replace(f"{e.folder}{os.sep}", "") for p in e.problems) or "complete"
+        when = f"{datetime.fromtimestamp(e.written):%Y-%m-%d %H:%M} ({_age(time.time() - e.written)})"
+        cells = (str(step_of(e.folder)), decimal(e.bytes), str(e.files), when, state + ", newest" * (e is newest))
+        result.add_row(*map(escape, cells), style="bold" if e is newest else "red" if e.problems else None)
+    return result
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return "just now"
+
+
 def load(folder: Path, modules: dict[str, nn.Module], ranks: Ranks) -> dict[str, Any]:
     """Restores networks and this rank's random state; returns what `save` got as `state`.
 
     With another number of ranks than the run was saved on, the ranks' random streams cannot be kept:
     they are seeded anew from the step, and one warning says so.
+
+    Raises:
+        UserError: a file is damaged, or holds what a checkpoint never does.
     """
     for name, module in modules.items():
         load_module(folder / f"{name}.safetensors", module)
-    state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    rng = torch.load(folder / "rng.pt", map_location="cpu", weights_only=True)
+    state: dict[str, Any] = _unpickled(folder / "state.pt")
+    rng = _unpickled(folder / "rng.pt")
     if len(rng) == ranks.world_size:
         _set_rng_state(rng[ranks.rank], ranks.device)
     else:
@@ -144,6 +236,22 @@ def load(folder: Path, modules: dict[str, nn.Module], ranks: Ranks) -> dict[str,
         if ranks.is_main:
             print(f"warning: saved on {len(rng)} rank(s), resumed on {ranks.world_size}: dropout draws other numbers")
     return state
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as e:  # of pickle, zipfile, torch: it depends on where the file is wrong
+        raise UserError(
+            f"{path}: damaged, or holds more than plain values; nothing of it was run. Remove {path.parent} to go on "
+            "from the checkpoint before it"
+        ) from e
 
 
 def load_module(path: Path, module: nn.Module) -> None:

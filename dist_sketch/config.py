@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_sketch.fileio import UserError, find_file, read_toml
+from dist_sketch.errors import SharedError, UserError
+from dist_sketch.fileio import find_file, read_toml
 
 T = typing.TypeVar("T")
 
@@ -35,6 +36,8 @@ class Data:
     """Augmentation of pix2pix: enlarge by 286/256 and crop back, both halves alike."""
     workers: int = 1
     """Loader processes a rank; 0 loads in the training process."""
+    stall_timeout_s: float = 600.0
+    """Longest wait for a batch from the loader's workers before the run stops; 0: for ever."""
     skip_bad: int = 0
     """How many samples that fail their hash may be left out before the run stops."""
 
@@ -53,6 +56,13 @@ class Train:
     """Steps in a row with a loss or gradient that is not finite (each is skipped) before the run stops."""
     sync_interval_steps: int = 0
     """Steps between two readings of the reduced losses by the host; 0: 1 on CPUs, 16 on GPUs."""
+    accumulate: int = 1
+    """Parts in which each rank works through its share of a batch: less memory for the same step (but BatchNorm's
+    statistics are then a part's)."""
+    sync_batchnorm: bool = False
+    """BatchNorm's statistics over all ranks' pairs instead of each rank's own; GPUs only."""
+    rank_timeout_s: float = 1800.0
+    """How long a rank waits for the others before it gives up."""
     validate_interval_epochs: int = 5
     """Epochs between two SSIM scores of the validation split; 0: never."""
     validate_limit: int = 256
@@ -77,6 +87,10 @@ class Optim:
     """Adam's decay of the mean squared gradient."""
     clip_norm: float = 0.0
     """Largest gradient norm of a network; 0: no clipping (the paper's)."""
+    decay_start_step: int = 0
+    """Step from which the learning rates fall linearly to 0, in decay_steps steps."""
+    decay_steps: int = 0
+    """Steps of that fall; 0: the rates are constant (the paper's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,26 +191,31 @@ class Config:
 
 # May differ between the legs of one run: where things lie, how long it goes on, what it tolerates and what it tells.
 FREE = (
-    *("data.shards", "data.workers", "data.skip_bad", "train.epochs", "train.nonfinite_limit"),
-    *("checkpoint.", "track."),
+    *("data.shards", "data.workers", "data.stall_timeout_s", "data.skip_bad"),
+    *("train.epochs", "train.nonfinite_limit", "train.rank_timeout_s", "checkpoint.", "track."),
 )
 
 # (keys, what they must be, holds); infinity is refused for all: JSON cannot hold it
 _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
     (
-        "data.batch_size train.epochs train.nonfinite_limit conditional.timer conditional.hysteresis "
+        "data.batch_size train.epochs train.nonfinite_limit train.accumulate conditional.timer conditional.hysteresis "
         "conditional.short_steps conditional.long_steps checkpoint.keep track.log_interval_steps",
         "at least 1",
         lambda v: v >= 1,
     ),
     (
-        "data.workers data.skip_bad train.sync_interval_steps train.validate_interval_epochs train.validate_limit "
-        "train.sample_interval_epochs optim.clip_norm loss.lambda_l1 conditional.loss_threshold conditional.growth "
-        "conditional.longest_lock_steps checkpoint.interval_steps",
+        "data.workers data.skip_bad data.stall_timeout_s train.sync_interval_steps train.validate_interval_epochs "
+        "train.validate_limit train.sample_interval_epochs optim.clip_norm optim.decay_start_step optim.decay_steps "
+        "loss.lambda_l1 conditional.loss_threshold conditional.growth conditional.longest_lock_steps "
+        "checkpoint.interval_steps",
         "0 or more",
         lambda v: v >= 0,
     ),
-    ("optim.lr_g optim.lr_d loss.scale conditional.g_threshold track.timeout_s", "above 0", lambda v: v > 0),
+    (
+        "optim.lr_g optim.lr_d loss.scale conditional.g_threshold track.timeout_s train.rank_timeout_s",
+        "above 0",
+        lambda v: v > 0,
+    ),
     ("optim.beta1 optim.beta2 generator.dropout generator.ema", "in [0, 1)", lambda v: 0 <= v < 1),
     ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
     ("train.sample_count", "from 1 to 64", lambda v: 1 <= v <= 64),
@@ -213,15 +232,17 @@ def validate(config: Config) -> Config:
     for keys, allowed, holds in _RULES:
         for key in keys.split():
             if not holds(values[key]) or values[key] == float("inf"):
-                raise UserError(f"{key} = {values[key]!r}: must be {allowed}, and finite")
+                raise SharedError(f"{key} = {values[key]!r}: must be {allowed}, and finite")
     c = config.conditional
     if c.mode == "on" and c.g_threshold <= c.loss_threshold * c.hysteresis:
-        raise UserError(
+        raise SharedError(
             f"conditional.g_threshold = {c.g_threshold}: must be above loss_threshold * hysteresis = "
             f"{c.loss_threshold * c.hysteresis:g}, or both networks would be locked at once"
         )
+    if config.train.sync_batchnorm and config.norm != "batch":
+        raise SharedError(f"train.sync_batchnorm = true: norm = {config.norm!r} has no batch statistics")
     if c.mode == "paper" and (c.timer_net, c.timer_unit) != ("d", "epochs"):
-        raise UserError("conditional.mode = 'paper': the paper's timer holds D and counts epochs; use mode = 'on'")
+        raise SharedError("conditional.mode = 'paper': the paper's timer holds D and counts epochs; use mode = 'on'")
     return config
 
 

@@ -18,7 +18,7 @@ from skimage.metrics import structural_similarity
 from skimage.restoration import denoise_bilateral, denoise_nl_means, denoise_tv_chambolle
 from torch import Tensor
 
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 
 Array = NDArray[np.float32]
 Filter = Literal["none", "median", "tv", "nlm", "bilateral"]

@@ -1,15 +1,18 @@
 """Files: read with a sentence for an error, written whole or not at all, found by name."""
 
+import fcntl
 import json
 import os
+import socket
+import time
 import tomllib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
+from dist_sketch.errors import UserError
 
-class UserError(Exception):
-    """The user's mistake: a sentence that says what, where and how to mend it. Exit code 2, no traceback."""
+LOCK = ".lock"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -96,3 +99,41 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not (float("-inf") < value < float("inf")) else value
+
+
+class Lock:
+    """Keeps other processes out of a folder from `acquire` until this one ends, however it ends."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._file: IO[str] | None = None
+
+    def acquire(self, wait_s: float = 30.0) -> None:
+        """Takes the lock; waits a while for a process that is just ending.
+
+        Raises:
+            UserError: another process holds it, or the folder cannot be written.
+        """
+        path, started = self._folder / LOCK, time.monotonic()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the process lives
+        except OSError as e:
+            raise UserError(f"{path}: cannot be written ({e.strerror})") from e
+        while True:
+            try:
+                # Not flock: a loader's worker that outlives a killed run would inherit it.
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError) as e:
+                self._file.seek(0)
+                holder = self._file.read().strip() or "another process"
+                if time.monotonic() - started > wait_s:
+                    raise UserError(f"{self._folder}: {holder} is at work in it; wait for its end, or stop it") from e
+                time.sleep(0.1)
+            except OSError:
+                return  # a file system without locks
+        with suppress(OSError):  # the holder's name is a courtesy: a full disk does not matter
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()

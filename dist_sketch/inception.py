@@ -22,7 +22,7 @@ import torchvision
 from pytorch_fid import inception as pytorch_fid
 from torch import Tensor, nn
 
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 
 NETWORK = "inception-2015-12-05"
 DIMS = (64, 192, 768, 2048)  # channels after the 1st and 2nd max pooling, before the auxiliary classifier, at the end

@@ -13,11 +13,11 @@ from PIL import Image
 from rich.progress import track as progress_bar
 from torch import Tensor, nn
 
-from dist_sketch import checkpoint, fileio, inception, loader, metrics, networks, pixels, recipe
 from dist_sketch import config as cfg
+from dist_sketch import fileio, hub, inception, loader, metrics, networks, pixels, recipe
 from dist_sketch.config import Config
-from dist_sketch.denoise import Denoise, denoise
-from dist_sketch.fileio import UserError
+from dist_sketch.denoise import denoise
+from dist_sketch.errors import UserError
 from dist_sketch.ranks import Ranks
 from dist_sketch.step import AUTOCAST, resolve_precision
 
@@ -62,16 +62,6 @@ class Options:
     denoise: DenoiseOverride = field(default_factory=DenoiseOverride)
     fid_weights: Path | None = None
     """File of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
-
-
-class Model(NamedTuple):
-    """A trained generator and what belongs to it."""
-
-    net: nn.Module
-    config: Config
-    size: int  # px, of the images that it was trained on
-    step: int
-    denoise: Denoise
 
 
 class Item(NamedTuple):
@@ -149,46 +139,6 @@ def open_source(path: Path, split: str, size: int, channels: int) -> Source:
     return FromFiles(path, split, size, channels)
 
 
-def find_weights(run: Path, step: int | None) -> tuple[Path, int]:
-    """The folder of the weights in a run, or in an exported generator's folder, and their step.
-
-    Raises:
-        UserError: no such folder, or no complete checkpoint (of that step).
-    """
-    if not (run / "config.json").is_file():
-        raise UserError(f"{run}: is neither a run nor an exported generator (no config.json)")
-    if (run / "generator.safetensors").is_file():
-        return run, fileio.read_json(run / "config.json")["facts"].get("step", 0)
-    folder = checkpoint.find(run) if step is None else run / checkpoint.FOLDER / f"step-{step:08d}"
-    if folder is None:
-        raise UserError(f"{run}: has no complete checkpoint yet")
-    if step is not None and (problems := checkpoint.verify(folder)):
-        raise UserError(f"--step {step}: {'; '.join(problems)}")
-    return folder, checkpoint.step_of(folder)
-
-
-def load_model(run: Path, weights: tuple[Path, int], device: torch.device) -> Model:
-    """Rebuilds the generator that draws from a run's folder, or an exported generator's, alone.
-
-    Args:
-        weights: what `find_weights` gave.
-
-    Raises:
-        UserError: weights of another network, or gone since.
-    """
-    folder, step = weights
-    saved = fileio.read_json(run / "config.json")
-    config = cfg.from_dict(Config, saved["config"], str(run / "config.json"))
-    average = folder / "ema.safetensors"
-    net = networks.generator(config)
-    checkpoint.load_module(average if average.is_file() else folder / "generator.safetensors", net)
-    settings, path = Denoise(), run / "denoise.json"
-    if path.is_file():
-        settings = cfg.from_dict(Denoise, fileio.read_json(path)["denoise"], str(path))
-    net = net.to(device).to(memory_format=torch.channels_last)
-    return Model(net, config, saved["facts"]["size"], step, settings)
-
-
 def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any] | None:
     """Draws every input exactly once, over all ranks, into `out`; never writes into `run`.
 
@@ -202,8 +152,8 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size}: must be at least 1")
     # One choice for all ranks: a run that goes on may save a newer checkpoint in between.
-    weights = ranks.main_decides(lambda: find_weights(run, options.step))
-    model = load_model(run, weights, ranks.device)
+    weights = ranks.main_decides(lambda: hub.find_weights(run, options.step))
+    model = hub.SketchGenerator.load(run, weights).to(ranks.device).to(memory_format=torch.channels_last)
     output_px = _output_px(options.output_size, model.size)
     if options.mode == "paper":
         networks.check_config(model.config, model.size, batch=1)
@@ -226,7 +176,7 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
     ranks.main_decides(lambda: _make_room(out, source))
     scorer = _scorer(options.fid_weights, ranks) if inputs.has_sketch else None
     reference = _Reference(about["reference"], len(inputs), model.size)
-    draw = partial(_draw, model.net, options, resolve_precision(options.precision, ranks.device), ranks.device)
+    draw = partial(_draw, model, options, resolve_precision(options.precision, ranks.device), ranks.device)
     mine = ranks.share(len(inputs))
     batches = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
 

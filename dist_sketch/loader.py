@@ -4,13 +4,17 @@ Stock WebDataset pipelines split whole shards over ranks and workers, so that ra
 batches; here each sample has its place (shard, offset, length, hash) in the manifest and is read by it.
 """
 
+import atexit
 import hashlib
 import io
 import json
+import multiprocessing
 import os
+import signal
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dist_sketch import pack, pixels
 from dist_sketch.config import Data
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 
 
 class Sample(NamedTuple):
@@ -139,6 +143,11 @@ class Batch:
     keys: list[str]
     bad: list[str]  # sentences about samples that were left out
 
+    @property
+    def blank(self) -> bool:
+        """Whether all samples were left out; empty pages stand in, so that this rank can take part in the step."""
+        return not self.keys
+
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader on GPU machines."""
         return Batch(self.line.pin_memory(), self.sketch.pin_memory(), self.keys, self.bad)
@@ -184,13 +193,26 @@ class _Places(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(i)) for i in indices[start : start + share]]
 
 
-def _collate(samples: Sequence[Sample | BadSample]) -> Batch | BadSample:
+def _collate(samples: Sequence[Sample | BadSample], *, channels: int, size: int) -> Batch:
     good = [s for s in samples if isinstance(s, Sample)]
     bad = [str(s) for s in samples if isinstance(s, BadSample)]
-    if not good:
-        return BadSample(f"a whole batch is unreadable: {bad[0]}")  # raised here, it would come with a traceback
     sketches = [s.sketch for s in good if s.sketch is not None]
+    if not good:
+        blank = torch.full((len(samples), channels, size, size), 255, dtype=torch.uint8)
+        return Batch(blank, blank, [], bad)
     return Batch(torch.stack([s.line for s in good]), torch.stack(sketches), [s.key for s in good], bad)
+
+
+def _ignore_signals(worker: int) -> None:
+    """A scheduler signals all processes of a job: the training process decides when to stop, and needs its workers."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """They ignore the signal by which multiprocessing would end them, and it would wait for them for ever."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 class Loader:
@@ -200,20 +222,34 @@ class Loader:
         check_batch(data.batch_size, world_size, len(shards))
         self.steps = steps_an_epoch(len(shards), data.batch_size)
         self._places = _Places(len(shards), data, seed, rank, world_size)
+        self._folder, self._stall_timeout_s = shards.folder, data.stall_timeout_s
+        if data.workers:
+            atexit.register(_end_workers)
         self._loader = DataLoader(
             _Samples(shards, data, seed),
             batch_sampler=self._places,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, channels=data.channels, size=shards.size),
             num_workers=data.workers,
             persistent_workers=data.workers > 0,
+            timeout=data.stall_timeout_s if data.workers else 0,
+            worker_init_fn=_ignore_signals,
             pin_memory=pin,
             generator=torch.Generator(),  # else each epoch would draw a number from the run's own stream
         )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `first_step` on; those before it are not read."""
+        """The batches of an epoch from `first_step` on; those before it are not read.
+
+        Raises:
+            UserError: the workers give no batch for `data.stall_timeout_s`.
+        """
         self._places.epoch, self._places.first_step = epoch, first_step
-        for batch in self._loader:
-            if isinstance(batch, BadSample):
-                raise BadSample(str(batch))  # not `batch`: a cycle with this frame would keep the workers alive
-            yield batch
+        try:
+            yield from self._loader
+        except RuntimeError as e:
+            if "timed out" not in str(e):
+                raise
+            raise UserError(
+                f"{self._folder}: no batch for {self._stall_timeout_s:g} s; does the disk answer? "
+                "Start again when it does, or raise --data.stall-timeout-s"
+            ) from e

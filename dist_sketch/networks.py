@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_sketch.config import Config
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 
 Norm = Literal["batch", "instance", "none"]
 

@@ -27,7 +27,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dist_sketch.fileio import UserError, read_json, write_json
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import read_json, write_json
 from dist_sketch.recipe import SPLITS, BadImage, Pair, Problem, Recipe, pairs, read_image, refuse
 
 FORMAT = 1

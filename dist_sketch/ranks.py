@@ -13,7 +13,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import PeerLost, SharedError, UserError
 
 T = TypeVar("T")
 
@@ -22,7 +22,8 @@ class Ranks:
     """This process among its peers. One process is the special case of world size 1.
 
     Args:
-        expect_world_size: refuse to start on another number of processes; None: what the launcher's variables say.
+        expect_world_size: refuse to start on another number of processes; None: what the launcher's and SLURM's
+            variables say.
         timeout_s: how long a collective operation may wait for a missing rank.
 
     Raises:
@@ -47,15 +48,13 @@ class Ranks:
                 "set --train.precision instead"
             )
 
-    def _check_world_size(self, expected: int | None) -> None:
-        if expected is None:
-            expected = int(os.environ.get("WORLD_SIZE") or 1)
-        if expected != self.world_size:
-            raise UserError(
-                f"{self.world_size} process(es) work together, {expected} were expected. On CPUs: "
-                f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {expected} ...; "
-                f"on GPUs: accelerate launch --multi_gpu --num_processes {expected} ..."
-            )
+    def _check_world_size(self, wanted: int | None) -> None:
+        for source, expected, fits in expectations(wanted, self.device.type):
+            if not fits(self.world_size):
+                raise SharedError(
+                    f"{self.world_size} process(es) work together, {expected} were expected ({source}). "
+                    f"{_right_command(expected)}; or say what is wanted: --expect-world-size N"
+                )
 
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over all ranks, in place; one small all-reduce."""
@@ -93,7 +92,7 @@ class Ranks:
         if error is not None:
             raise error
         if failed:
-            raise UserError(sentence) if sentence is not None else RuntimeError("rank 0 failed; its traceback says why")
+            raise SharedError(sentence) if sentence is not None else PeerLost("rank 0 failed: its traceback says why")
         return result
 
     def wait(self) -> None:
@@ -128,9 +127,53 @@ class Ranks:
         for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
 
+    def sync_batchnorm(self, module: nn.Module) -> nn.Module:
+        """`module` with BatchNorm layers whose statistics are those of all ranks' pairs; torch has none for CPUs."""
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module) if self.world_size > 1 else module
+
     def close(self) -> None:
-        """Leaves the process group."""
+        """Leaves the process group, together: a launcher ends all ranks as soon as one has left."""
+        self.wait()
         self.accelerator.end_training()
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether `error` is a collective operation's word that another rank is gone or has not come in time."""
+    return isinstance(error, PeerLost | dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def expectations(wanted: int | None, device: str) -> list[tuple[str, int, Callable[[int], bool]]]:
+    """What the user, else the launcher and SLURM, say of the number of processes.
+
+    Returns:
+        For each source: its name, the number, and whether another number fits it too.
+    """
+    env = os.environ
+    if wanted is not None:
+        return [("--expect-world-size", wanted, wanted.__eq__)]
+    launched = int(env.get("WORLD_SIZE") or 1)
+    found: list[tuple[str, int, Callable[[int], bool]]] = [("the launcher's WORLD_SIZE", launched, launched.__eq__)]
+    if "SLURM_STEP_NUM_TASKS" in env:  # inside srun; a batch script or a salloc shell has none
+        tasks, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_STEP_NUM_NODES") or 1)
+        gpus = env.get("SLURM_GPUS_ON_NODE", "")
+        if device == "cuda" and gpus.isdigit():
+            found.append((f"SLURM: {nodes} node(s) with {gpus} GPU(s)", nodes * int(gpus), (nodes * int(gpus)).__eq__))
+        else:  # a task may be a launcher of several processes
+            found.append((f"SLURM: {tasks} task(s)", tasks, lambda n: n % tasks == 0))
+    return found
+
+
+def _right_command(count: int) -> str:
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or 1)
+    if nodes > 1:
+        return (
+            f"On every node: accelerate launch --multi_gpu --num_machines {nodes} --machine_rank $SLURM_NODEID "
+            f"--num_processes {count} --main_process_ip FIRST_NODE --main_process_port 29500 ..."
+        )
+    return (
+        f"On GPUs: accelerate launch --multi_gpu --num_processes {count} ...; "
+        f"on CPUs: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {count} ..."
+    )
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dist_sketch.config import from_dict
-from dist_sketch.fileio import UserError, find_file, read_toml
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import find_file, read_toml
 
 SPLITS = ("train", "val", "test")
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -16,7 +16,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 
 from dist_sketch.config import Config, items
-from dist_sketch.fileio import UserError, read_json, write_atomic
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import read_json, write_atomic
 from dist_sketch.track import read_metrics
 
 Table = dict[str, Any]

@@ -5,19 +5,23 @@
     G's turn:  loss_G = scale * (BCE(D(line, fake), 1) + lambda * L1(fake, sketch));  update G
 
 A locked network is forwarded without gradients, so that its loss goes on being measured.
+
+A rank may work through its share of the batch in parts (`train.accumulate`): each turn then goes through all of them
+before its update, and averages gradients over the ranks once. G draws anew in its turn: its graphs for all parts would
+take the memory that the parts are there to save.
 """
 
 import copy
 import math
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dist_sketch import losses, networks
 from dist_sketch.conditional import Decision
-from dist_sketch.config import Config
+from dist_sketch.config import Config, Optim
 from dist_sketch.ranks import Ranks
 
 # What a step measures: sums over this rank's pairs, then counts and flags.
@@ -26,6 +30,24 @@ NORMS = ("norm/d", "norm/g")  # gradient norms; equal on all ranks
 COUNTS = ("pairs", "nonfinite", "bad", "stop")
 NAMES = (*MEANS, *NORMS, *COUNTS)
 
+
+class Measured(NamedTuple):
+    """What a step measured; still on the device."""
+
+    reduced: Tensor  # the values of `NAMES`, summed over the ranks: float64 (len(NAMES),)
+    own_nonfinite: Tensor  # whether a loss on this rank was not finite: bool ()
+
+
+class Part(NamedTuple):
+    """One forward and backward pass's pairs."""
+
+    line: Tensor
+    sketch: Tensor
+    weight: float  # of its mean loss in the mean over the rank's share
+    last: bool  # its backward averages the gradients over the ranks
+
+
+Measures = dict[str, Tensor]  # by name: sums over a rank's parts
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,8 +73,7 @@ class Step:
         device = ranks.device
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.autocast_dtype = AUTOCAST.get(precision)
-        self.g = networks.generator(config).to(device, self.dtype).to(memory_format=torch.channels_last)
-        self.d = networks.discriminator(config).to(device, self.dtype).to(memory_format=torch.channels_last)
+        self.g, self.d = self._build(networks.generator(config)), self._build(networks.discriminator(config))
         self.ema = copy.deepcopy(self.g).requires_grad_(False) if config.generator.ema else None
         self.ddp_g, self.ddp_d = ranks.prepare(self.g), ranks.prepare(self.d)
         betas = (config.optim.beta1, config.optim.beta2)
@@ -62,86 +83,123 @@ class Step:
         # One scaler a network: a shared one would be rescaled by the other network's overflow.
         self.scaler_g = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.scaler_d = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.updates_g = 0
+        self.steps = self.updates_g = 0
+        self.share = config.data.batch_size // ranks.world_size
         self.statistics = [b for m in self.modules().values() for b in m.buffers() if b.is_floating_point()]
+
+    def _build(self, net: nn.Module) -> nn.Module:
+        if self.config.train.sync_batchnorm:
+            net = self.ranks.sync_batchnorm(net)
+        return net.to(self.ranks.device, self.dtype).to(memory_format=torch.channels_last)
 
     @property
     def drawing(self) -> nn.Module:
         """The generator that draws: the averaged one if there is one."""
         return self.g if self.ema is None else self.ema
 
-    def __call__(self, line: Tensor, sketch: Tensor, decision: Decision, *, bad: int, stop: bool) -> Tensor:
+    def __call__(
+        self, line: Tensor, sketch: Tensor, decision: Decision, *, bad: int, stop: bool, blank: bool = False
+    ) -> Measured:
         """One step on this rank's share of the global batch.
 
         Args:
-            line: (B, C, H, W) in [-1, 1], on the device; `sketch` likewise.
+            line: (B, C, H, W) in [-1, 1], on the device; `sketch` likewise. B may be less than the share: what is
+                missing has no gradient, whichever rank misses it.
             bad: samples that the loader had to leave out of this batch.
             stop: whether this process was asked to stop.
-
-        Returns:
-            The values of `NAMES`, reduced over all ranks (not yet read by the host): float64 (len(NAMES),).
+            blank: all were bad: `line` and `sketch` only stand in for them, and count for nothing.
         """
-        line, sketch = self._ready(line), self._ready(sketch)
+        self._set_learning_rates()
+        parts = self._parts(line, sketch, blank)
         statistics = torch.cat(self.statistics) if self.statistics else None
-        with self._autocast(), torch.set_grad_enabled(decision.train_g):
-            fake = (self.ddp_g if decision.train_g else self.g)(line)
-        measured = self._turn_d(line, sketch, fake.detach()) if decision.train_d else self._measure_d(line, sketch)
-        with torch.set_grad_enabled(decision.train_g):
-            measured |= self._turn_g(line, sketch, fake, decision)
+        fake = self._draw(parts[0], decision.train_g) if len(parts) == 1 else None  # once, for both turns
+        measured: Measures = {}
+        self._turn_d(parts, fake, decision.train_d, measured)
+        self._turn_g(parts, fake, decision, measured)
         if decision.train_g:
-            self._average(line)
-        vector = self._reduce(measured, len(line), bad, stop)
+            self._average(parts)
+        result = self._reduce(measured, 0 if blank else len(line), bad, stop)
         if statistics is not None:
-            self._keep_statistics(statistics, skipped=vector[NAMES.index("nonfinite")] > 0)
-        return vector
+            self._keep_statistics(statistics, skipped=(result.reduced[NAMES.index("nonfinite")] > 0) | blank)
+        self.steps += 1
+        return result
 
-    def _turn_d(self, line: Tensor, sketch: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        self.d.requires_grad_(True)
+    def _set_learning_rates(self) -> None:
+        factor = learning_rate_factor(self.config.optim, self.steps)
+        self.optimizer_g.param_groups[0]["lr"] = self.config.optim.lr_g * factor
+        self.optimizer_d.param_groups[0]["lr"] = self.config.optim.lr_d * factor
+
+    def _parts(self, line: Tensor, sketch: Tensor, blank: bool) -> list[Part]:
+        line, sketch = (x.to(self.dtype, memory_format=torch.channels_last) for x in (line, sketch))
+        size = self.share // self.config.train.accumulate
+        pieces = list(zip(line.split(size), sketch.split(size), strict=True))
+        return [
+            Part(a, b, 0.0 if blank else len(a) / self.share, last=n == len(pieces))
+            for n, (a, b) in enumerate(pieces, 1)
+        ]
+
+    def _draw(self, part: Part, train: bool) -> Tensor:
+        """G's sketch of a part; with `train` it can be differentiated."""
+        with self._autocast(), torch.set_grad_enabled(train):
+            return (self.ddp_g if train else self.g)(part.line)
+
+    def _turn_d(self, parts: list[Part], fake: Tensor | None, train: bool, measured: Measures) -> None:
+        """Trains D, or measures a locked one."""
+        self.d.requires_grad_(train)
         self.optimizer_d.zero_grad()
+        for part in parts:
+            if train:
+                self._backward_d(part, self._draw(part, False) if fake is None else fake.detach(), measured)
+            else:
+                self._measure_d(part, measured)
+        if train:
+            _add(measured, {"norm/d": self._update(self.optimizer_d, self.scaler_d)})
+
+    def _backward_d(self, part: Part, fake: Tensor, measured: Measures) -> None:
         separate = self.config.loss.d_backward == "separate"
-        with self.ranks.no_sync(self.ddp_d) if separate else nullcontext():
+        with nullcontext() if part.last and not separate else self.ranks.no_sync(self.ddp_d):
             with self._autocast():
-                real_logits = self.ddp_d(line, sketch)
+                real_logits = self.ddp_d(part.line, part.sketch)
             loss = loss_real = losses.bce(real_logits, 1.0)
             if separate:  # frees the real term's graph before the fake term's is built
-                self.scaler_d.scale(_spoilt(loss_real)).backward()
-        with self._autocast():
-            fake_logits = self.ddp_d(line, fake)
-        loss_fake = losses.bce(fake_logits, 0.0)
-        loss = loss_fake if separate else loss_real + loss_fake
-        self.scaler_d.scale(_spoilt(loss)).backward()
-        norm = self._update(self.optimizer_d, self.scaler_d)
-        return {
-            "loss/d_real": loss_real,
-            "d/real": real_logits.float().sigmoid().mean(),
-            "loss/d_fake": loss_fake,
-            "d/fake": fake_logits.float().sigmoid().mean(),
-            "norm/d": norm,
-        }
+                self.scaler_d.scale(_spoilt(loss_real) * part.weight).backward()
+        with nullcontext() if part.last else self.ranks.no_sync(self.ddp_d):
+            with self._autocast():
+                fake_logits = self.ddp_d(part.line, fake)
+            loss_fake = losses.bce(fake_logits, 0.0)
+            loss = loss_fake if separate else loss_real + loss_fake
+            self.scaler_d.scale(_spoilt(loss) * part.weight).backward()
+        _add(measured, _terms("real", loss_real, real_logits) | _terms("fake", loss_fake, fake_logits), part.weight)
 
     @torch.no_grad()
-    def _measure_d(self, line: Tensor, sketch: Tensor) -> dict[str, Tensor]:
+    def _measure_d(self, part: Part, measured: Measures) -> None:
         """A locked D's real term; its fake term comes from G's turn for nothing."""
         with self._autocast():
-            logits = self.d(line, sketch)
-        return {"loss/d_real": losses.bce(logits, 1.0), "d/real": logits.float().sigmoid().mean()}
+            logits = self.d(part.line, part.sketch)
+        _add(measured, _terms("real", losses.bce(logits, 1.0), logits), part.weight)
 
-    def _turn_g(self, line: Tensor, sketch: Tensor, fake: Tensor, decision: Decision) -> dict[str, Tensor]:
+    def _turn_g(self, parts: list[Part], fake: Tensor | None, decision: Decision, measured: Measures) -> None:
+        """Trains G, or measures a locked one."""
         # Frozen and bare: a backward through the wrapped D would all-reduce D's gradients and leave them behind.
         self.d.requires_grad_(False)
-        with self._autocast():
-            logits = self.d(line, fake)
-        c = self.config.loss
-        loss = losses.generator_loss(logits, fake, sketch, lambda_l1=c.lambda_l1, scale=c.scale)
-        measured = {"loss/g": loss.total, "loss/g_bce": loss.bce, "loss/g_l1": loss.l1}
+        self.optimizer_g.zero_grad()
+        for part in parts:
+            # The forward pass, too, must be inside: DDP prepares the reduction there.
+            with nullcontext() if part.last else self.ranks.no_sync(self.ddp_g):
+                self._backward_g(part, self._draw(part, decision.train_g) if fake is None else fake, decision, measured)
         if decision.train_g:
-            self.optimizer_g.zero_grad()
-            self.scaler_g.scale(_spoilt(loss.total)).backward()
-            measured["norm/g"] = self._update(self.optimizer_g, self.scaler_g)
+            _add(measured, {"norm/g": self._update(self.optimizer_g, self.scaler_g)})
+
+    def _backward_g(self, part: Part, fake: Tensor, decision: Decision, measured: Measures) -> None:
+        with self._autocast(), torch.set_grad_enabled(decision.train_g):
+            logits = self.d(part.line, fake)
+        c = self.config.loss
+        loss = losses.generator_loss(logits, fake, part.sketch, lambda_l1=c.lambda_l1, scale=c.scale)
+        if decision.train_g:
+            self.scaler_g.scale(_spoilt(loss.total) * part.weight).backward()
+        _add(measured, {"loss/g": loss.total, "loss/g_bce": loss.bce, "loss/g_l1": loss.l1}, part.weight)
         if not decision.train_d:
-            fake_logits = logits.detach()
-            measured |= {"loss/d_fake": losses.bce(fake_logits, 0.0), "d/fake": fake_logits.float().sigmoid().mean()}
-        return measured
+            _add(measured, _terms("fake", losses.bce(logits.detach(), 0.0), logits), part.weight)
 
     def _update(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Tensor:
         """Updates one network, unless a gradient is not finite. Returns the gradients' norm before clipping.
@@ -160,7 +218,7 @@ class Step:
         return norm
 
     @torch.no_grad()
-    def _average(self, line: Tensor) -> None:
+    def _average(self, parts: list[Part]) -> None:
         """Moves the averaged generator and, by a forward pass of its own, its norm statistics.
 
         Statistics borrowed from the live net do not fit averaged weights: pages come out tinted.
@@ -172,32 +230,32 @@ class Step:
         decay = min(self.config.generator.ema, (1 + self.updates_g) / (10 + self.updates_g))
         for average, live in zip(self.ema.parameters(), self.g.parameters(), strict=True):
             average.lerp_(live, 1 - decay)
+        if not any(True for _ in self.ema.buffers()):
+            return
         self.ema.train()
         for module in self.ema.modules():
             if isinstance(module, nn.Dropout2d):
                 module.eval()  # it draws without dropout; and no random number may depend on the average's existence
-        with self._autocast():
-            self.ema(line)
+        for part in parts:
+            with self._autocast():
+                self.ema(part.line)
 
     def _keep_statistics(self, before: Tensor, skipped: Tensor) -> None:
-        """Puts the running statistics back if the step was not finite: a NaN would stay in them for ever."""
+        """Puts the running statistics back if the step was not finite, or blank: a NaN would stay in them for ever."""
         now = torch.cat(self.statistics)
         kept = torch.where(skipped | ~now.isfinite(), before, now)
         for buffer, part in zip(self.statistics, kept.split([b.numel() for b in self.statistics]), strict=True):
             buffer.copy_(part)
 
-    def _reduce(self, measured: dict[str, Tensor], pairs: int, bad: int, stop: bool) -> Tensor:
-        zero = torch.zeros((), device=self.ranks.device)
-        values = torch.stack([measured.get(n, zero).detach().double() for n in (*MEANS, *NORMS)])
-        nonfinite = (~values.isfinite()).any().double()
-        values[: len(MEANS)] *= pairs
+    def _reduce(self, measured: Measures, pairs: int, bad: int, stop: bool) -> Measured:
+        zero = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        values = torch.stack([measured.get(n, zero) for n in (*MEANS, *NORMS)])
+        own_nonfinite = (~values[: len(MEANS)].isfinite()).any()
+        values[: len(MEANS)] *= self.share  # means over the share become sums over pairs
         values[len(MEANS) :] /= self.ranks.world_size  # norms are equal on all ranks: the sum is the norm again
         counts = torch.tensor([pairs, 0, bad, stop], dtype=torch.float64).to(values.device, non_blocking=True)
-        counts[1] = nonfinite
-        return self.ranks.sum(torch.cat((values, counts)))
-
-    def _ready(self, image: Tensor) -> Tensor:
-        return image.to(self.dtype, memory_format=torch.channels_last)
+        counts[1] = own_nonfinite
+        return Measured(self.ranks.sum(torch.cat((values, counts))), own_nonfinite)
 
     def _autocast(self) -> torch.autocast:
         dtype = self.autocast_dtype
@@ -220,6 +278,7 @@ class Step:
             "optimizer_d": self.optimizer_d.state_dict(),
             "scaler_g": self.scaler_g.state_dict(),
             "scaler_d": self.scaler_d.state_dict(),
+            "steps": self.steps,
             "updates_g": self.updates_g,
         }
 
@@ -227,7 +286,7 @@ class Step:
         """The inverse of `state_dict`."""
         for name in ("optimizer_g", "optimizer_d", "scaler_g", "scaler_d"):
             getattr(self, name).load_state_dict(state[name])
-        self.updates_g = state["updates_g"]
+        self.steps, self.updates_g = state["steps"], state["updates_g"]
 
 
 def _spoilt(loss: Tensor) -> Tensor:
@@ -238,10 +297,33 @@ def _spoilt(loss: Tensor) -> Tensor:
     return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
 
-def read(vector: Tensor) -> dict[str, float]:
-    """A step's reduced vector as the host logs it: means over the global batch, norms, counts. Waits for the device."""
-    values = dict(zip(NAMES, vector.tolist(), strict=True))
+def _terms(half: str, loss: Tensor, logits: Tensor) -> Measures:
+    """What is told of D's answer to the real or the fake half."""
+    return {f"loss/d_{half}": loss, f"d/{half}": logits.detach().float().sigmoid().mean()}
+
+
+def _add(measured: Measures, terms: Measures, weight: float = 1.0) -> None:
+    for name, value in terms.items():
+        term = value.detach().double() * weight
+        measured[name] = measured[name] + term if name in measured else term
+
+
+def learning_rate_factor(optim: Optim, step: int) -> float:
+    """What the learning rates are multiplied by in step `step` of the run, counted from 0: 1, then linearly to 0."""
+    if not optim.decay_steps:
+        return 1.0
+    return min(1.0, max(0.0, 1 - (step - optim.decay_start_step) / optim.decay_steps))
+
+
+def read(reduced: Tensor) -> dict[str, float]:
+    """A step's reduced values as the host logs them: means over the global batch, norms, counts. Waits for the device.
+
+    `overflow_d` and `overflow_g` (0 or 1): all losses were finite, that network's gradients were not.
+    """
+    values = dict(zip(NAMES, reduced.tolist(), strict=True))
     pairs = values["pairs"] or math.nan
     means = {n: values[n] / pairs for n in MEANS}
     means["loss/d"] = means["loss/d_real"] + means["loss/d_fake"]
+    for net in "dg":
+        means[f"overflow_{net}"] = float(not values["nonfinite"] and not math.isfinite(values[f"norm/{net}"]))
     return values | means

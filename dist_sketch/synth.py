@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 from scipy.ndimage import gaussian_filter
 
-from dist_sketch.fileio import UserError, write_atomic
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import write_atomic
 from dist_sketch.person import Array, Layer, N, S, person
 from dist_sketch.portrait import portrait
 

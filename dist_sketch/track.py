@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import torch
 
 from dist_sketch.config import Track
-from dist_sketch.fileio import UserError, finite, write_atomic, write_json
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import finite, write_atomic, write_json
 
 
 class Tracker:

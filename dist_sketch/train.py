@@ -1,29 +1,26 @@
 """A training run: build everything, then the loop, readable from top to bottom."""
 
 import os
-import secrets
 import signal
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from torch import Tensor
 
-from dist_sketch import checkpoint, conditional, fileio, networks, pack
+from dist_sketch import checkpoint, conditional, fileio, resolve
 from dist_sketch import config as cfg
 from dist_sketch import step as stepping
 from dist_sketch.config import Config
 from dist_sketch.denoise import Denoise, calibrate
-from dist_sketch.fileio import UserError
-from dist_sketch.loader import Batch, Loader, Shards, check_batch, steps_an_epoch
+from dist_sketch.errors import SharedError, UserError
+from dist_sketch.loader import Batch, Loader, Shards
 from dist_sketch.pixels import to_float
 from dist_sketch.progress import Progress
-from dist_sketch.ranks import Ranks
-from dist_sketch.track import Tracker, versions
+from dist_sketch.ranks import Ranks, lost_peer
+from dist_sketch.stop import SCHEDULER_SIGNALS, StopRequest
+from dist_sketch.track import Tracker
 from dist_sketch.validation import Validation
 
 STOPPED = os.EX_TEMPFAIL  # exit code of a run that was asked to stop: start it again and it goes on
@@ -43,8 +40,10 @@ class Place:
     locked_d: int = 0  # steps since the last line of the log
     locked_g: int = 0
     bad: int = 0
-    nonfinite: int = 0
-    nonfinite_in_a_row: int = 0
+    nonfinite: int = 0  # steps in which a loss was not finite
+    overflow_d: int = 0  # steps in which D's gradients alone were not
+    overflow_g: int = 0
+    void_in_a_row: int = 0  # of all these
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint."""
@@ -56,12 +55,20 @@ class Place:
         return cls(**{**values, "policy": conditional.State(**values["policy"])})
 
 
-def train(config: Config, out: Path, *, expect_world_size: int | None = None, dry_run: bool = False) -> int:
+def train(
+    config: Config,
+    out: Path,
+    *,
+    expect_world_size: int | None = None,
+    dry_run: bool = False,
+    stop: StopRequest | None = None,
+) -> int:
     """Trains into the folder `out`, or goes on with the run that lies there.
 
     Args:
         expect_world_size: refuse to start on another number of processes.
         dry_run: resolve, check and print everything, write nothing.
+        stop: a request that may have been made while this module was imported.
 
     Returns:
         The exit code: 0 when the run is finished, `STOPPED` when it was asked to stop before.
@@ -69,103 +76,53 @@ def train(config: Config, out: Path, *, expect_world_size: int | None = None, dr
     Raises:
         UserError: anything that the user can mend.
     """
-    ranks = Ranks(expect_world_size=expect_world_size)
-    facts = resolve(config, ranks)
+    cfg.validate(config)
+    ranks = Ranks(expect_world_size=expect_world_size, timeout_s=config.train.rank_timeout_s)
+    facts = ranks.main_decides(lambda: resolve.resolve(config, ranks))
     assert config.data.shards is not None
     # Whoever reads the run's configuration later may stand in another directory.
     config = replace(config, data=replace(config.data, shards=config.data.shards.resolve()))
-    previous = ranks.main_decides(lambda: previous_leg(out, config, facts))
+    previous = ranks.main_decides(lambda: resolve.previous_leg(out, config, facts))
     if ranks.is_main:
-        show(config, facts, out)
+        resolve.show(config, facts, out)
     if dry_run:
         return 0
     if previous and previous["status"].get("state") == "finished" and previous["epochs"] >= config.train.epochs:
         if ranks.is_main:
             print(f"{out}: this run is finished ({previous['status']['step']} steps); nothing to do")
         return 0
-    facts["run_id"] = ranks.broadcast(previous["run_id"] if previous else secrets.token_hex(4))
-    run = Run(config, out, ranks, facts)
+    lock = fileio.Lock(out)
+    ranks.main_decides(lock.acquire)
+    facts["run_id"] = ranks.main_decides(lambda: resolve.run_id(out))
+    run = Run(config, out, ranks, facts, stop or StopRequest())
     try:
         code = run.train()
     except Exception as e:
         run.failed(e)
         raise
+    StopRequest.ignore(*Run.SIGNALS)
     ranks.close()
     return code
 
 
-def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
-    """Checks `config` against data and machine; returns the facts that follow from them.
+class Unread(NamedTuple):
+    """A step that the host has not read yet."""
 
-    Raises:
-        UserError: they do not fit.
-    """
-    cfg.validate(config)
-    if config.data.shards is None:
-        raise UserError("data.shards is not set: give --data.shards FOLDER, made by `dist-sketch pack`")
-    shards = Shards(config.data.shards, "train")
-    if not shards.has_sketch:
-        raise UserError(f"{config.data.shards}: its training split has lines without sketches; pack pairs")
-    check_batch(config.data.batch_size, ranks.world_size, len(shards))
-    networks.check_config(config, shards.size, config.data.batch_size // ranks.world_size)
-    steps = steps_an_epoch(len(shards), config.data.batch_size)
-    return {
-        "size": shards.size,
-        "manifest_sha256": pack.manifest_hash(config.data.shards),
-        "pairs": len(shards),
-        "steps_an_epoch": steps,
-        "steps": steps * config.train.epochs,
-        "world_size": ranks.world_size,
-        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ranks.device.type,
-        "precision": stepping.resolve_precision(config.train.precision, ranks.device),
-        "versions": versions(),
-    }
-
-
-def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """What lies in `out`: None for a new run, else its status and W&B id.
-
-    Raises:
-        UserError: `out` is something else, or a run with another configuration.
-    """
-    if not (out / "config.json").exists():
-        if out.is_file() or (out.is_dir() and any(p.suffix != ".part" for p in out.iterdir())):
-            raise UserError(f"{out}: exists and is not a run folder; choose another --out")
-        return None
-    saved = fileio.read_json(out / "config.json")
-    old = cfg.from_dict(Config, saved["config"], str(out / "config.json"))
-    changes = cfg.difference(old, config)
-    if saved["facts"]["manifest_sha256"] != facts["manifest_sha256"]:
-        changes.append("data.shards: another data set (its manifest differs)")
-    if saved["facts"]["precision"] != facts["precision"]:
-        changes.append(f"train.precision: {saved['facts']['precision']} -> {facts['precision']} (resolved)")
-    if changes:
-        raise UserError(
-            f"{out}: holds a run with another configuration; choose another --out, or undo:\n  " + "\n  ".join(changes)
-        )
-    status = fileio.read_json(out / "status.json") if (out / "status.json").exists() else {}
-    return {"status": status, "epochs": old.train.epochs, "run_id": saved["facts"]["run_id"]}
-
-
-def show(config: Config, facts: dict[str, Any], out: Path) -> None:
-    """Prints the resolved run: every setting that is not the default, then the facts."""
-    default = dict(cfg.items(Config()))
-    lines = {"out": out} | {k: v for k, v in cfg.items(config) if v != default[k]}
-    lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256")}
-    Console(soft_wrap=True, highlight=False).print(
-        "\n".join(f"[bold]{k:28}[/bold] {escape(str(v))}" for k, v in lines.items())
-    )
+    decision: conditional.Decision
+    epoch: int
+    measured: stepping.Measured
+    keys: list[str]  # of this rank's pairs
 
 
 class Run:
     """One leg of a run: from its start, or its newest checkpoint, to its end or a request to stop."""
 
-    def __init__(self, config: Config, out: Path, ranks: Ranks, facts: dict[str, Any]):
+    SIGNALS = (*SCHEDULER_SIGNALS, signal.SIGINT)
+
+    def __init__(self, config: Config, out: Path, ranks: Ranks, facts: dict[str, Any], stop: StopRequest):
         assert config.data.shards is not None
-        self.config, self.out, self.ranks, self.facts = config, out, ranks, facts
-        self.stop = False
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        self.config, self.out, self.ranks, self.facts, self.stop = config, out, ranks, facts, stop
+        stop.listen(*self.SIGNALS)
         torch.manual_seed(config.train.seed)  # the same weights on every rank
         self.step = stepping.Step(config, ranks, facts["precision"])
         torch.manual_seed(config.train.seed + 1 + ranks.rank)  # dropout of its own on each rank
@@ -192,12 +149,9 @@ class Run:
             is_main=ranks.is_main,
         )
         self.sync_steps = config.train.sync_interval_steps or (16 if ranks.device.type == "cuda" else 1)
-        self.unread: list[tuple[conditional.Decision, int, Tensor]] = []
+        self.unread: list[Unread] = []
         self.latest: dict[str, float] = {}
         self.clock = (time.perf_counter(), self.place.step)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self.stop = True
 
     def _resume(self) -> Place:
         folder = self.ranks.main_decides(lambda: checkpoint.find(self.out))
@@ -240,8 +194,8 @@ class Run:
         for sentence in batch.bad:
             print(f"warning: left out: {sentence}")
         line, sketch = (to_float(i.to(device, non_blocking=True)) for i in (batch.line, batch.sketch))
-        vector = self.step(line, sketch, decision, bad=len(batch.bad), stop=self.stop)
-        self.unread.append((decision, place.epoch, vector))
+        measured = self.step(line, sketch, decision, bad=len(batch.bad), stop=self.stop.asked, blank=batch.blank)
+        self.unread.append(Unread(decision, place.epoch, measured, batch.keys))
         place.step, place.batch = place.step + 1, place.batch + 1
         last = place.batch == self.loader.steps
         if last or place.step % self.sync_steps == 0 or self._checkpoint_due(last):
@@ -252,39 +206,54 @@ class Run:
         """Reads the steps since the last reading: policy, log, guards."""
         place, asked_to_stop = self.place, False
         first = place.step - len(self.unread)
-        vectors = torch.stack([v for _, _, v in self.unread]).cpu()  # one wait for the device
-        for i, (decision, epoch, _) in enumerate(self.unread):
+        vectors = torch.stack([u.measured.reduced for u in self.unread]).cpu()  # one wait for the device
+        for i, unread in enumerate(self.unread):
             values = stepping.read(vectors[i])
             place.policy = conditional.observe(
                 place.policy,
                 self.config.conditional,
-                epoch=epoch,
+                epoch=unread.epoch,
                 loss_d=values["loss/d"],
                 loss_g=values["loss/g"],
-                decision=decision,
+                decision=unread.decision,
             )
+            if values["nonfinite"]:
+                self._write_down(unread, first + i)
             self._guard(values, first + i)
-            self._log(values, decision, epoch, first + i)
+            self._log(values, unread.decision, unread.epoch, first + i)
             asked_to_stop |= values["stop"] > 0
         self.unread.clear()
         return asked_to_stop
+
+    def _write_down(self, unread: Unread, step: int) -> None:
+        """Names the pairs of a step whose losses were not finite: of the ranks that saw it."""
+        found = self.ranks.gather(unread.keys if bool(unread.measured.own_nonfinite) else [])
+        keys = {str(rank): own for rank, own in enumerate(found) if own}
+        self.tracker.log("nonfinite", step + 1, {"epoch": unread.epoch, "keys": keys})
+        if self.ranks.is_main:
+            where = "; ".join(f"rank {rank}: {', '.join(own)}" for rank, own in keys.items())
+            print(f"warning: step {step + 1}: a loss is not finite, the step is skipped ({where})")
 
     def _guard(self, values: dict[str, float], step: int) -> None:
         place = self.place
         place.bad += int(values["bad"])
         if place.bad > self.config.data.skip_bad:
-            raise UserError(
+            raise SharedError(
                 f"{place.bad} sample(s) of {self.config.data.shards} are unreadable, {self.config.data.skip_bad} are "
                 "allowed (--data.skip-bad N); `dist-sketch verify` names them"
             )
-        skipped = values["nonfinite"] > 0
-        place.nonfinite += skipped
-        place.nonfinite_in_a_row = (place.nonfinite_in_a_row + 1) if skipped else 0
-        if place.nonfinite_in_a_row >= self.config.train.nonfinite_limit:
-            newest = checkpoint.find(self.out)
-            raise UserError(
-                f"step {step}: losses or gradients were not finite {place.nonfinite_in_a_row} times in a row; "
-                f"newest checkpoint: {newest or 'none'}; lower optim.lr_g and optim.lr_d, or use train.precision = 'no'"
+        nonfinite, overflow = values["nonfinite"] > 0, values["overflow_d"] + values["overflow_g"]
+        place.nonfinite += nonfinite
+        place.overflow_d += int(values["overflow_d"])
+        place.overflow_g += int(values["overflow_g"])
+        place.void_in_a_row = (place.void_in_a_row + 1) if nonfinite or overflow else 0
+        if place.void_in_a_row >= self.config.train.nonfinite_limit:
+            before = step + 1 - place.void_in_a_row
+            good = self.ranks.main_decides(lambda: checkpoint.find(self.out, until=before))
+            raise SharedError(
+                f"step {step + 1}: losses or gradients were not finite {place.void_in_a_row} times in a row; "
+                f"last good checkpoint: {good or 'none'}; metrics.jsonl names the pairs (kind nonfinite); lower "
+                "optim.lr_g and optim.lr_d, or use train.precision = 'no'"
             )
 
     def _log(self, values: dict[str, float], decision: conditional.Decision, epoch: int, step: int) -> None:
@@ -303,14 +272,17 @@ class Run:
             return
         now, since = time.perf_counter(), self.clock
         self.clock = (now, place.step)
+        factor = stepping.learning_rate_factor(self.config.optim, step)
         logged = {k: v for k, v in values.items() if "/" in k}
         logged |= {
             "lock/d": place.locked_d / interval,
             "lock/g": place.locked_g / interval,
-            "lr/g": self.config.optim.lr_g,
-            "lr/d": self.config.optim.lr_d,
+            "lr/g": self.config.optim.lr_g * factor,
+            "lr/d": self.config.optim.lr_d * factor,
             "speed/images_per_s": (place.step - since[1]) * batch_size / (now - since[0]),
             "skipped/nonfinite": place.nonfinite,
+            "skipped/overflow_d": place.overflow_d,
+            "skipped/overflow_g": place.overflow_g,
             "skipped/bad": place.bad,
         }
         about = {"epoch": epoch, "images": (step + 1) * batch_size, "lock/reason": decision.reason}
@@ -364,7 +336,8 @@ class Run:
     def failed(self, error: Exception) -> None:
         """Leaves the reason in `status.json`."""
         try:
-            self._status("failed", reason=f"{type(error).__name__}: {error}")
+            lost = "another rank failed or is gone: its message says why"
+            self._status("failed", reason=lost if lost_peer(error) else f"{type(error).__name__}: {error}")
         except UserError:
             return  # a full disk: the error itself is on its way to the terminal
         self.tracker.close(exit_code=1)

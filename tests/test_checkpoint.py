@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +18,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from dist_sketch import checkpoint
-from dist_sketch.checkpoint import find, load, load_module, save, step_of, verify
-from dist_sketch.fileio import UserError
+from dist_sketch.checkpoint import check, entries, find, load, load_module, save, step_of, table, verify
+from dist_sketch.errors import UserError
 from dist_sketch.ranks import Ranks
 
 
@@ -256,6 +259,13 @@ def test_a_seal_that_seals_nothing_is_damage(saved: Path, seal: str) -> None:
     assert problem.startswith(f"{newest / 'checkpoint.json'}: ")
 
 
+@pytest.mark.parametrize("name", ["\0", "\ud800", "x" * 300, ""])
+def test_a_seal_of_a_name_that_no_file_can_have_is_damage(saved: Path, name: str) -> None:
+    newest = saved / "checkpoints/step-00000003"
+    (newest / "checkpoint.json").write_text(json.dumps({"files": {name: {"bytes": 1, "sha256": ""}}}))
+    assert len(verify(newest)) == 1
+
+
 def test_no_good_checkpoint_is_none(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert find(saved / "nowhere") is None
     for folder in (saved / "checkpoints").iterdir():
@@ -280,6 +290,101 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path, ranks: Ranks) -> None:
         nets.save(tmp_path, ranks, keep=1)
     assert folders(tmp_path) == ["step-100000000"]
     assert find(tmp_path) == tmp_path / "checkpoints/step-100000000"
+
+
+# What the command line tells of them
+
+
+def test_entries_tell_size_time_and_what_is_wrong(saved: Path) -> None:
+    flip(saved / "checkpoints/step-00000002/state.pt")
+    (saved / "checkpoints/step-00000002/rng.pt").unlink()
+    (saved / "checkpoints/step-00000002/rng.pt").mkdir()
+    (saved / "checkpoints/step-00000001/checkpoint.json").unlink()
+    os.utime(saved / "checkpoints/step-00000001", (5, 5))
+    os.utime(saved / "checkpoints/step-00000003/checkpoint.json", (7, 7))
+    newest, middle, oldest = entries(saved)
+    assert [step_of(e.folder) for e in (newest, middle, oldest)] == [3, 2, 1]
+    assert (newest.problems, newest.files, newest.written, oldest.written) == ([], 5, 7, 5)
+    assert newest.bytes == sum(p.stat().st_size for p in newest.folder.iterdir())
+    assert sorted(p.removeprefix(f"{middle.folder}/") for p in middle.problems) == [
+        "rng.pt: cannot be read (Is a directory)",
+        "state.pt: damaged (size or hash)",
+    ]
+    assert oldest.problems == [f"{oldest.folder}/checkpoint.json: cannot be read (No such file or directory)"]
+    assert entries(saved, 2) == [middle]
+
+
+def test_entries_of_nothing_are_a_sentence(saved: Path) -> None:
+    with pytest.raises(UserError, match=r"^--step 4: there is no such checkpoint; there are 1, 2, 3$"):
+        entries(saved, 4)
+    shutil.rmtree(saved / "checkpoints")
+    (saved / "checkpoints").mkdir()
+    (saved / "checkpoints/step-00000001").write_text("a file")
+    for run in (saved, saved / "nowhere"):
+        with pytest.raises(UserError, match=rf"^{run}: has no checkpoints; is it the folder of a run\?$"):
+            entries(run)
+
+
+def test_a_checkpoint_that_the_run_removes_meanwhile_is_not_damage(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint.verify
+
+    def slow(folder: Path) -> list[str]:
+        if folder.name.endswith("2"):  # both older ones go while this one is read
+            (folder / "rng.pt").unlink()
+            shutil.rmtree(saved / "checkpoints/step-00000001")
+        problems = real(folder)
+        if folder.name.endswith("1"):
+            shutil.rmtree(saved / "checkpoints/step-00000002")
+        return problems
+
+    monkeypatch.setattr(checkpoint, "verify", slow)
+    said: list[str] = []
+    check(saved, say=said.append)
+    assert [s.split(": ")[0] for s in said] == [f"{saved}/checkpoints/step-00000003"]
+
+
+def test_check_names_the_damaged_files_and_the_newest_good_one(saved: Path) -> None:
+    folder = {n: saved / f"checkpoints/step-0000000{n}" for n in (1, 2, 3)}
+    said: list[str] = []
+    check(saved, say=said.append)
+    assert [s.split(": good (5 files, ")[0] for s in said] == [str(folder[n]) for n in (3, 2, 1)]
+    flip(folder[3] / "state.pt")
+    (folder[3] / "rng.pt").unlink()
+    for step in (3, None):
+        said.clear()
+        with pytest.raises(UserError) as e:
+            check(saved, step, said.append)
+        assert str(e.value).splitlines() == [
+            f"1 of {1 if step else 3} checkpoint(s) damaged:",
+            f"  {folder[3]}/rng.pt: missing",
+            f"  {folder[3]}/state.pt: damaged (size or hash)",
+            f"newest complete checkpoint: {folder[2]}",
+        ]
+        assert [s.split(": ")[0] for s in said] == ([] if step else [str(folder[2]), str(folder[1])])
+    check(saved, 2)
+    flip(folder[2] / "state.pt")
+    flip(folder[1] / "state.pt")
+    with pytest.raises(UserError, match=r"^3 of 3 [^$]*\nnewest complete checkpoint: none$"):
+        check(saved, say=said.append)
+
+
+def test_the_table_marks_the_newest_complete_one(saved: Path) -> None:
+    flip(saved / "checkpoints/step-00000003/state.pt")
+    for step, age in ((3, 10), (2, 3 * 60 + 5), (1, 50 * 3600)):
+        written = time.time() - age
+        os.utime(saved / f"checkpoints/step-0000000{step}/checkpoint.json", (written, written))
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table(entries(saved)))
+    rows = [[c.strip() for c in r.split("│")[1:-1]] for r in console.export_text().splitlines() if r.startswith("│")]
+    assert [(r[0], r[2], r[4]) for r in rows] == [
+        ("3", "5", "state.pt: damaged (size or hash)"),
+        ("2", "5", "complete, newest"),
+        ("1", "5", "complete"),
+    ]
+    assert [r[3].split("(")[1] for r in rows] == ["just now)", "3 min ago)", "2 d ago)"]
+    assert all(r[1].endswith(("kB", "bytes")) for r in rows)
 
 
 # Which are kept
@@ -460,11 +565,33 @@ def test_nothing_is_unpickled_but_plain_values(saved: Path, ranks: Ranks, tmp_pa
         good = (folder / name).read_bytes()
         for write in (lambda f: torch.save(Trap(), f), lambda f: f.write_bytes(pickle.dumps(Trap(), protocol=2))):
             write(folder / name)
-            with pytest.raises((pickle.UnpicklingError, UserError)):
+            with pytest.raises(
+                UserError, match=rf"^{folder / name}: damaged, or holds more than plain values; nothing"
+            ):
                 Nets().load(folder, ranks)
             assert not (tmp_path / "sprung").exists()
         (folder / name).write_bytes(good)
     Nets().load(folder, ranks)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "rng.pt"])
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda p: p.write_bytes(b""), "damaged, or holds"),
+        (lambda p: os.truncate(p, p.stat().st_size // 2), "damaged, or holds"),
+        (lambda p: p.write_bytes(b"no pickle at all"), "damaged, or holds"),
+        (Path.unlink, r"cannot be read \(No such file or directory\)"),
+    ],
+    ids=["emptied", "cut", "text", "gone"],
+)
+def test_what_cannot_be_unpickled_is_a_sentence(
+    saved: Path, ranks: Ranks, name: str, damage: Callable[[Path], Any], sentence: str
+) -> None:
+    file = saved / "checkpoints/step-00000003" / name
+    damage(file)
+    with pytest.raises(UserError, match=rf"^{file}: {sentence}"):
+        Nets().load(file.parent, ranks)
 
 
 def test_weights_of_another_network_are_a_sentence(saved: Path) -> None:

@@ -13,7 +13,7 @@ from dist_sketch import conditional
 from dist_sketch import config as cfg
 from dist_sketch.conditional import BOTH, Decision, State, decide, observe
 from dist_sketch.config import Conditional, Config
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 
 QUICK = Conditional(timer=1, short_steps=4, long_steps=40, longest_lock_steps=0)
 DRAW = (1.4, 1.0)  # loss D, loss G of two equal nets

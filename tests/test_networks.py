@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dist_sketch.config import Config, Data, Generator
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 from dist_sketch.networks import Baseline, Discriminator, check_config, discriminator, generator
 from dist_sketch.networks import Generator as UNet
 

@@ -17,7 +17,7 @@ from PIL import Image
 from webdataset import WebDataset
 
 from dist_sketch import pack as pack_module
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 from dist_sketch.pack import manifest_hash, pack, read_manifest, verify
 from dist_sketch.recipe import load
 

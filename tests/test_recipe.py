@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 from dist_sketch.recipe import BadImage, Pair, Problem, encode_key, inputs, load, natural, pairs, read_image
 
 GRAY = np.arange(64 * 48, dtype=np.int64).reshape(48, 64) * 7 % 256

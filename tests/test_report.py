@@ -9,7 +9,8 @@ from PIL import Image
 
 from dist_sketch import report
 from dist_sketch.config import Conditional, Config, to_dict
-from dist_sketch.fileio import UserError, write_json
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import write_json
 from dist_sketch.track import read_metrics
 
 HOSTILE = 'Zoë "&" <b>x <script>alert(1) \' 東京.v2'

@@ -14,9 +14,9 @@ from dist_sketch import config as cfg
 from dist_sketch import losses
 from dist_sketch import step as stepping
 from dist_sketch.conditional import BOTH, Decision
-from dist_sketch.config import Config
+from dist_sketch.config import Config, Data, Generator
 from dist_sketch.ranks import Ranks
-from dist_sketch.step import NAMES, Step, read, resolve_precision
+from dist_sketch.step import NAMES, Step, learning_rate_factor, read, resolve_precision
 
 LOCK_D = Decision(False, True, "D locked")
 LOCK_G = Decision(True, False, "G locked")
@@ -161,8 +161,8 @@ def ranks() -> Iterator[Ranks]:
 
 
 def settings(**changes: Any) -> Config:
-    """The defaults without dropout, changed: `settings(norm="none", optim=dict(lr_g=1e-4))`."""
-    config = replace(Config(), generator=replace(Config().generator, dropout=0.0))
+    """The defaults, two pairs a batch and no dropout, changed: `settings(norm="none", optim=dict(lr_g=1e-4))`."""
+    config = replace(Config(), data=Data(batch_size=2), generator=Generator(dropout=0.0))
     for name, value in changes.items():
         value = replace(getattr(config, name), **value) if isinstance(value, dict) else value
         config = replace(config, **{name: value})
@@ -181,7 +181,7 @@ def batch(size: int = 64, count: int = 2, seed: int = 0) -> tuple[Tensor, Tensor
 
 
 def go(step: Step, pair: tuple[Tensor, Tensor], decision: Decision = BOTH) -> dict[str, float]:
-    return read(step(*pair, decision, bad=0, stop=False))
+    return read(step(*pair, decision, bad=0, stop=False).reduced)
 
 
 def weights(net: nn.Module) -> list[Tensor]:
@@ -375,7 +375,7 @@ def test_the_same_losses_are_measured_whether_d_is_locked_or_not(ranks: Ranks) -
     free, locked = (go(build(settings(), ranks, "fp64"), batch(), d) for d in (BOTH, LOCK_D))
     for name in ("loss/d_real", "loss/d_fake", "d/real", "d/fake", "loss/g_l1"):
         assert locked[name] == pytest.approx(free[name], rel=1e-10), name
-    assert set(locked) == set(free) == {*NAMES, "loss/d"}
+    assert set(locked) == set(free) == {*NAMES, "loss/d", "overflow_d", "overflow_g"}
 
 
 def test_gradients_do_not_leak_from_one_turn_or_step_into_the_next(ranks: Ranks) -> None:
@@ -441,7 +441,7 @@ def test_the_step_after_a_skipped_one_is_as_if_it_had_not_been(ranks: Ranks) -> 
 
 def test_what_the_loader_and_the_signals_say_is_passed_on(ranks: Ranks) -> None:
     step = build(settings(norm="none"), ranks)
-    measured = read(step(*batch(), BOTH, bad=3, stop=True))
+    measured = read(step(*batch(), BOTH, bad=3, stop=True).reduced)
     assert (measured["pairs"], measured["bad"], measured["stop"], measured["nonfinite"]) == (2, 3, 1, 0)
 
 
@@ -473,9 +473,50 @@ def test_an_fp16_overflow_skips_one_network_only(ranks: Ranks, overflows: str) -
     measured = go(step, batch())
     assert equal(weights(getattr(step, overflows)), before[overflows])
     assert not equal(weights(getattr(step, spared)), before[spared])
-    assert measured["nonfinite"] == 1
+    assert (measured["nonfinite"], measured[f"overflow_{overflows}"], measured[f"overflow_{spared}"]) == (0, 1, 0)
     assert huge.get_scale() == 2.0**119  # its own scale is halved, the other's is not
     assert getattr(step, f"scaler_{spared}").get_scale() == 2.0**16
+
+
+def test_scaling_changes_no_update(ranks: Ranks) -> None:
+    """Powers of two are exact: with a scale that grows each step, the update is the one without scaling."""
+    plain, scaled = (build(settings(generator=QUICK), ranks) for _ in range(2))
+    for name in ("scaler_g", "scaler_d"):
+        setattr(scaled, name, torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1))
+    for n, decision in enumerate((BOTH, LOCK_D, LOCK_G, BOTH)):
+        measured = [go(step, batch(seed=n), decision) for step in (plain, scaled)]
+        assert measured[0] == measured[1]
+    assert equal(weights(plain.g) + weights(plain.d), weights(scaled.g) + weights(scaled.d))
+    assert (scaled.scaler_g.get_scale(), scaled.scaler_d.get_scale()) == (2.0**11, 2.0**11)  # three updates each
+
+
+@pytest.mark.parametrize("decision", [BOTH, LOCK_D, LOCK_G], ids=["both", "lock_d", "lock_g"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_backward_then_step_network_by_network(ranks: Ranks, decision: Decision, parts: int) -> None:
+    """A network's gradients are unscaled, clipped and applied before the other's backward; a locked one sees none."""
+    step = build(settings(generator=QUICK, optim={"clip_norm": 1.0}, train={"accumulate": parts}), ranks, "fp16")
+    events: list[str] = []
+
+    def told(name: str, plain: Any) -> Any:
+        def call(*arguments: Any, **more: Any) -> Any:
+            events.append(name)
+            return plain(*arguments, **more)
+
+        return call
+
+    for net in "gd":
+        scaler = getattr(step, f"scaler_{net}")
+        for method in ("scale", "unscale_", "step", "update"):
+            setattr(scaler, method, told(f"{net} {method}", getattr(scaler, method)))
+        getattr(step, f"optimizer_{net}").register_step_pre_hook(told(f"{net} optimizer", lambda *_: None))
+    go(step, batch(), decision)
+
+    def update(net: str, backwards: int) -> list[str]:
+        after = (f"{net} {e}" for e in ("unscale_", "step", "optimizer", "update"))
+        return [f"{net} scale"] * backwards + list(after)
+
+    d = update("d", 2 * parts) if decision.train_d else []  # the real and the fake term
+    assert events == d + (update("g", parts) if decision.train_g else [])
 
 
 def test_a_locked_network_s_scaler_does_not_move(ranks: Ranks) -> None:
@@ -519,6 +560,74 @@ def test_resolve_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     for capability, resolved in (((7, 5), "no"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert resolve_precision("auto", cuda) == resolved
+
+
+# ---------------------------------------------------------------- a batch in parts, a batch with gaps, learning rates
+
+
+@pytest.mark.parametrize("d_backward", ["separate", "joint"])
+def test_parts_of_a_batch_give_the_update_of_the_whole(ranks: Ranks, d_backward: str) -> None:
+    ends = []
+    for parts in (1, 2, 4):
+        config = settings(
+            norm="instance", data={"batch_size": 4}, train={"accumulate": parts}, loss={"d_backward": d_backward}
+        )
+        step = build(config, ranks, "fp64")
+        drawn: list[int] = []
+        step.g.register_forward_hook(lambda module, given, page, drawn=drawn: drawn.append(len(page)))
+        measured = [go(step, batch(128, 4, seed=n), d) for n, d in enumerate((BOTH, LOCK_D, LOCK_G))]
+        ends.append((measured, weights(step.g) + weights(step.d)))
+        assert max(drawn) == 4 // parts  # that is what saves memory
+        assert step.steps == 3
+    for measured, end in ends[1:]:
+        assert distance(end, ends[0][1]) < 1e-10
+        for ours, whole in zip(measured, ends[0][0], strict=True):
+            for name, value in whole.items():
+                assert ours[name] == pytest.approx(value, rel=1e-6 if name.startswith("d/") else 1e-9), name
+
+
+def test_a_missing_pair_has_no_gradient_and_no_say_in_the_means(ranks: Ranks) -> None:
+    """Whichever rank misses it: the sum over the pairs that are there is divided by the batch size."""
+    seen = []
+    for batch_size in (1, 4):
+        step = build(settings(norm="instance", data={"batch_size": batch_size}), ranks, "fp64")
+        gradients = captured(step)
+        seen.append((go(step, batch(128, 1)), gradients))
+    (whole, all_of_it), (quarter, a_quarter) = seen
+    assert distance(a_quarter["d"], [g / 4 for g in all_of_it["d"]]) < 1e-12
+    assert quarter["pairs"] == whole["pairs"] == 1
+    assert quarter["loss/d_real"] == pytest.approx(whole["loss/d_real"], rel=1e-12)
+
+
+def test_a_blank_share_changes_nothing(ranks: Ranks) -> None:
+    step = build(settings(generator={"ema": 0.5}), ranks)
+    go(step, batch(seed=1))
+    stats, gradients = statistics(step), captured(step)
+    page = torch.ones(2, 3, 64, 64)
+    measured = read(step(page, page, BOTH, bad=2, stop=False, blank=True).reduced)
+    assert (measured["pairs"], measured["bad"], measured["nonfinite"]) == (0, 2, 0)
+    assert all(not g.any() for net in "dg" for g in gradients[net])
+    assert equal(statistics(step), stats)
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "factors"),
+    [(0, 0, [1, 1, 1, 1]), (1, 2, [1, 1, 0.5, 0, 0]), (0, 4, [1, 0.75, 0.5, 0.25, 0, 0]), (9, 2, [1, 1, 1])],
+)
+def test_learning_rates_are_a_function_of_the_step(ranks: Ranks, start: int, steps: int, factors: list[float]) -> None:
+    optim = {"lr_g": 1e-3, "lr_d": 2e-3, "decay_start_step": start, "decay_steps": steps}
+    config = settings(norm="none", generator=QUICK, optim=optim)
+    assert [learning_rate_factor(config.optim, n) for n in range(len(factors))] == factors
+    step, seen = build(config, ranks), []
+    step.optimizer_g.register_step_pre_hook(lambda *_: seen.append(step.optimizer_g.param_groups[0]["lr"]))
+    step.optimizer_d.register_step_pre_hook(lambda *_: seen.append(step.optimizer_d.param_groups[0]["lr"]))
+    for n in range(2):
+        go(step, batch(seed=n))
+    assert seen == [lr * f for f in factors[:2] for lr in (2e-3, 1e-3)]
+    later = build(config, ranks)
+    later.load_state_dict(step.state_dict())  # goes on where it was, not at the first step's rate
+    go(later, batch())
+    assert later.optimizer_g.param_groups[0]["lr"] == 1e-3 * factors[2]
 
 
 # ---------------------------------------------------------------- the averaged generator

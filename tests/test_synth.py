@@ -7,7 +7,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from dist_sketch import person, portrait, synth
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 
 
 def _pixels(index: int, size: int = 128, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from conftest import face
 from rich.console import Console
 
 from dist_sketch.config import Track
-from dist_sketch.fileio import UserError
+from dist_sketch.errors import UserError
 from dist_sketch.progress import Progress
 from dist_sketch.track import Tracker, read_metrics, versions
 

@@ -1,0 +1,78 @@
+"""`dist-sketch checkpoint list|verify|export`: a run's checkpoints on the command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Run = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List a run's checkpoints: step, size, when written, and whether all files agree with their hashes."""
+
+    folder: Run
+    """Run folder."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from rich.console import Console
+
+        from dist_sketch import checkpoint
+
+        Console().print(checkpoint.table(checkpoint.entries(self.folder)))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Compare all files with the sizes and hashes they were saved with. Exit code 0 or 2."""
+
+    folder: Run
+    """Run folder."""
+    step: int | None = None
+    """Only the checkpoint of this step; default: all."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import checkpoint
+
+        checkpoint.check(self.folder, self.step)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the generator alone to a folder that `infer --run` and `SketchGenerator.from_pretrained` take."""
+
+    folder: Run
+    """Run folder; it is not written to, unless --out lies in it."""
+    out: Path
+    """Folder of the generator; an earlier export there is replaced, anything else refused."""
+    step: int | None = None
+    """Checkpoint to export; default: the newest complete one."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import hub
+
+        model = hub.export(self.folder, self.out, self.step)
+        print(f"{self.out}: the generator of step {model.step}, for {model.size} px")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """List or verify a run's checkpoints, or export the generator of one."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[List, tyro.conf.subcommand("list")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+    ]
+
+    def run(self) -> int:
+        """Runs the command."""
+        return self.command.run()

@@ -1,0 +1,202 @@
+"""A trained generator by itself: found in a run, exported, loaded and saved again through huggingface_hub's mixin.
+
+DIR/
+    generator.safetensors  the weights that draw (the averaged ones where the run has them), float32
+    config.json            {"config": the run's settings, "facts": the run's, "size" and "step" among them}
+    denoise.json           noise removal, calibrated at the end of a run; missing where the run has none
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from dist_sketch import checkpoint, fileio, networks
+from dist_sketch import config as cfg
+from dist_sketch.config import Config
+from dist_sketch.denoise import Denoise
+from dist_sketch.errors import UserError
+
+FILES = (WEIGHTS, SETTINGS, DENOISE) = ("generator.safetensors", "config.json", "denoise.json")
+
+
+def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
+    """The folder of the weights in a run, or in an exported generator's folder, and their step.
+
+    Raises:
+        UserError: no such folder, or no complete checkpoint (of that step).
+    """
+    if not (run / SETTINGS).is_file():
+        raise UserError(f"{run}: is neither a run nor an exported generator (no {SETTINGS})")
+    if (run / WEIGHTS).is_file():
+        exported = _facts(fileio.read_json(run / SETTINGS), run).get("step", 0)
+        if step not in (None, exported):
+            raise UserError(f"--step {step}: {run} is an exported generator of step {exported}")
+        return run, exported
+    folder = checkpoint.find(run) if step is None else run / checkpoint.FOLDER / f"step-{step:08d}"
+    if folder is None:
+        raise UserError(f"{run}: has no complete checkpoint, and no {WEIGHTS}")
+    if step is not None and (problems := checkpoint.verify(folder)):
+        raise UserError(f"--step {step}: {'; '.join(problems)}")
+    return folder, checkpoint.step_of(folder)
+
+
+def _facts(saved: Any, folder: Path) -> dict[str, Any]:
+    try:
+        if isinstance(saved["config"], dict) and isinstance(saved["facts"]["size"], int):
+            return saved["facts"]
+    except (KeyError, TypeError):
+        pass
+    raise UserError(f"{folder / SETTINGS}: is not the configuration of a run or of an exported generator")
+
+
+class SketchGenerator(
+    nn.Module, ModelHubMixin, library_name="dist_sketch", pipeline_tag="image-to-image", tags=["pix2pix", "sketch"]
+):
+    """The generator that draws, and what belongs to it: `config`, `size` (px), `step`, `denoise`.
+
+    The mixin's generic form, not its PyTorch one: that falls back to pickled weights and loads them loosely.
+
+    Args:
+        saved: contents of config.json.
+        calibration: contents of denoise.json.
+        folder: where these lie, for the sentences of errors.
+
+    Raises:
+        UserError: they are not what `train` and `export` write.
+    """
+
+    def __init__(self, saved: dict[str, Any], calibration: dict[str, Any] | None = None, folder: Path = Path()):
+        super().__init__()
+        facts = _facts(saved, folder)
+        self.saved, self.calibration = saved, calibration
+        self.config = cfg.from_dict(Config, saved["config"], str(folder / SETTINGS))
+        self.size: int = facts["size"]
+        self.step: int = facts.get("step", 0)
+        self.denoise = Denoise()
+        if calibration is not None:
+            values = calibration.get("denoise") if isinstance(calibration, dict) else calibration
+            self.denoise = cfg.from_dict(Denoise, values, str(folder / DENOISE))
+        self.net = networks.generator(self.config)
+
+    def forward(self, line: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]; H and W multiples of 64."""
+        return self.net(line)
+
+    @classmethod
+    def load(cls, run: Path, weights: tuple[Path, int] | None = None) -> Self:
+        """Rebuilds the generator from a run's folder, or an exported generator's, alone; on the CPU, in eval mode.
+
+        Args:
+            weights: what `find_weights` gave; None: the newest.
+
+        Raises:
+            UserError: nothing usable lies there, or the weights are damaged or another network's.
+        """
+        folder, step = weights or find_weights(run)
+        saved = fileio.read_json(run / SETTINGS)
+        saved["facts"] = {**_facts(saved, run), "step": step}
+        calibration = fileio.read_json(run / DENOISE) if (run / DENOISE).is_file() else None
+        model = cls(saved, calibration, run)
+        average = folder / "ema.safetensors"
+        checkpoint.load_module(average if average.is_file() else folder / WEIGHTS, model.net)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Loads an exported generator's folder, a run's, or a repository of the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path: a folder that exists, else the name of a repository.
+            options: the mixin's, for the download: revision, token, cache_dir, local_files_only, force_download.
+
+        Raises:
+            UserError: as `load`; or the argument is neither a folder nor can be a repository's name.
+            huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: the Hub has no such thing, or cannot be
+                reached.
+        """
+        if Path(pretrained_model_name_or_path).is_dir():
+            return cls.load(Path(pretrained_model_name_or_path))
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except HFValidationError as e:
+            raise UserError(f"{pretrained_model_name_or_path}: there is no such folder") from e
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
+        return cls.load(Path(snapshot_download(model_id, allow_patterns=list(FILES), **options)))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Writes the files of an export into a folder, float32 and in standard layout, whatever the model is now.
+
+        Args:
+            save_directory: made where it is missing; other files there are left alone.
+            options: the mixin's, for the Hub; with any of them it also writes its model card, README.md.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        if options:
+            return super().save_pretrained(save_directory, **options)
+        self._save_pretrained(Path(save_directory))
+        return None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
+        plain = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
+        fileio.write_atomic(save_directory / WEIGHTS, to_bytes(plain))
+        if self.calibration is not None:
+            fileio.write_json(save_directory / DENOISE, self.calibration)
+        else:
+            (save_directory / DENOISE).unlink(missing_ok=True)
+        fileio.write_json(save_directory / SETTINGS, self.saved)
+
+
+def export(run: Path, out: Path, step: int | None = None) -> SketchGenerator:
+    """Writes the generator of a run's newest complete checkpoint, or that of `step`, to the folder `out`: whole or not.
+
+    Raises:
+        UserError: no complete checkpoint (of that step), `out` holds anything but an earlier export, or the disk.
+    """
+    target = Path(os.path.realpath(out))  # it gets a sibling, which '.' and links do not have
+    _check_out(target)
+    model = SketchGenerator.load(run, find_weights(run, step))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        temporary.mkdir(parents=True)
+        model.save_pretrained(temporary)
+        _replace(temporary, target)
+    except OSError as e:
+        raise UserError(f"{out}: cannot be written ({e.strerror})") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return model
+
+
+def _check_out(out: Path) -> None:
+    if not os.path.lexists(out):
+        return
+    names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
+    if names and not ({WEIGHTS, SETTINGS} <= names <= set(FILES)):
+        other = ", ".join(sorted(names - set(FILES))[:3]) or "an incomplete one"
+        raise UserError(f"{out}: is there already and not an earlier export (it holds {other}); choose another --out")
+
+
+def _replace(new: Path, target: Path) -> None:
+    """Renames the finished folder; an earlier export goes only now, and comes back if that fails."""
+    old = new.with_suffix(".old")
+    if target.is_dir():
+        os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except OSError:
+        if old.is_dir():
+            os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

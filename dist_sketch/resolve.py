@@ -1,0 +1,98 @@
+"""What a training run will be, settled before anything is written: facts, an earlier leg, a word on the terminal."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from dist_sketch import config as cfg
+from dist_sketch import fileio, networks, pack
+from dist_sketch.config import Config
+from dist_sketch.errors import UserError
+from dist_sketch.loader import Shards, check_batch, steps_an_epoch
+from dist_sketch.ranks import Ranks
+from dist_sketch.step import resolve_precision
+from dist_sketch.track import versions
+
+
+def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
+    """Checks `config` against data and machine; returns the facts that follow from them.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if config.data.shards is None:
+        raise UserError("data.shards is not set: give --data.shards FOLDER, made by `dist-sketch pack`")
+    shards = Shards(config.data.shards, "train")
+    if not shards.has_sketch:
+        raise UserError(f"{config.data.shards}: its training split has lines without sketches; pack pairs")
+    check_batch(config.data.batch_size, ranks.world_size, len(shards))
+    share = config.data.batch_size // ranks.world_size
+    if share % config.train.accumulate:
+        raise UserError(f"train.accumulate = {config.train.accumulate}: does not divide the {share} pair(s) of a rank")
+    if config.train.sync_batchnorm and ranks.device.type == "cpu":
+        raise UserError("train.sync_batchnorm = true: CPUs have no synchronized BatchNorm; use norm = 'instance'")
+    networks.check_config(config, shards.size, share // config.train.accumulate)
+    steps = steps_an_epoch(len(shards), config.data.batch_size)
+    return {
+        "size": shards.size,
+        "manifest_sha256": pack.manifest_hash(config.data.shards),
+        "pairs": len(shards),
+        "steps_an_epoch": steps,
+        "steps": steps * config.train.epochs,
+        "world_size": ranks.world_size,
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ranks.device.type,
+        "precision": resolve_precision(config.train.precision, ranks.device),
+        "versions": versions(),
+    }
+
+
+def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What lies in `out`: None for a new run, else its status and number of epochs.
+
+    Raises:
+        UserError: `out` is something else, or a run with another configuration.
+    """
+    if not (out / "config.json").exists():
+        if out.is_file() or (out.is_dir() and any(not _ours(p) for p in out.iterdir())):
+            raise UserError(f"{out}: exists and is not a run folder; choose another --out")
+        return None
+    saved = fileio.read_json(out / "config.json")
+    old = cfg.from_dict(Config, saved["config"], str(out / "config.json"))
+    changes = cfg.difference(old, config)
+    if saved["facts"]["manifest_sha256"] != facts["manifest_sha256"]:
+        changes.append("data.shards: another data set (its manifest differs)")
+    if saved["facts"]["precision"] != facts["precision"]:
+        changes.append(f"train.precision: {saved['facts']['precision']} -> {facts['precision']} (resolved)")
+    if changes:
+        raise UserError(
+            f"{out}: holds a run with another configuration; choose another --out, or undo:\n  " + "\n  ".join(changes)
+        )
+    status = fileio.read_json(out / "status.json") if (out / "status.json").exists() else {}
+    return {"status": status, "epochs": old.train.epochs}
+
+
+def _ours(path: Path) -> bool:
+    """What a leg that was killed before it had written its configuration may leave."""
+    return path.suffix == ".part" or path.name == fileio.LOCK
+
+
+def run_id(out: Path) -> str:
+    """The W&B id of the run in `out`, the same in all its legs; a new one for a new run."""
+    if (out / "config.json").exists():
+        saved: str = fileio.read_json(out / "config.json")["facts"]["run_id"]
+        return saved
+    return secrets.token_hex(4)
+
+
+def show(config: Config, facts: dict[str, Any], out: Path) -> None:
+    """Prints the resolved run: every setting that is not the default, then the facts."""
+    default = dict(cfg.items(Config()))
+    lines = {"out": out} | {k: v for k, v in cfg.items(config) if v != default[k]}
+    lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256")}
+    Console(soft_wrap=True, highlight=False).print(
+        "\n".join(f"[bold]{k:28}[/bold] {escape(str(v))}" for k, v in lines.items())
+    )
