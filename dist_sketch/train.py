@@ -138,7 +138,7 @@ class Run:
             world_size=ranks.world_size,
             pin=ranks.device.type == "cuda",
         )
-        self.validation = Validation(shards, config.data.channels, ranks)
+        self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad)
         self.tracker = Tracker(
             out,
             config.track,
@@ -308,7 +308,8 @@ class Run:
         if due(c.sample_interval_epochs):
             path = self.out / "samples" / f"step-{place.step:08d}.png"
             self.ranks.main_decides(lambda: self.validation.picture(self.step.drawing, c.sample_count, path))
-            self.tracker.picture("samples", place.step, path)
+            if path.is_file():  # not if no validation sample can be read
+                self.tracker.picture("samples", place.step, path)
         place.epoch, place.batch, place.sums = done, 0, {}
 
     def _checkpoint_due(self, end_of_epoch: bool) -> bool:

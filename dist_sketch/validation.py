@@ -1,11 +1,13 @@
 """A generator on fixed pairs during a run: scores, a picture, and drawings of training pairs for calibration."""
 
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dist_sketch import metrics, pixels
+from dist_sketch.errors import SharedError
 from dist_sketch.fileio import write_atomic
 from dist_sketch.loader import BadSample, Sample, Shards
 from dist_sketch.ranks import Ranks, eval_mode
@@ -24,49 +26,68 @@ class Validation:
     """The validation split of a run's shards; the training split where there is none.
 
     Every method draws in float32 whatever the run's precision, so that scores of runs can be compared.
+
+    Args:
+        skip_bad: samples that fail their hash and may be left out of a scoring.
     """
 
-    def __init__(self, training: Shards, channels: int, ranks: Ranks):
-        self._ranks, self._channels = ranks, channels
+    def __init__(self, training: Shards, channels: int, ranks: Ranks, skip_bad: int = 0):
+        self._ranks, self._channels, self._skip_bad = ranks, channels, skip_bad
         self._training = self._shards = training
         if training.paired.get("val"):
             self._shards = Shards(training.folder, "val")
 
-    def _read(self, shards: Shards, i: int) -> tuple[Sample, Tensor]:
-        sample = shards.read(i, self._channels)
+    def _read(self, shards: Shards, i: int) -> tuple[Sample, Tensor] | BadSample:
+        try:
+            sample = shards.read(i, self._channels)
+        except BadSample as e:
+            return e
         assert sample.sketch is not None
         return sample, sample.sketch
 
     def scores(self, generator: nn.Module, limit: int) -> dict[str, float]:
-        """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank."""
-        count = min(limit or len(self._shards), len(self._shards))
-        sums = torch.zeros(2, dtype=torch.float64)
-        for i in self._ranks.share(count):
-            sample, sketch = self._read(self._shards, i)
-            fake = pixels.to_rgb(draw(generator, sample.line[None], self._ranks.device)[0])
-            real = pixels.to_rgb(sketch)
-            sums += torch.tensor([metrics.ssim(fake, real), metrics.l1(fake, real)], dtype=torch.float64)
-        ssim, l1 = (self._ranks.sum(sums.to(self._ranks.device)) / count).tolist()
-        return {"val/ssim": ssim, "val/l1": l1}
+        """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank.
+
+        Raises:
+            UserError: more bad samples than are allowed; on all ranks alike.
+        """
+        sums = torch.zeros(4, dtype=torch.float64)
+        for i in self._ranks.share(min(limit or len(self._shards), len(self._shards))):
+            pair = self._read(self._shards, i)
+            if isinstance(pair, BadSample):
+                print(f"warning: left out: {pair}")
+                sums[3] += 1
+                continue
+            fake = pixels.to_rgb(draw(generator, pair[0].line[None], self._ranks.device)[0])
+            real = pixels.to_rgb(pair[1])
+            sums += torch.tensor([metrics.ssim(fake, real), metrics.l1(fake, real), 1, 0], dtype=torch.float64)
+        ssim, l1, count, bad = self._ranks.sum(sums.to(self._ranks.device)).tolist()
+        if bad > self._skip_bad:
+            raise SharedError(
+                f"{self._shards.folder}: {bad:.0f} {self._shards.split} sample(s) are unreadable, {self._skip_bad} are "
+                "allowed (--data.skip-bad N); `dist-sketch verify` names them"
+            )
+        return {"val/ssim": ssim / count, "val/l1": l1 / count} if count else {}
 
     def picture(self, generator: nn.Module, count: int, path: Path) -> None:
-        """Writes rows of line | drawn | real for the first `count` pairs."""
+        """Writes rows of line | drawn | real for the first `count` pairs that can be read."""
+        pairs = (self._read(self._shards, i) for i in range(len(self._shards)))
         rows = []
-        for i in range(min(count, len(self._shards))):
-            sample, sketch = self._read(self._shards, i)
+        for sample, sketch in islice((p for p in pairs if not isinstance(p, BadSample)), count):
             fake = draw(generator, sample.line[None], self._ranks.device)[0]
             rows.append(torch.cat((sample.line, fake, sketch), dim=2))
-        write_atomic(path, pixels.encode(torch.cat(rows, dim=1)))
+        if rows:
+            write_atomic(path, pixels.encode(torch.cat(rows, dim=1)))
 
     def draw_training_pairs(self, generator: nn.Module, count: int) -> tuple[list[Tensor], list[Tensor]]:
         """Drawn and real sketches, uint8 (3, H, W) each, of up to `count` training pairs spread over the split."""
         count = min(count, len(self._training))
         raw, real = [], []
         for i in range(count):
-            try:
-                sample, sketch = self._read(self._training, i * len(self._training) // count)
-            except BadSample:  # reported and counted when it was to be trained on
+            pair = self._read(self._training, i * len(self._training) // count)
+            if isinstance(pair, BadSample):  # reported and counted when it was to be trained on
                 continue
+            sample, sketch = pair
             raw.append(pixels.to_rgb(draw(generator, sample.line[None], self._ranks.device)[0]))
             real.append(pixels.to_rgb(sketch))
         return raw, real

@@ -207,6 +207,25 @@ def test_damaged_shard_stops_the_run_with_its_key(
     assert allowed.returncode == 0, allowed.stderr
 
 
+def test_a_damaged_validation_sample_has_the_same_budget(tmp_path: Path, cli: Run, shards: Path) -> None:
+    damaged = tmp_path / "shards"
+    shutil.copytree(shards, damaged)
+    tar = damaged / "val-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[2048] ^= 1
+    tar.write_bytes(data)
+    options = ("train", "--data.shards", damaged, *TINY, "--train.epochs", 1)
+    stopped = cli(*options, "--out", tmp_path / "run")
+    assert stopped.returncode == 2
+    assert "1 val sample(s) are unreadable, 0 are allowed (--data.skip-bad N)" in stopped.stderr
+    allowed = cli(*options, "--data.skip-bad", 1, "--out", tmp_path / "other")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "val-000000.tar: sample" in allowed.stdout
+    (score,) = [r for r in read_metrics(tmp_path / "other") if r["kind"] == "val"]
+    assert -1 <= score["val/ssim"] <= 1
+    assert len(list((tmp_path / "other" / "samples").iterdir())) == 1
+
+
 def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, shards: Path) -> None:
     """A rate that blows the weights up: skipped by all ranks, counted, its pairs named, and ended with a way back."""
     run = tmp_path / "run"
