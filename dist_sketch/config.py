@@ -36,6 +36,8 @@ class Data:
     """Augmentation of pix2pix: enlarge by 286/256 and crop back, both halves alike."""
     workers: int = 1
     """Loader processes a rank; 0 loads in the training process."""
+    memory_mb: float = 2000.0
+    """A rank keeps the decoded pairs in memory, shared by its workers, if all of them fit into this; 0: never."""
     stall_timeout_s: float = 600.0
     """Longest wait for a batch from the loader's workers before the run stops; 0: for ever."""
     skip_bad: int = 0
@@ -191,7 +193,7 @@ class Config:
 
 # May differ between the legs of one run: where things lie, how long it goes on, what it tolerates and what it tells.
 FREE = (
-    *("data.shards", "data.workers", "data.stall_timeout_s", "data.skip_bad"),
+    *("data.shards", "data.workers", "data.memory_mb", "data.stall_timeout_s", "data.skip_bad"),
     *("train.epochs", "train.nonfinite_limit", "train.rank_timeout_s", "checkpoint.", "track."),
 )
 
@@ -204,10 +206,10 @@ _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
         lambda v: v >= 1,
     ),
     (
-        "data.workers data.skip_bad data.stall_timeout_s train.sync_interval_steps train.validate_interval_epochs "
-        "train.validate_limit train.sample_interval_epochs optim.clip_norm optim.decay_start_step optim.decay_steps "
-        "loss.lambda_l1 conditional.loss_threshold conditional.growth conditional.longest_lock_steps "
-        "checkpoint.interval_steps",
+        "data.workers data.memory_mb data.skip_bad data.stall_timeout_s train.sync_interval_steps "
+        "train.validate_interval_epochs train.validate_limit train.sample_interval_epochs optim.clip_norm "
+        "optim.decay_start_step optim.decay_steps loss.lambda_l1 conditional.loss_threshold conditional.growth "
+        "conditional.longest_lock_steps checkpoint.interval_steps",
         "0 or more",
         lambda v: v >= 0,
     ),

@@ -8,6 +8,8 @@ import atexit
 import hashlib
 import io
 import json
+import math
+import mmap
 import multiprocessing
 import os
 import signal
@@ -153,25 +155,75 @@ class Batch:
         return Batch(self.line.pin_memory(), self.sketch.pin_memory(), self.keys, self.bad)
 
 
-class _Samples(Dataset[Any]):
+class _Decoded:
+    """Decoded pairs in memory that the loader's forked workers share; each is decoded once, by whoever needs it first.
+
+    The memory is anonymous, not in /dev/shm, which containers keep small; pages cost nothing until they are written.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        count = shape[0]
+        memory = mmap.mmap(-1, count + math.prod(shape))
+        self._there = np.frombuffer(memory, np.uint8, count)
+        self._images = torch.frombuffer(memory, dtype=torch.uint8, offset=count).view(shape)
+
+    def get(self, i: int) -> tuple[Tensor, Tensor] | None:
+        """Pair `i`, uint8 (C, H, W) each, not to be written to; None if it is not there yet."""
+        return (self._images[i, 0], self._images[i, 1]) if self._there[i] else None
+
+    def complete(self) -> bool:
+        """Whether all pairs are there."""
+        return bool(self._there.all())
+
+    def put(self, i: int, line: Tensor, sketch: Tensor) -> None:
+        """Keeps pair `i`. Two workers that do so at once write the same bytes."""
+        self._images[i, 0].copy_(line)
+        self._images[i, 1].copy_(sketch)
+        self._there[i] = 1
+
+
+class _Pair(NamedTuple):
+    """uint8 (C, H, W) each."""
+
+    key: str
+    line: Tensor
+    sketch: Tensor
+
+
+class _Pairs(Dataset[Any]):
     """Items are addressed by (epoch, index), so that augmentation needs no state in the workers."""
 
     def __init__(self, shards: Shards, data: Data, seed: int):
         self.shards, self.data, self.seed = shards, data, seed
+        shape = (len(shards), 2, data.channels, shards.size, shards.size)
+        self._decoded = _Decoded(shape) if math.prod(shape) <= data.memory_mb * 1e6 else None
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample | BadSample:
+    def __getitem__(self, place: tuple[int, int]) -> _Pair | BadSample:
         epoch, i = place
         try:
-            sample = self.shards.read(i, self.data.channels)
+            pair = self._read(i)
         except BadSample as e:
             return e  # counted by the training loop, which knows the budget
-        if sample.sketch is None or not (self.data.flip or self.data.jitter):
-            return sample
-        generator = pixels.pair_generator(self.seed, epoch, sample.key)
-        line, sketch = pixels.augment(
-            sample.line, sample.sketch, generator, flip=self.data.flip, jitter=self.data.jitter
-        )
-        return sample._replace(line=line, sketch=sketch)
+        if not (self.data.flip or self.data.jitter):
+            return pair
+        generator = pixels.pair_generator(self.seed, epoch, pair.key)
+        line, sketch = pixels.augment(pair.line, pair.sketch, generator, flip=self.data.flip, jitter=self.data.jitter)
+        return pair._replace(line=line, sketch=sketch)
+
+    def at_hand(self) -> bool:
+        """Whether a pair is there for the asking: cheaper than to have it from another process."""
+        made = self.data.flip or self.data.jitter
+        return not made and self._decoded is not None and self._decoded.complete()
+
+    def _read(self, i: int) -> _Pair:
+        kept = self._decoded.get(i) if self._decoded is not None else None
+        if kept is not None:
+            return _Pair(str(self.shards.keys[i]), *kept)
+        sample = self.shards.read(i, self.data.channels)
+        assert sample.sketch is not None  # no other split can be trained on
+        if self._decoded is not None:
+            self._decoded.put(i, sample.line, sample.sketch)
+        return _Pair(sample.key, sample.line, sample.sketch)
 
 
 class _Places(Sampler[list[tuple[int, int]]]):
@@ -193,14 +245,13 @@ class _Places(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(i)) for i in indices[start : start + share]]
 
 
-def _collate(samples: Sequence[Sample | BadSample], *, channels: int, size: int) -> Batch:
-    good = [s for s in samples if isinstance(s, Sample)]
-    bad = [str(s) for s in samples if isinstance(s, BadSample)]
-    sketches = [s.sketch for s in good if s.sketch is not None]
+def _collate(pairs: Sequence[_Pair | BadSample], *, channels: int, size: int) -> Batch:
+    good = [p for p in pairs if isinstance(p, _Pair)]
+    bad = [str(p) for p in pairs if isinstance(p, BadSample)]
     if not good:
-        blank = torch.full((len(samples), channels, size, size), 255, dtype=torch.uint8)
+        blank = torch.full((len(pairs), channels, size, size), 255, dtype=torch.uint8)
         return Batch(blank, blank, [], bad)
-    return Batch(torch.stack([s.line for s in good]), torch.stack(sketches), [s.key for s in good], bad)
+    return Batch(torch.stack([p.line for p in good]), torch.stack([p.sketch for p in good]), [p.key for p in good], bad)
 
 
 def _ignore_signals(worker: int) -> None:
@@ -225,11 +276,14 @@ class Loader:
         self._folder, self._stall_timeout_s = shards.folder, data.stall_timeout_s
         if data.workers:
             atexit.register(_end_workers)
+        self._pairs, self._pin = _Pairs(shards, data, seed), pin
+        self._collate = partial(_collate, channels=data.channels, size=shards.size)
         self._loader = DataLoader(
-            _Samples(shards, data, seed),
+            self._pairs,
             batch_sampler=self._places,
-            collate_fn=partial(_collate, channels=data.channels, size=shards.size),
+            collate_fn=self._collate,
             num_workers=data.workers,
+            multiprocessing_context="fork" if data.workers else None,  # the index and the decoded pairs are shared
             persistent_workers=data.workers > 0,
             timeout=data.stall_timeout_s if data.workers else 0,
             worker_init_fn=_ignore_signals,
@@ -244,6 +298,11 @@ class Loader:
             UserError: the workers give no batch for `data.stall_timeout_s`.
         """
         self._places.epoch, self._places.first_step = epoch, first_step
+        if self._pairs.at_hand():
+            for places in self._places:
+                batch = self._collate([self._pairs[place] for place in places])
+                yield batch.pin_memory() if self._pin else batch
+            return
         try:
             yield from self._loader
         except RuntimeError as e:

@@ -158,6 +158,17 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return sorted(records.values(), key=lambda r: r["step"])
 
 
+def memory_mb(device: torch.device) -> float:
+    """On a GPU, the most that tensors have taken there; else what this process has in memory now (Linux; else 0)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what is computed."""
     from importlib.metadata import version

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from dist_sketch.pixels import to_float
 from dist_sketch.progress import Progress
 from dist_sketch.ranks import Ranks, lost_peer
 from dist_sketch.stop import SCHEDULER_SIGNALS, StopRequest
-from dist_sketch.track import Tracker
+from dist_sketch.track import Tracker, memory_mb
 from dist_sketch.validation import Validation
 
 STOPPED = os.EX_TEMPFAIL  # exit code of a run that was asked to stop: start it again and it goes on
@@ -151,7 +152,7 @@ class Run:
         self.sync_steps = config.train.sync_interval_steps or (16 if ranks.device.type == "cuda" else 1)
         self.unread: list[Unread] = []
         self.latest: dict[str, float] = {}
-        self.clock = (time.perf_counter(), self.place.step)
+        self.clock, self.waited_s = (time.perf_counter(), self.place.step), 0.0
 
     def _resume(self) -> Place:
         folder = self.ranks.main_decides(lambda: checkpoint.find(self.out))
@@ -169,7 +170,7 @@ class Run:
         self._status("running")
         with Progress(self.facts["steps"], config.data.batch_size, place.step, self.ranks.is_main) as progress:
             while place.epoch < config.train.epochs:
-                for batch in self.loader.epoch(place.epoch, place.batch):
+                for batch in self._timed(self.loader.epoch(place.epoch, place.batch)):
                     asked_to_stop = self._train_batch(batch)
                     progress.update(place.step, place.epoch, config.train.epochs, self.latest)
                     end_of_epoch = place.batch == self.loader.steps
@@ -186,6 +187,16 @@ class Run:
         self._status("finished")
         self.tracker.close()
         return 0
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """`batches`, with the time that they are waited for."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited_s += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
     def _train_batch(self, batch: Batch) -> bool:
         """One step; True when some rank was asked to stop and all ranks know it."""
@@ -271,7 +282,8 @@ class Run:
         if (step + 1) % interval:
             return
         now, since = time.perf_counter(), self.clock
-        self.clock = (now, place.step)
+        elapsed_s, waited_s = now - since[0], self.waited_s
+        self.clock, self.waited_s = (now, place.step), 0.0
         factor = stepping.learning_rate_factor(self.config.optim, step)
         logged = {k: v for k, v in values.items() if "/" in k}
         logged |= {
@@ -279,7 +291,9 @@ class Run:
             "lock/g": place.locked_g / interval,
             "lr/g": self.config.optim.lr_g * factor,
             "lr/d": self.config.optim.lr_d * factor,
-            "speed/images_per_s": (place.step - since[1]) * batch_size / (now - since[0]),
+            "speed/images_per_s": (place.step - since[1]) * batch_size / elapsed_s,
+            "speed/data_wait": waited_s / elapsed_s,
+            "speed/memory_mb": memory_mb(self.ranks.device),
             "skipped/nonfinite": place.nonfinite,
             "skipped/overflow_d": place.overflow_d,
             "skipped/overflow_g": place.overflow_g,

@@ -3,17 +3,19 @@
 import hashlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, Run, face, launch
+from conftest import TINY, Run, face, launch, write_pairs
 from PIL import Image
 
-from dist_sketch import checkpoint
+from dist_sketch import checkpoint, pack, recipe
 from dist_sketch.track import read_metrics
 
+FOLDERS = ("line", "raw", "sketch", "real")
 VAL = ["14", "15", "16", "17", "18"]
 
 
@@ -48,14 +50,19 @@ def scores(out: Path) -> dict[str, Any]:
     return json.loads((out / "metrics.json").read_text())
 
 
-def figures(tree: Any) -> list[float]:
-    if isinstance(tree, dict):
-        return [x for k in sorted(tree) for x in figures(tree[k])]
-    return [tree] if isinstance(tree, int | float) else []
+def assert_same_scores(mine: Any, theirs: Any, place: str = "metrics.json") -> None:
+    """Every figure to 1e-6 relative, everything else exactly."""
+    if isinstance(theirs, dict | list):
+        assert type(mine) is type(theirs), place
+        assert len(mine) == len(theirs), place
+        for key in theirs if isinstance(theirs, dict) else range(len(theirs)):
+            assert_same_scores(mine[key], theirs[key], f"{place}: {key}")
+    else:
+        assert mine == (pytest.approx(theirs, rel=1e-6, abs=1e-12) if isinstance(theirs, float) else theirs), place
 
 
 def test_every_picture_and_every_score(out: Path, run: Path) -> None:
-    for folder in ("raw", "sketch", "line", "real"):
+    for folder in FOLDERS:
         assert sorted(p.stem for p in (out / folder).iterdir()) == VAL
     result = scores(out)
     assert result["n"] == 5
@@ -68,27 +75,74 @@ def test_every_picture_and_every_score(out: Path, run: Path) -> None:
         assert np.ptp(np.asarray(image.convert("RGB")), axis=2).max() == 0  # denoised is gray
 
 
-def test_evaluate_gives_the_same_numbers_from_the_files(tmp_path: Path, cli: Run, out: Path) -> None:
-    copy = tmp_path / "out"
-    shutil.copytree(out, copy)
-    (copy / "metrics.json").unlink()
-    done = cli("evaluate", copy)
+def test_batch_size_does_not_matter(tmp_path: Path, cli: Run, run: Path, shards: Path, out: Path) -> None:
+    done = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "one", "--batch-size", 1)
     assert done.returncode == 0, done.stderr
-    mine, theirs = scores(copy), scores(out)
-    for kind in ("raw", "denoised", "baselines"):
-        np.testing.assert_allclose(figures(mine[kind]), figures(theirs[kind]), rtol=1e-6, atol=1e-9)
+    assert pictures(tmp_path / "one", *FOLDERS) == pictures(out, *FOLDERS)
+    assert_same_scores(scores(tmp_path / "one"), scores(out))
 
 
-def test_batch_size_and_ranks_do_not_matter(tmp_path: Path, cli: Run, run: Path, shards: Path, out: Path) -> None:
-    alone = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "one", "--batch-size", 1)
-    assert alone.returncode == 0, alone.stderr
-    three = launch(3, "infer", "--run", run, "--input", shards, "--out", tmp_path / "three", "--batch-size", 2)
-    assert three.returncode == 0, three.stderr
-    for other in (tmp_path / "one", tmp_path / "three"):
-        assert pictures(other, "raw", "sketch", "real") == pictures(out, "raw", "sketch", "real")
-        assert json.loads((other / "infer.json").read_text())["names"] == VAL
-        for kind in ("raw", "denoised", "baselines"):
-            np.testing.assert_allclose(figures(scores(other)[kind]), figures(scores(out)[kind]), rtol=1e-6, atol=1e-6)
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 3 training and 2 validation pairs."""
+    root = tmp_path_factory.mktemp("odd")
+    pack.pack(recipe.load(str(write_pairs(root / "pairs", 3, 2))), root / "shards", size=64, shard_count=1, workers=1)
+    return root / "shards"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, cli: Run, run: Path, out: Path, odd: Path) -> dict[int, Path]:
+    """What one process draws, by the number of inputs; read only."""
+    folder = tmp_path_factory.mktemp("alone") / "two"
+    done = cli("infer", "--run", run, "--input", odd, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return {5: out, 2: folder}
+
+
+# A loader that asked these would draw a part.
+FOREIGN = {"WORKER": "1", "NUM_WORKERS": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "7", "SLURM_LOCALID": "3"}
+
+
+@pytest.mark.parametrize(("n", "ranks"), [(5, 2), (5, 3), (5, 4), (2, 3)])
+def test_any_number_of_ranks_draws_and_scores_every_input_once(
+    tmp_path: Path, run: Path, shards: Path, odd: Path, alone: dict[int, Path], n: int, ranks: int
+) -> None:
+    source = {5: shards, 2: odd}[n]
+    options = ("infer", "--run", run, "--input", source, "--out", tmp_path / "o", "--batch-size", 2)
+    done = launch(ranks, *options, **FOREIGN)
+    assert done.returncode == 0, done.stderr
+    split = pack.read_manifest(source)["splits"]["val"]
+    assert json.loads((tmp_path / "o" / "infer.json").read_text())["names"] == split["index"]["key"]
+    assert pictures(tmp_path / "o", *FOLDERS) == pictures(alone[n], *FOLDERS)
+    found = scores(tmp_path / "o")
+    assert found["n"] == split["count"] == n
+    assert [image["name"] for image in found["images"]] == split["index"]["key"]
+    assert found["settings"]["missing"] == {}  # FID and KID too
+    assert_same_scores(found, scores(alone[n]))
+
+
+def test_evaluate_gives_the_same_numbers_from_the_files(tmp_path: Path, cli: Run, out: Path, odd: Path) -> None:
+    """On one rank and on three, the last of which has no training sketch to set beside its own two images."""
+    found = []
+    for name, start in (("one", cli), ("three", partial(launch, 3))):
+        shutil.copytree(out, tmp_path / name)
+        about = json.loads((out / "infer.json").read_text()) | {"reference": str(odd)}
+        (tmp_path / name / "infer.json").write_text(json.dumps(about))
+        (tmp_path / name / "metrics.json").unlink()
+        done = start("evaluate", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        found.append(scores(tmp_path / name))
+    one, three = found
+    assert three["n"] == 5
+    assert three["settings"]["reference_n"] == 3
+    assert three["baselines"]["reference"]["fid_2048"] > 0
+    assert_same_scores(three, one)
+    drawn = scores(out)
+    for result, source, sketches in ((one, "files", 3), (drawn, "memory", 5)):
+        assert result["settings"].pop("source") == source
+        assert result["settings"].pop("reference_n") == sketches
+        del result["baselines"]["reference"]
+    assert_same_scores(one, drawn)
 
 
 def test_the_papers_mode_is_seeded_by_name_and_leaves_the_run_alone(
@@ -99,7 +153,7 @@ def test_the_papers_mode_is_seeded_by_name_and_leaves_the_run_alone(
     options = ("--data.shards", tmp_path / "shards", *TINY, "--train.epochs", 1, "--checkpoint.interval-steps", 0)
     assert cli("train", *options, "--out", tmp_path / "run").returncode == 0
     before = digest(tmp_path / "run")
-    infer = ("infer", "--run", tmp_path / "run", "--input", tmp_path / "shards", "--mode", "paper")
+    infer = ("infer", "--run", tmp_path / "run", "--input", pairs / "val_line", "--mode", "paper")
     first = cli(*infer, "--out", tmp_path / "a", "--batch-size", 3)
     second = launch(2, *infer, "--out", tmp_path / "b")
     other = cli(*infer, "--out", tmp_path / "c", "--seed", 1)
@@ -150,28 +204,28 @@ def test_the_reference_is_found_from_any_directory(tmp_path: Path, cli: Run, sha
     assert scores(tmp_path / "o")["baselines"]["reference"]["fid_2048"] > 0
 
 
-def test_denoise_can_be_switched_by_part(tmp_path: Path, cli: Run, run: Path, shards: Path) -> None:
+def test_denoise_can_be_switched_by_part(tmp_path: Path, cli: Run, run: Path, pairs: Path) -> None:
     off = ("--denoise.gray", "False", "--denoise.filter", "none", "--denoise.shadows", "False")
-    assert cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "o", *off).returncode == 0
+    assert cli("infer", "--run", run, "--input", pairs / "val_line", "--out", tmp_path / "o", *off).returncode == 0
     raw, sketch = (pictures(tmp_path / "o", f) for f in ("raw", "sketch"))
     assert list(raw.values()) == list(sketch.values())
 
 
-def test_an_older_checkpoint_on_request(tmp_path: Path, cli: Run, run: Path, shards: Path, out: Path) -> None:
-    done = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "o", "--step", 2)
+def test_an_older_checkpoint_on_request(tmp_path: Path, cli: Run, run: Path, pairs: Path, out: Path) -> None:
+    done = cli("infer", "--run", run, "--input", pairs / "val_line", "--out", tmp_path / "o", "--step", 2)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "o" / "infer.json").read_text())["step"] == 2
     assert pictures(tmp_path / "o", "raw") != pictures(out, "raw")
 
 
-def test_an_exported_generator(tmp_path: Path, cli: Run, run: Path, shards: Path, out: Path) -> None:
+def test_an_exported_generator(tmp_path: Path, cli: Run, run: Path, pairs: Path, out: Path) -> None:
     exported = tmp_path / "exported"
     exported.mkdir()
     newest = checkpoint.find(run)
     assert newest is not None
     for file in (newest / "generator.safetensors", run / "config.json", run / "denoise.json"):
         shutil.copy(file, exported)
-    done = cli("infer", "--run", exported, "--input", shards, "--out", tmp_path / "o")
+    done = cli("infer", "--run", exported, "--input", pairs / "val_line", "--out", tmp_path / "o")
     assert done.returncode == 0, done.stderr
     assert pictures(tmp_path / "o", "raw", "sketch") == pictures(out, "raw", "sketch")
 
