@@ -70,7 +70,15 @@ def _write(run: Path, step: int, modules: dict[str, nn.Module], state: dict[str,
     kept = [f for f in _folders(run) if step_of(f) <= step][:keep]
     for old in _folders(run):
         if old not in kept:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Under its final name a checkpoint is complete, also while it goes."""
+    going = folder.with_name(f".{folder.name}.part")
+    with suppress(OSError):
+        os.replace(folder, going)
+        shutil.rmtree(going)
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 import tomllib
@@ -99,6 +100,13 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not (float("-inf") < value < float("inf")) else value
+
+
+def tidy(folder: Path) -> None:
+    """Removes what killed processes left half written in a folder; for the holder of its lock alone."""
+    for part in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
+        with suppress(OSError):  # a disk that refuses this will refuse what matters, too
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 class Lock:

@@ -13,7 +13,8 @@ take the memory that the parts are there to save.
 
 import copy
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -243,9 +244,7 @@ class Step:
     def _keep_statistics(self, before: Tensor, skipped: Tensor) -> None:
         """Puts the running statistics back if the step was not finite, or blank: a NaN would stay in them for ever."""
         now = torch.cat(self.statistics)
-        kept = torch.where(skipped | ~now.isfinite(), before, now)
-        for buffer, part in zip(self.statistics, kept.split([b.numel() for b in self.statistics]), strict=True):
-            buffer.copy_(part)
+        self.set_statistics(torch.where(skipped | ~now.isfinite(), before, now))
 
     def _reduce(self, measured: Measures, pairs: int, bad: int, stop: bool) -> Measured:
         zero = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
@@ -267,9 +266,27 @@ class Step:
         return named if self.ema is None else named | {"ema": self.ema}
 
     def average_buffers(self) -> None:
-        """Makes the ranks' running statistics one, before evaluating or saving."""
+        """Makes the ranks' running statistics one."""
         for module in self.modules().values():
             self.ranks.average_buffers(module)
+
+    @contextmanager
+    def averaged(self) -> Iterator[Tensor]:
+        """Inside, the ranks' running statistics are their mean, to evaluate or to save; gives this rank's own (N,).
+
+        Afterwards each rank has its own again: a look at the run, or a save of it, may not change it.
+        """
+        own = torch.cat([torch.empty(0, device=self.ranks.device), *self.statistics])
+        self.average_buffers()
+        try:
+            yield own
+        finally:
+            self.set_statistics(own)
+
+    def set_statistics(self, values: Tensor) -> None:
+        """Puts back this rank's running statistics, as `averaged` gave them."""
+        for buffer, part in zip(self.statistics, values.split([b.numel() for b in self.statistics]), strict=True):
+            buffer.copy_(part)
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizers, scalers and counters; the networks are saved apart."""

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 # Not SIGUSR1: it kills accelerate's and torchrun's launcher, and NCCL uses it.
@@ -16,12 +18,20 @@ class StopRequest:
     def __init__(self) -> None:
         self.asked = False
 
-    def listen(self, *numbers: signal.Signals) -> None:
-        """From now on these signals ask. So does the death of a launcher, which would leave its ranks behind."""
+    def listen(self, *numbers: signal.Signals, orphaned: signal.Signals = signal.SIGKILL) -> None:
+        """From now on these signals ask.
+
+        Args:
+            orphaned: what this process gets when its launcher dies, which would leave its ranks behind. Before there
+                is anything to save, SIGKILL: while the ranks look for each other, no other signal is heard, and they
+                would look for half an hour - or find those of the next job.
+        """
         for number in numbers:
             signal.signal(number, self._ask)
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            _signal_on_parent_s_death(signal.SIGTERM)
+            _signal_on_parent_s_death(orphaned)
+            if _is_orphan():  # it died before
+                os.kill(os.getpid(), orphaned)
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
@@ -40,4 +50,9 @@ def _signal_on_parent_s_death(number: signal.Signals) -> None:
         prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
-stop = StopRequest()  # of this process: signals know no other
+def _is_orphan() -> bool:
+    """Whether init has taken over this process (and is not itself the launcher, as in a container)."""
+    try:
+        return os.getppid() == 1 and os.fsencode(sys.argv[-1]) not in Path("/proc/1/cmdline").read_bytes()
+    except OSError:
+        return False

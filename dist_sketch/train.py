@@ -93,8 +93,14 @@ def train(
             print(f"{out}: this run is finished ({previous['status']['step']} steps); nothing to do")
         return 0
     lock = fileio.Lock(out)
-    ranks.main_decides(lock.acquire)
-    facts["run_id"] = ranks.main_decides(lambda: resolve.run_id(out))
+
+    def claim() -> str:
+        lock.acquire()
+        fileio.tidy(out)
+        resolve.previous_leg(out, config, facts)  # again: another process may have begun a run there meanwhile
+        return resolve.run_id(out)
+
+    facts["run_id"] = ranks.main_decides(claim)
     run = Run(config, out, ranks, facts, stop or StopRequest())
     try:
         code = run.train()
@@ -123,7 +129,7 @@ class Run:
     def __init__(self, config: Config, out: Path, ranks: Ranks, facts: dict[str, Any], stop: StopRequest):
         assert config.data.shards is not None
         self.config, self.out, self.ranks, self.facts, self.stop = config, out, ranks, facts, stop
-        stop.listen(*self.SIGNALS)
+        stop.listen(*self.SIGNALS, orphaned=signal.SIGTERM)
         torch.manual_seed(config.train.seed)  # the same weights on every rank
         self.step = stepping.Step(config, ranks, facts["precision"])
         torch.manual_seed(config.train.seed + 1 + ranks.rank)  # dropout of its own on each rank
@@ -160,6 +166,8 @@ class Run:
             return Place()
         state = checkpoint.load(folder, self.step.modules(), self.ranks)
         self.step.load_state_dict(state["step"])
+        if len(state["statistics"]) == self.ranks.world_size:  # else all go on from their mean
+            self.step.set_statistics(state["statistics"][self.ranks.rank])
         if self.ranks.is_main:
             print(f"resumed from {folder}")
         return Place.from_dict(state["place"])
@@ -314,16 +322,15 @@ class Run:
         def due(interval_epochs: int) -> bool:
             return interval_epochs > 0 and (done == c.epochs or done % interval_epochs == 0)
 
-        if due(c.validate_interval_epochs) or due(c.sample_interval_epochs):
-            self.step.average_buffers()
-        if due(c.validate_interval_epochs):
-            scores = self.validation.scores(self.step.drawing, c.validate_limit)
-            self.tracker.log("val", place.step, about | scores)
-        if due(c.sample_interval_epochs):
-            path = self.out / "samples" / f"step-{place.step:08d}.png"
-            self.ranks.main_decides(lambda: self.validation.picture(self.step.drawing, c.sample_count, path))
-            if path.is_file():  # not if no validation sample can be read
-                self.tracker.picture("samples", place.step, path)
+        with self.step.averaged():
+            if due(c.validate_interval_epochs):
+                scores = self.validation.scores(self.step.drawing, c.validate_limit)
+                self.tracker.log("val", place.step, about | scores)
+            if due(c.sample_interval_epochs):
+                path = self.out / "samples" / f"step-{place.step:08d}.png"
+                self.ranks.main_decides(lambda: self.validation.picture(self.step.drawing, c.sample_count, path))
+                if path.is_file():  # not if no validation sample can be read
+                    self.tracker.picture("samples", place.step, path)
         place.epoch, place.batch, place.sums = done, 0, {}
 
     def _checkpoint_due(self, end_of_epoch: bool) -> bool:
@@ -332,10 +339,11 @@ class Run:
         return finished or (self.place.step % interval == 0 if interval else end_of_epoch)
 
     def _save(self) -> None:
-        self.step.average_buffers()
-        state = {"step": self.step.state_dict(), "place": self.place.to_dict()}
-        keep = self.config.checkpoint.keep
-        checkpoint.save(self.out, self.place.step, self.step.modules(), state, self.ranks, keep)
+        with self.step.averaged() as own:
+            state: dict[str, Any] = {"step": self.step.state_dict(), "place": self.place.to_dict()}
+            state["statistics"] = self.ranks.gather(own.cpu())
+            keep = self.config.checkpoint.keep
+            checkpoint.save(self.out, self.place.step, self.step.modules(), state, self.ranks, keep)
         self._status("running")
 
     def _calibrate(self) -> None:
@@ -346,7 +354,8 @@ class Run:
             denoise, table = calibrate(raw, real) if len(raw) > 1 else (Denoise(), [])
             fileio.write_json(self.out / "denoise.json", {"denoise": cfg.to_dict(denoise), "candidates": table})
 
-        self.ranks.main_decides(choose)
+        with self.step.averaged():
+            self.ranks.main_decides(choose)
 
     def failed(self, error: Exception) -> None:
         """Leaves the reason in `status.json`."""

@@ -266,7 +266,7 @@ def reads_of(folder: Path) -> Iterator[Callable[[], list[tuple[int, int, int]]]]
         yield reads
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(plan=plans(workers=st.integers(0, 2)), data=st.data())
 def test_the_rest_of_an_epoch_is_found_by_index_on_any_number_of_ranks(
     packed: Packed, plan: Plan, data: st.DataObject
