@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,12 +12,14 @@ from typing import Annotated, Any
 import tyro
 
 from dist_sketch import __version__
+from dist_sketch.bench import Bench
 from dist_sketch.checkpoint_cli import Checkpoint
 from dist_sketch.config import Config, load
 from dist_sketch.errors import SharedError, UserError
 from dist_sketch.stop import SCHEDULER_SIGNALS, StopRequest
 
 USER, OURS = 2, 1  # exit codes
+FIRST_WORD_S = 2.0  # that the rank that failed has to say why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +244,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "report": Report,
     "weights": Weights,
+    "bench": Bench,
 }
 
 
@@ -319,6 +323,7 @@ def _explain(error: Exception, rank: int) -> int:
         print(f"error{who}: {error}", file=sys.stderr)
         code = USER
     elif _lost_peer(error):
+        time.sleep(FIRST_WORD_S)
         print(f"error{who}: another rank failed or is gone: its message says why", file=sys.stderr)
         return OURS
     else:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from forks import wait_until
 
-SOON_S = 60.0  # within which a job is gone, whichever of its processes died
+SOON_S = 90.0  # within which a job is gone, whichever of its processes died
 
 
 class Process(NamedTuple):

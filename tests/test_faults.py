@@ -373,7 +373,8 @@ def test_one_process_at_a_time_works_in_a_run(
     )
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
 
-    waiting = forks.start(*command)
+    # In the first one's group: else the kernel ends a stopped worker of which nobody is left to wake it.
+    waiting = forks.start(*command, group=first)
     lock = str(run / ".lock")
     wait_until(
         lambda: lock in open_files(waiting), "the second process at the lock", lambda: str(forks.printed(waiting))

@@ -289,6 +289,21 @@ def test_asked_to_stop_all_ranks_save_the_same_step_and_go_on_bit_equal(
     assert differences(run, short) == []
 
 
+def test_a_checkpoint_holds_what_each_rank_has_of_its_own(
+    tmp_path: Path, forks: Forks, options: tuple[Any, ...], short: Outcome
+) -> None:
+    """Running statistics, for one: a few steps after a kill, that they had been averaged would still be seen."""
+    run = tmp_path / "run"
+    hooks = {1: ("pauses", tmp_path / "rank1", "train:Run._train_batch:11")}
+    pids = forks.start_ranks(2, *options, *SHORT, "--out", run, hooks=hooks)
+    wait_until((tmp_path / "rank1.0").exists, "step 11", lambda: str([forks.printed(pid) for pid in pids]))
+    os.killpg(pids[0], signal.SIGKILL)
+    assert [forks.wait(pid).code for pid in pids] == [-signal.SIGKILL] * 2
+    assert checkpoint.step_of(checkpoint._folders(run)[0]) == 10
+    finish(forks, run, *options, *SHORT)
+    assert differences(run, short) == []
+
+
 # ---------------------------------------------------------------- a rank fails
 
 

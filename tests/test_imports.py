@@ -41,8 +41,9 @@ ORDER = (
         "train",
         "report",
         "checkpoint_cli",
-        "__main__",
     ),
+    *("measure", "baseline", "bench_step", "bench_loader", "bench_infer", "bench_metrics", "bench_scaling", "bench"),
+    *("__main__",),
 )
 
 
@@ -99,7 +100,7 @@ def test_modules_are_short_and_say_what_they_do(module: str) -> None:
     "arguments",
     [
         *(["--help"], ["train", "--help"], ["pack", "--help"], ["checkpoint", "--help"]),
-        *(["checkpoint", "export", "--help"], ["--version"], ["nonsense"]),
+        *(["checkpoint", "export", "--help"], ["bench", "--help"], ["--version"], ["nonsense"]),
     ],
 )
 def test_help_is_quick(arguments: list[str]) -> None:

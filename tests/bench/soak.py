@@ -5,7 +5,7 @@
 It draws its own small data, trains once undisturbed and once with faults: real networks, processes and launcher, on
 CPUs. Each fault is one of: SIGKILL of a rank, of the launcher, of all; SIGTERM or SIGUSR2 to a rank, SIGTERM to the
 launcher. A third of them come while the processes start, the others at random moments of the training. After each,
-everything must be gone within a minute, and the same command goes on. Exit code 0: the disturbed run has ended bit
+everything must be gone within 90 s, and the same command goes on. Exit code 0: the disturbed run has ended bit
 for bit as the undisturbed one, and no fault cost more than the steps since the last checkpoint.
 """
 
@@ -42,7 +42,7 @@ class Soak:
     """Kill a run again and again, and see whether it ends as if nothing had happened."""
 
     kills: int = 30
-    """Faults. Every 10 of them take some 4 minutes on 2 cores."""
+    """Faults. Every 10 of them take some 5 minutes on 2 cores."""
     seed: int = 0
     """Other kinds and moments of faults."""
     ranks: int = 2
