@@ -194,7 +194,7 @@ class Config:
 # May differ between the legs of one run: where things lie, how long it goes on, what it tolerates and what it tells.
 FREE = (
     *("data.shards", "data.workers", "data.memory_mb", "data.stall_timeout_s", "data.skip_bad"),
-    *("train.epochs", "train.nonfinite_limit", "train.rank_timeout_s", "checkpoint.", "track."),
+    *("train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s", "checkpoint.", "track."),
 )
 
 # (keys, what they must be, holds); infinity is refused for all: JSON cannot hold it

@@ -323,7 +323,7 @@ def test_help_tells_every_setting_with_the_papers_names(capsys: pytest.CaptureFi
 def test_difference_names_what_would_make_another_run() -> None:
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: v + "x"}
     may_change = {"data.shards", "data.workers", "data.memory_mb", "data.skip_bad", "data.stall_timeout_s"}
-    may_change |= {"train.epochs", "train.nonfinite_limit", "train.rank_timeout_s"}
+    may_change |= {"train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s"}
     assert cfg.difference(Config(), Config()) == []
     for key, value in DEFAULTS.items():
         changed = Path("elsewhere") if value is None else other[type(value)](value)

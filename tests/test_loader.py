@@ -1,9 +1,11 @@
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -349,3 +351,21 @@ def test_a_name_that_leaves_its_folder_is_refused(shards: Path, tmp_path: Path) 
 def test_no_such_split(shards: Path) -> None:
     with pytest.raises(UserError, match=r"shards: has no split 'test'; it has train, val$"):
         Shards(shards, "test")
+
+
+def test_workers_that_give_nothing_are_given_up_with_a_sentence(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And they cannot keep the process from ending, though they ignore the signal that would end them."""
+    monkeypatch.setattr(Shards, "read", lambda *_: time.sleep(3600))
+    stalled = Loader(
+        Shards(shards, "train"), replace(DATA, workers=1, stall_timeout_s=1.0), seed=0, rank=0, world_size=1
+    )
+    sentence = ""
+    try:  # pytest.raises would keep the workers in a cycle with the traceback
+        next(stalled.epoch(0))
+    except UserError as e:
+        sentence = str(e)
+    assert sentence.startswith(f"{shards}: no batch for 1 s; does the disk answer?")
+    loader._end_workers()
+    for process in multiprocessing.active_children():
+        process.join(30)
+    assert multiprocessing.active_children() == []
