@@ -262,6 +262,7 @@ def _ignore_signals(worker: int) -> None:
 
 def _end_workers() -> None:
     """They ignore the signal by which multiprocessing would end them, and it would wait for them for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call that an error
     for process in multiprocessing.active_children():
         process.kill()
 
