@@ -32,6 +32,15 @@ def losses(run: Path) -> list[tuple[int, float, float]]:
     return [(r["step"], r["loss/d"], r["loss/g"]) for r in read_metrics(run) if r["kind"] == "train"]
 
 
+def with_a_flipped_bit(shards: Path, copy: Path, name: str) -> Path:
+    """A copy of the shards in which one sample of the shard `name` is damaged."""
+    shutil.copytree(shards, copy)
+    data = bytearray((copy / name).read_bytes())
+    data[2048] ^= 1
+    (copy / name).write_bytes(data)
+    return copy
+
+
 @pytest.fixture(scope="module")
 def options(shards: Path) -> tuple[Any, ...]:
     return ("train", "--data.shards", shards, *TINY, "--train.epochs", 3, "--generator.ema", 0.9)
@@ -193,12 +202,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, cli: Run, options
 def test_damaged_shard_stops_the_run_with_its_key(
     tmp_path: Path, cli: Run, options: tuple[Any, ...], shards: Path
 ) -> None:
-    damaged = tmp_path / "shards"
-    shutil.copytree(shards, damaged)
-    tar = damaged / "train-000001.tar"
-    data = bytearray(tar.read_bytes())
-    data[2048] ^= 1
-    tar.write_bytes(data)
+    damaged = with_a_flipped_bit(shards, tmp_path / "shards", "train-000001.tar")
     stopped = cli(*options, "--data.shards", damaged, "--out", tmp_path / "run")
     assert stopped.returncode == 2
     assert "train-000001.tar: sample '6'" in stopped.stdout
@@ -208,12 +212,7 @@ def test_damaged_shard_stops_the_run_with_its_key(
 
 
 def test_a_damaged_validation_sample_has_the_same_budget(tmp_path: Path, cli: Run, shards: Path) -> None:
-    damaged = tmp_path / "shards"
-    shutil.copytree(shards, damaged)
-    tar = damaged / "val-000000.tar"
-    data = bytearray(tar.read_bytes())
-    data[2048] ^= 1
-    tar.write_bytes(data)
+    damaged = with_a_flipped_bit(shards, tmp_path / "shards", "val-000000.tar")
     options = ("train", "--data.shards", damaged, *TINY, "--train.epochs", 1)
     stopped = cli(*options, "--out", tmp_path / "run")
     assert stopped.returncode == 2
@@ -257,12 +256,7 @@ def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, shards: Path) ->
 
 def test_a_rank_without_one_good_pair_goes_on(tmp_path: Path, shards: Path) -> None:
     """13 pairs, batch 2 on two ranks: the one whose single pair is damaged takes part with an empty page."""
-    damaged = tmp_path / "shards"
-    shutil.copytree(shards, damaged)
-    tar = damaged / "train-000001.tar"
-    data = bytearray(tar.read_bytes())
-    data[2048] ^= 1
-    tar.write_bytes(data)
+    damaged = with_a_flipped_bit(shards, tmp_path / "shards", "train-000001.tar")
     options = ("--data.batch-size", 2, "--norm", "none", "--train.epochs", 2, "--data.skip-bad", 2)
     options += ("--data.workers", 1, "--data.no-shuffle")
     done = launch(2, "train", "--data.shards", damaged, *TINY, *options, "--out", tmp_path / "run")
