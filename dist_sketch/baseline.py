@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from dist_sketch import inception, networks, pixels
 from dist_sketch.config import Config
-from dist_sketch.denoise import denoise
+from dist_sketch.denoise import Denoise, denoise
 from dist_sketch.hub import SketchGenerator
 from dist_sketch.loader import Shards
 
@@ -103,10 +103,14 @@ def infer(run: Path, shards: Path, split: str, out: Path, batch_size: int, devic
         lines = pixels.to_float(torch.stack([s.line for s in samples]).to(device))
         drawn = pixels.to_uint8(model(lines)).cpu()
         for sample, raw in zip(samples, drawn, strict=True):
-            clean = denoise(raw, model.denoise)
-            for folder, image in (("raw", raw), ("sketch", clean), ("line", sample.line)):
-                (out / folder / f"{sample.name}.png").write_bytes(pixels.encode(image))
+            finish(out, sample.name, sample.line, raw, model.denoise)
     return len(source)
+
+
+def finish(out: Path, name: str, line: Tensor, raw: Tensor, settings: Denoise) -> None:
+    """Noise removal and PNG files of one picture, as Pillow writes them when it is not told how."""
+    for folder, image in (("raw", raw), ("sketch", denoise(raw, settings)), ("line", line)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / folder / f"{name}.png")
 
 
 def frechet(x: NDArray[Any], y: NDArray[Any]) -> float:
@@ -124,7 +128,7 @@ def frechet(x: NDArray[Any], y: NDArray[Any]) -> float:
 def pytorch_fid_net(weights: inception.Weights, dims: int, device: torch.device) -> nn.Module:
     """pytorch-fid's own network for one of the dims, with the weights that we use."""
     index = pytorch_fid.InceptionV3.BLOCK_INDEX_BY_DIM[dims]
-    state = inception._state(weights, inception._skeleton())
+    state = inception.state(weights, inception.skeleton())
     state |= {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}  # of a layer that it does not use
     download: Callable[..., Any] = pytorch_fid.load_state_dict_from_url
     pytorch_fid.load_state_dict_from_url = lambda *_, **__: state

@@ -12,8 +12,8 @@ import tyro
 from dist_sketch.errors import SharedError, UserError
 from dist_sketch.measure import Options
 
-SUBJECTS = ("step", "loader", "infer", "metrics", "scaling")
-Subject = Literal["all", "step", "loader", "infer", "metrics", "scaling"]
+SUBJECTS = ("step", "loader", "infer", "metrics", "scaling", "start")
+Subject = Literal["all", "step", "loader", "infer", "metrics", "scaling", "start"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Bench:
     """
 
     subject: tyro.conf.Positional[Annotated[Subject, tyro.conf.arg(metavar="SUBJECT")]] = "all"
-    """step, loader, infer, metrics, scaling; all of them in turn where none is named."""
+    """step, loader, infer, metrics, scaling, start; all of them in turn where none is named."""
     json: Path | None = None
     """File that the figures are written to, with the machine and the options."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)

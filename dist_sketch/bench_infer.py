@@ -4,19 +4,19 @@ import contextlib
 import io
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dist_sketch import baseline, hub, pack, pixels, recipe, synth
 from dist_sketch import config as cfg
-from dist_sketch import hub, pack, pixels, recipe, synth
 from dist_sketch import infer as inference
-from dist_sketch.baseline import infer as plain_infer
 from dist_sketch.config import Config
-from dist_sketch.denoise import Denoise, denoise
+from dist_sketch.denoise import Denoise
+from dist_sketch.finish import Finish, Finishers
+from dist_sketch.inputs import Item
 from dist_sketch.measure import Options, Report, figure, interleaved, rates
 from dist_sketch.ranks import Ranks
 from dist_sketch.step import AUTOCAST, resolve_precision
@@ -32,7 +32,7 @@ def run(report: Report, folder: Path) -> None:
     generator, shards = _generator(options, folder / "generator"), _lines(options, folder)
     fast = resolve_precision("auto", ranks.device)
     _whole(report, ranks, generator, shards, fast, folder)
-    _parts(report, ranks, generator, fast)
+    _parts(report, ranks, generator, fast, folder)
     report.note(NAME, f"{PLAIN}: the same shards, net, noise removal and files, one image after the other")
 
 
@@ -71,7 +71,7 @@ def _whole(report: Report, ranks: Ranks, generator: Path, shards: Path, fast: st
 
     def plain() -> None:
         shutil.rmtree(folder / "out-plain", ignore_errors=True)
-        plain_infer(generator, shards, "val", folder / "out-plain", options.batch_size, ranks.device)
+        baseline.infer(generator, shards, "val", folder / "out-plain", options.batch_size, ranks.device)
 
     times = interleaved({"plain": plain, "no": ours("no"), "bf16": ours("bf16")}, options)
     for precision in ("no", "bf16"):
@@ -88,7 +88,7 @@ def _whole(report: Report, ranks: Ranks, generator: Path, shards: Path, fast: st
         )
 
 
-def _parts(report: Report, ranks: Ranks, generator: Path, fast: str) -> None:
+def _parts(report: Report, ranks: Ranks, generator: Path, fast: str, folder: Path) -> None:
     """Where the time goes: the net alone, noise removal and files alone."""
     options, device = report.options, ranks.device
     plain = hub.SketchGenerator.load(generator).to(device)
@@ -108,16 +108,23 @@ def _parts(report: Report, ranks: Ranks, generator: Path, fast: str) -> None:
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             return ours(lines.to(memory_format=torch.channels_last))
 
-    def finish(image: Tensor) -> int:
-        return len(pixels.encode(image)) + len(pixels.encode(denoise(image, plain.denoise))) + len(pixels.encode(image))
+    raw = [x.contiguous() for x in pixels.to_uint8(draw_plain()).cpu()]
+    items = [Item(str(i), line, None, (options.size, options.size)) for i, line in enumerate(images)]
+    files, plain_files = folder / "finish", folder / "finish-plain"
+    for name in ("raw", "sketch", "line"):
+        (plain_files / name).mkdir(parents=True)
 
-    raw = list(pixels.to_uint8(draw_plain()).cpu())
-    with ThreadPoolExecutor(max_workers=4) as pool:  # as many as `infer` has
+    def finish_plain() -> None:
+        for item, drawn in zip(items, raw, strict=True):
+            baseline.finish(plain_files, item.name, item.line, drawn, plain.denoise)
+
+    with Finishers(None) as finishers:
+        finish = Finish(out=files, denoise=plain.denoise, format="png", output_px=options.size)
         variants: dict[str, Callable[[], object]] = {
             "draw plain": draw_plain,
             "draw": draw,
-            "finish plain": lambda: [finish(i) for i in raw],
-            "finish": lambda: list(pool.map(finish, raw)),
+            "finish plain": finish_plain,
+            "finish": lambda: list(finishers.start(finish, items, raw)),
         }
         times = interleaved(variants, options)
     count, unit = len(images), "images/s"
@@ -132,7 +139,7 @@ def _parts(report: Report, ranks: Ranks, generator: Path, fast: str) -> None:
         ),
         figure(
             NAME,
-            "noise removal and PNG alone, 4 threads",
+            "noise removal and files alone, in processes",
             rates(times["finish"], count),
             rates(times["finish plain"], count),
             unit=unit,

@@ -74,7 +74,7 @@ class Group:
         for rank, place in enumerate(places):
             mine, theirs = context.Pipe()
             env = common | {"RANK": str(rank), "LOCAL_RANK": str(rank if on_gpu else 0)}
-            env |= {} if on_gpu else {"ACCELERATE_USE_CPU": "true"}
+            env |= {} if on_gpu else {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
             process = context.Process(target=_member, args=(theirs, env, None if on_gpu else place, options))
             process.start()
             theirs.close()

@@ -106,6 +106,8 @@ def _despeckle(plane: Array, strength: float) -> Array:
     grain = 1.4826 * float(np.median(np.abs(depth)))  # a robust standard deviation
     ink = depth > max(8.0, 2 * grain)  # the faint rim too: it links a speck to the stroke beside it
     label, count = ndimage.label(ink, NEIGHBOURS)
+    if not count:
+        return plane
     names = np.arange(count + 1)
     core = np.where(depth > max(16.0, 3 * grain), label, 0)
     boxes = ndimage.find_objects(core, count)
@@ -113,10 +115,11 @@ def _despeckle(plane: Array, strength: float) -> Array:
     area, limit = np.bincount(core.ravel(), minlength=count + 1), 6 * strength * scale**2
     small = (length > 0) & (length <= max(1.25 * math.sqrt(limit), 1)) & (area <= limit)
     large = ndimage.binary_dilation(ink & (area > limit)[label], NEIGHBOURS, iterations=reach)
-    apart = ndimage.maximum(large, label, names) == 0
+    own = label[ink]  # the extremes below sort the pixels: only those of ink
+    apart = ndimage.maximum(large[ink], own, names) == 0
     # the corner of a dark area differs from its median too, but has a dark neighbour that does not
-    around = ndimage.minimum(ndimage.minimum_filter(np.where(ink, 255, plane), 3), label, names)
-    alone = around > (ndimage.maximum(median, label, names) + ndimage.minimum(plane, label, names)) / 2
+    around = ndimage.minimum(ndimage.minimum_filter(np.where(ink, 255, plane), 3)[ink], own, names)
+    alone = around > (ndimage.maximum(median[ink], own, names) + ndimage.minimum(plane[ink], own, names)) / 2
     return np.where(ink & (small & apart & alone)[label], median, plane)
 
 
@@ -151,7 +154,8 @@ def _edge_shadow(gray: Array, page: float) -> Array:
     total = np.zeros(size, np.float32)
     for side in range(4):
         depth = page - np.rot90(small, side)[: max(8, min(size) // 3)]  # axis 0 leads inwards
-        low, middle, high = (ndimage.percentile_filter(depth, q, size=(1, 9), mode="nearest") for q in (25, 45, 75))
+        beside = np.lib.stride_tricks.sliding_window_view(np.pad(depth, ((0, 0), (4, 4)), mode="edge"), 9, axis=1)
+        low, middle, high = np.moveaxis(np.sort(beside, axis=2)[..., (2, 4, 6)], 2, 0)  # percentiles 25, 45, 75
         tone = ndimage.gaussian_filter1d(middle, 1.0, axis=1, mode="nearest")
         faded = tone < FADED
         end = faded.argmax(axis=0)

@@ -103,7 +103,7 @@ def find(path: Path | None = None) -> Weights | None:
         if not named.is_file():
             raise UserError(f"{where} {named}: there is no such file; {WAYS}")
         weights = Weights(path=named.resolve(), sha256=_digest(named, "sha256"), source="file")
-        _state(weights, _skeleton())  # now, and not after an hour of inference
+        state(weights, skeleton())  # now, and not after an hour of inference
         return weights
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name
     if cached.is_file():
@@ -165,8 +165,8 @@ def load(weights: Weights, device: torch.device | str) -> Inception:
     Raises:
         UserError: the file holds something else, or the weights of another network of the same shapes.
     """
-    net = _skeleton()
-    net.load_state_dict(_state(weights, net), assign=True)
+    net = skeleton()
+    net.load_state_dict(state(weights, net), assign=True)
     loaded = Inception(weights, net).to(device).eval().requires_grad_(False)
     loaded.to(memory_format=torch.channels_last)  # a third faster on CPUs
     picture = (torch.arange(3 * 128 * 128) * 31 // 64 % 256).to(torch.uint8).reshape(1, 3, 128, 128)
@@ -201,7 +201,7 @@ def features(net: Inception, images: Tensor) -> dict[int, Tensor]:
     return {d: torch.cat([part[d] for part in parts]) if parts else torch.empty(0, d) for d in DIMS}
 
 
-def _skeleton() -> nn.Module:
+def skeleton() -> nn.Module:
     """The network without weights: torchvision's, with pytorch-fid's blocks, on the meta device."""
     with torch.device("meta"):
         net = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
@@ -218,8 +218,8 @@ def _skeleton() -> nn.Module:
     return net
 
 
-def _state(weights: Weights, net: nn.Module) -> dict[str, Tensor]:
-    """The file as a state dict for `_skeleton()`."""
+def state(weights: Weights, net: nn.Module) -> dict[str, Tensor]:
+    """The file as a state dict for `skeleton()`."""
     if _digest(weights.path, "sha1") == WHEEL_SHA1:
         return _convert(weights.path, net)
     expected = {k: v.shape for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}

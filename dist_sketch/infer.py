@@ -2,24 +2,26 @@
 
 import shutil
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, TypeVar
 
 import torch
-from PIL import Image
 from rich.progress import track as progress_bar
 from torch import Tensor, nn
 
 from dist_sketch import config as cfg
 from dist_sketch import fileio, hub, inception, loader, metrics, networks, pixels, recipe
 from dist_sketch.config import Config
-from dist_sketch.denoise import denoise
-from dist_sketch.errors import UserError
+from dist_sketch.errors import SharedError, UserError
+from dist_sketch.finish import Finish, Finishers
+from dist_sketch.inputs import Item, open_source
 from dist_sketch.ranks import Ranks
 from dist_sketch.step import AUTOCAST, resolve_precision
+
+T = TypeVar("T")
 
 FOLDERS = ("line", "raw", "sketch", "real")
 MOST_OUTPUT_PX = 8192
@@ -49,6 +51,8 @@ class Options:
     """Checkpoint to use; default: the newest."""
     batch_size: int = 8
     """Images drawn at once on each rank; does not change the result."""
+    workers: int | None = None
+    """Processes a rank that remove noise and write files; default: the cores of the node over its ranks."""
     mode: Literal["running", "paper"] = "running"
     """running: running statistics, no dropout; paper: batch statistics and dropout, one image at a time."""
     seed: int = 0
@@ -64,81 +68,6 @@ class Options:
     """File of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
 
 
-class Item(NamedTuple):
-    """One input at the network's size: uint8 (C, size, size)."""
-
-    name: str
-    line: Tensor
-    sketch: Tensor | None
-    source_size: tuple[int, int]  # (width, height)
-
-
-class Source(Protocol):
-    """What `infer` reads."""
-
-    has_sketch: bool
-
-    def __len__(self) -> int:
-        """How many inputs there are."""
-
-    def read(self, i: int) -> Item:
-        """Input `i`."""
-
-
-class FromShards:
-    """Inputs out of packed shards."""
-
-    def __init__(self, folder: Path, split: str, size: int, channels: int):
-        self._shards, self._size, self._channels = loader.Shards(folder, split), size, channels
-        self.has_sketch = self._shards.has_sketch
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def read(self, i: int) -> Item:
-        """Input `i`, resized if the shards were packed at another size than the network's."""
-        sample = self._shards.read(i, self._channels)
-        line, sketch = (
-            x if x is None else pixels.resize(x, self._size, self._size) for x in (sample.line, sample.sketch)
-        )
-        assert line is not None
-        return Item(sample.name, line, sketch, sample.source_size)
-
-
-class FromFiles:
-    """Inputs out of a folder, with or without splits and sketches, or one image file."""
-
-    def __init__(self, path: Path, split: str, size: int, channels: int):
-        self._pairs, self._size, self._channels = recipe.inputs(path, split), size, channels
-        self.has_sketch = all(p.sketch is not None for p in self._pairs)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def read(self, i: int) -> Item:
-        """Input `i`, resized as `pack` does it."""
-        pair = self._pairs[i]
-        line, source_size = self._open(pair.line)
-        sketch = self._open(pair.sketch)[0] if pair.sketch is not None else None
-        return Item(pair.name, line, sketch, source_size)
-
-    def _open(self, path: Path) -> tuple[Tensor, tuple[int, int]]:
-        image = recipe.read_image(path)
-        small = image.resize((self._size, self._size), Image.Resampling.BICUBIC)
-        return pixels.from_image(small, self._channels), image.size
-
-
-def open_source(path: Path, split: str, size: int, channels: int) -> Source:
-    """Shards, a folder, or one image.
-
-    Raises:
-        UserError: nothing usable lies there.
-    """
-    if (path / "manifest.json").is_file():
-        return FromShards(path, split, size, channels)
-    return FromFiles(path, split, size, channels)
-
-
 def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any] | None:
     """Draws every input exactly once, over all ranks, into `out`; never writes into `run`.
 
@@ -148,9 +77,15 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
     Raises:
         UserError: anything that the user can mend.
     """
+    for name, least in (("batch_size", 1), ("workers", 0)):
+        if (value := getattr(options, name)) is not None and value < least:
+            raise SharedError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    with Finishers(options.workers) as finishers:
+        return _infer(run, source, out, options, finishers)
+
+
+def _infer(run: Path, source: Path, out: Path, options: Options, finishers: Finishers) -> dict[str, Any] | None:
     ranks = Ranks()
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size {options.batch_size}: must be at least 1")
     # One choice for all ranks: a run that goes on may save a newer checkpoint in between.
     weights = ranks.main_decides(lambda: hub.find_weights(run, options.step))
     model = hub.SketchGenerator.load(run, weights).to(ranks.device).to(memory_format=torch.channels_last)
@@ -180,26 +115,37 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
     mine = ranks.share(len(inputs))
     batches = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
 
-    def finish(item: Item, raw: Tensor) -> Tensor:
-        clean = denoise(raw, settings)
-        _write(out, item, raw, clean, options.format, output_px)
-        return clean
+    finish = Finish(out=out, denoise=settings, format=options.format, output_px=output_px)
+
+    def begin(indices: range) -> tuple[range, list[Item], list[Tensor], Iterator[Tensor]]:
+        items = [inputs.read(i) for i in indices]
+        raw = [pixels.to_rgb(x) for x in draw(items)]
+        return indices, items, raw, finishers.start(finish, items, raw)
 
     names: list[str] = []
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        for indices in progress_bar(batches, "drawing", disable=not ranks.is_main):
-            items = [inputs.read(i) for i in indices]
-            raw = [pixels.to_rgb(x) for x in draw(items)]
-            clean = list(pool.map(finish, items, raw))
-            names += [i.name for i in items]
-            if scorer is not None:
-                scorer.add(indices, [i.name for i in items], _images(items, raw, clean))
-                reference.add(scorer, indices)
+    begun = map(begin, progress_bar(batches, "drawing", disable=not ranks.is_main))
+    for indices, items, raw, finished in _behind(begun):
+        clean = list(finished)
+        names += [i.name for i in items]
+        if scorer is not None:
+            scorer.add(indices, [i.name for i in items], _images(items, raw, clean))
+            reference.add(scorer, indices)
     about["names"] = [name for share in ranks.gather(names) for name in share]
     states = ranks.gather(scorer.state() if scorer is not None else {})
     result = ranks.main_decides(lambda: _finish(out, about, states if scorer is not None else None, "memory"))
     ranks.close()
     return result
+
+
+def _behind(begun: Iterator[T]) -> Iterator[T]:
+    """Each one after the next has been begun: while that is drawn, this one is finished elsewhere."""
+    previous = next(begun, None)
+    for one in begun:
+        assert previous is not None
+        yield previous
+        previous = one
+    if previous is not None:
+        yield previous
 
 
 def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
@@ -288,17 +234,6 @@ def _images(items: list[Item], raw: list[Tensor], clean: list[Tensor]) -> dict[s
         "line": torch.stack([pixels.to_rgb(i.line) for i in items]),
         "real": torch.stack([pixels.to_rgb(i.sketch) for i in items if i.sketch is not None]),
     }
-
-
-def _write(out: Path, item: Item, raw: Tensor, clean: Tensor, format: str, output_px: int | None) -> None:
-    """`output_px`: None for the source's own size."""
-    width, height = item.source_size if output_px is None else (output_px, output_px)
-    for folder, image in (("raw", raw), ("sketch", clean)):
-        image = pixels.resize(image, height, width)
-        fileio.write_atomic(out / folder / f"{item.name}.{format}", pixels.encode(image, format), durable=False)
-    for folder, kept in (("line", item.line), ("real", item.sketch)):
-        if kept is not None:
-            fileio.write_atomic(out / folder / f"{item.name}.png", pixels.encode(kept), durable=False)
 
 
 def _reference(config: Config) -> str | None:

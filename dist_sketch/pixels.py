@@ -33,7 +33,7 @@ def encode(image: Tensor, format: str = "png") -> bytes:
     if format == "jpg":
         picture.save(buffer, "JPEG", quality=95)
     else:
-        picture.save(buffer, "PNG")
+        picture.save(buffer, "PNG", compress_level=3)  # twice as fast as the default 6 for a few percent more bytes
     return buffer.getvalue()
 
 

@@ -29,7 +29,7 @@ class StopRequest:
         for number in numbers:
             signal.signal(number, self._ask)
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            _signal_on_parent_s_death(orphaned)
+            signal_on_parent_s_death(orphaned)
             if _is_orphan():  # it died before
                 os.kill(os.getpid(), orphaned)
 
@@ -43,8 +43,8 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _signal_on_parent_s_death(number: signal.Signals) -> None:
-    """Linux; elsewhere nothing happens."""
+def signal_on_parent_s_death(number: signal.Signals) -> None:
+    """This process gets it when the one that started it dies. Linux; elsewhere nothing happens."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)

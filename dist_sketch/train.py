@@ -14,7 +14,6 @@ from dist_sketch import checkpoint, conditional, fileio, resolve
 from dist_sketch import config as cfg
 from dist_sketch import step as stepping
 from dist_sketch.config import Config
-from dist_sketch.denoise import Denoise, calibrate
 from dist_sketch.errors import SharedError, UserError
 from dist_sketch.loader import Batch, Loader, Shards
 from dist_sketch.pixels import to_float
@@ -348,6 +347,7 @@ class Run:
 
     def _calibrate(self) -> None:
         """Chooses the strength of the noise removal on training pairs, as the generator draws them now."""
+        from dist_sketch.denoise import Denoise, calibrate  # its filters take half a second that a start need not wait
 
         def choose() -> None:
             raw, real = self.validation.draw_training_pairs(self.step.drawing, CALIBRATION_PAIRS)

@@ -34,6 +34,8 @@ ORDER = (
         "inception",
         "metrics",
         "hub",
+        "inputs",
+        "finish",
         "infer",
         "validation",
         "progress",
@@ -42,7 +44,8 @@ ORDER = (
         "report",
         "checkpoint_cli",
     ),
-    *("measure", "baseline", "bench_step", "bench_loader", "bench_infer", "bench_metrics", "bench_scaling", "bench"),
+    *("measure", "baseline", "bench_step", "bench_loader", "bench_infer", "bench_metrics"),
+    *("bench_scaling", "bench_start", "bench"),
     *("__main__",),
 )
 

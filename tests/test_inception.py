@@ -25,7 +25,7 @@ def net():
 @pytest.fixture(scope="module")
 def state():
     """A state dict as pytorch-fid's own file holds it, unused classifier included."""
-    converted = inception._state(WHEEL_WEIGHTS, inception._skeleton())
+    converted = inception.state(WHEEL_WEIGHTS, inception.skeleton())
     return converted | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
 
 
