@@ -177,9 +177,26 @@ def _infer() -> Any:
             """Runs the command."""
             from dist_sketch import infer
 
-            return _show(infer.infer(self.run_folder, self.input, self.out, self.options), self.out)
+            result = infer.infer(self.run_folder, self.input, self.out, self.options)
+            if self.options.part:
+                return 0  # the scores come with `merge`
+            return _show(result, self.out)
 
     return Infer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Make one output folder of parts that jobs of their own drew (`infer --part K/N`), with the scores of all."""
+
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+    """Output folder of all the parts."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import infer
+
+        return _show(infer.merge(self.out), self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +258,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "checkpoint": Checkpoint,
     "infer": _infer,
+    "merge": Merge,
     "evaluate": Evaluate,
     "report": Report,
     "weights": Weights,

@@ -13,11 +13,12 @@ from rich.progress import track as progress_bar
 from torch import Tensor, nn
 
 from dist_sketch import config as cfg
-from dist_sketch import fileio, hub, inception, loader, metrics, networks, pixels, recipe
+from dist_sketch import fileio, hub, inception, loader, metrics, networks, parts, pixels, recipe
 from dist_sketch.config import Config
 from dist_sketch.errors import SharedError, UserError
 from dist_sketch.finish import Finish, Finishers
 from dist_sketch.inputs import Item, open_source
+from dist_sketch.parts import Part
 from dist_sketch.ranks import Ranks
 from dist_sketch.step import AUTOCAST, resolve_precision
 
@@ -51,6 +52,9 @@ class Options:
     """Checkpoint to use; default: the newest."""
     batch_size: int = 8
     """Images drawn at once on each rank; does not change the result."""
+    part: str = ""
+    """Draw only part K of N ("K/N"), beside other jobs that draw the others into the same --out; `dist-sketch merge`
+    makes the whole of them."""
     workers: int | None = None
     """Processes a rank that remove noise and write files; default: the cores of the node over its ranks."""
     mode: Literal["running", "paper"] = "running"
@@ -80,11 +84,14 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
     for name, least in (("batch_size", 1), ("workers", 0)):
         if (value := getattr(options, name)) is not None and value < least:
             raise SharedError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    part = Part.parse(options.part) if options.part else None
     with Finishers(options.workers) as finishers:
-        return _infer(run, source, out, options, finishers)
+        return _infer(run, source, out, options, part, finishers)
 
 
-def _infer(run: Path, source: Path, out: Path, options: Options, finishers: Finishers) -> dict[str, Any] | None:
+def _infer(
+    run: Path, source: Path, out: Path, options: Options, part: Part | None, finishers: Finishers
+) -> dict[str, Any] | None:
     ranks = Ranks()
     # One choice for all ranks: a run that goes on may save a newer checkpoint in between.
     weights = ranks.main_decides(lambda: hub.find_weights(run, options.step))
@@ -108,11 +115,17 @@ def _infer(run: Path, source: Path, out: Path, options: Options, finishers: Fini
         "mode": {"statistics": options.mode, "seed": options.seed, "precision": options.precision},
         "reference": _reference(model.config),
     }
-    ranks.main_decides(lambda: _make_room(out, source))
+    if not ranks.main_decides(lambda: _make_room(out, source, part, about)):
+        if ranks.is_main:
+            print(f"{out}: part {options.part} is drawn already; nothing to do")
+        ranks.close()
+        return None
     scorer = _scorer(options.fid_weights, ranks) if inputs.has_sketch else None
     reference = _Reference(about["reference"], len(inputs), model.size)
     draw = partial(_draw, model, options, resolve_precision(options.precision, ranks.device), ranks.device)
-    mine = ranks.share(len(inputs))
+    whole = part.share(len(inputs)) if part else range(len(inputs))
+    share = ranks.share(len(whole))
+    mine = whole[share.start : share.stop]
     batches = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
 
     finish = Finish(out=out, denoise=settings, format=options.format, output_px=output_px)
@@ -130,10 +143,35 @@ def _infer(run: Path, source: Path, out: Path, options: Options, finishers: Fini
         if scorer is not None:
             scorer.add(indices, [i.name for i in items], _images(items, raw, clean))
             reference.add(scorer, indices)
-    about["names"] = [name for share in ranks.gather(names) for name in share]
-    states = ranks.gather(scorer.state() if scorer is not None else {})
-    result = ranks.main_decides(lambda: _finish(out, about, states if scorer is not None else None, "memory"))
+    names = [name for found in ranks.gather(names) for name in found]
+    states = ranks.gather(scorer.state()) if scorer is not None else None
+
+    def end() -> dict[str, Any] | None:
+        if part:
+            parts.save(out, part, names, states)
+            return None
+        return _finish(out, about | {"names": names}, states)
+
+    result = ranks.main_decides(end)
     ranks.close()
+    return result
+
+
+def merge(out: Path) -> dict[str, Any] | None:
+    """Makes one inference of parts that were drawn by jobs of their own; the same as if one job had drawn all.
+
+    Returns:
+        The contents of metrics.json where the input has sketches, else None.
+
+    Raises:
+        UserError: a part is missing or damaged, or parts were scored with different weights.
+    """
+    about, names, states = parts.load(out)
+    try:
+        result = _finish(out, about | {"names": names}, states)
+    except ValueError as e:
+        raise UserError(f"{out}: its parts do not fit together ({e}); draw them anew on machines that are alike") from e
+    shutil.rmtree(out / parts.PARTS)
     return result
 
 
@@ -159,6 +197,8 @@ def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
     if not (out / "infer.json").is_file():
         raise UserError(f"{out}: is not an output folder of `dist-sketch infer` (no infer.json)")
     about = fileio.read_json(out / "infer.json")
+    if "names" not in about:
+        raise UserError(f"{out}: its inference is not finished; start it again (parts: `dist-sketch merge {out}`)")
     if not (out / "real").is_dir():
         raise UserError(f"{out}: its input had no sketches, so that there is nothing to compare the drawings with")
     ranks, size = Ranks(), about["size"]
@@ -178,7 +218,7 @@ def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
         scorer.add(indices, chosen, {key[f]: torch.stack([read(f, n) for n in chosen]) for f in FOLDERS})
         reference.add(scorer, indices)
     states = ranks.gather(scorer.state())
-    result = ranks.main_decides(lambda: _finish(out, None, states, "files"))
+    result = ranks.main_decides(lambda: _write_scores(out, states, "files"))
     ranks.close()
     return result
 
@@ -191,18 +231,25 @@ def _output_px(text: str, size: int) -> int | None:
     raise UserError(f"--output-size {text}: must be network, source, or a number of px up to {MOST_OUTPUT_PX}")
 
 
-def _make_room(out: Path, source: Path) -> None:
-    """Removes an older output's pictures, so that no files of two inferences lie side by side."""
+def _make_room(out: Path, source: Path, part: Part | None, about: dict[str, Any]) -> bool:
+    """Removes an older output's pictures, so that no files of two inferences lie side by side; never other parts.
+
+    Returns:
+        Whether there is something to draw.
+    """
     if source.resolve().is_relative_to(out.resolve()):
         raise UserError(f"{out}: holds the input {source}, which would be overwritten; choose another --out")
+    if part:
+        return parts.claim(out, part, about)
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "infer.json").is_file()):
         raise UserError(f"{out}: exists and is not an output folder; choose another --out")
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, parts.PARTS):
         shutil.rmtree(out / folder, ignore_errors=True)
     for file in ("metrics.json", "report.html"):
         (out / file).unlink(missing_ok=True)
     # Marks the folder as ours: an inference that was killed can be started again.
     fileio.write_json(out / "infer.json", {"state": "running"})
+    return True
 
 
 def _scorer(fid_weights: Path | None, ranks: Ranks) -> metrics.Scorer:
@@ -263,11 +310,13 @@ class _Reference:
             scorer.add_reference(chosen, torch.stack(sketches))
 
 
-def _finish(out: Path, about: dict[str, Any] | None, states: list[Any] | None, source: str) -> dict[str, Any] | None:
-    if about is not None:
-        fileio.write_json(out / "infer.json", about)
-    if states is None:
-        return None
+def _finish(out: Path, about: dict[str, Any], states: list[Any] | None) -> dict[str, Any] | None:
+    result = _write_scores(out, states, "memory") if states else None
+    fileio.write_json(out / "infer.json", about)  # last: with its names the output is whole
+    return result
+
+
+def _write_scores(out: Path, states: list[Any], source: str) -> dict[str, Any]:
     result = metrics.Scorer.result(states, source)
     metrics.write(out, result)
     return result

@@ -35,6 +35,7 @@ ORDER = (
         "metrics",
         "hub",
         "inputs",
+        "parts",
         "finish",
         "infer",
         "validation",

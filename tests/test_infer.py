@@ -293,3 +293,25 @@ def test_report_of_a_real_run(cli: Run, tmp_path: Path, out: Path, run: Path) ->
     assert f"{scores(out)['denoised']['ssim']:.3f}" in page
     assert page.count("<svg") >= 2  # the loss curves
     assert len(read_metrics(run)) > 0
+
+
+def test_parts_make_what_one_job_makes(tmp_path: Path, cli: Run, run: Path, shards: Path, out: Path) -> None:
+    target, infer = tmp_path / "parts", ("infer", "--run", run, "--input", shards, "--out", tmp_path / "parts")
+    done = cli(*infer, "--part", "2/2")
+    assert done.returncode == 0, done.stderr
+    for command in (("merge", target), ("evaluate", target)):  # half of it
+        done = cli(*command)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert "merge" in done.stderr or "not drawn yet: --part 1/2" in done.stderr
+    written = pictures(target, *FOLDERS)
+    assert {Path(name).stem for name in written} == {"16", "17", "18"}
+    assert "nothing to do" in cli(*infer, "--part", "2/2").stdout
+    done = cli(*infer, "--part", "1/2", "--batch-size", 1)
+    assert done.returncode == 0, done.stderr
+    done = cli("merge", target)
+    assert done.returncode == 0, done.stderr
+    assert pictures(target, *FOLDERS) == pictures(out, *FOLDERS)
+    assert json.loads((target / "infer.json").read_text()) == json.loads((out / "infer.json").read_text())
+    assert_same_scores(scores(target), scores(out))
+    assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in out.iterdir() if p.name != "report.html")
