@@ -11,12 +11,20 @@ from typing import Annotated, Any
 
 import tyro
 
-from dist_sketch import __version__
+from dist_sketch import __version__, logs
+from dist_sketch.after import After
 from dist_sketch.bench import Bench
 from dist_sketch.checkpoint_cli import Checkpoint
-from dist_sketch.config import Config, load
+from dist_sketch.compare_cli import Compare
+from dist_sketch.config import Config, Track, load
 from dist_sketch.errors import SharedError, UserError
-from dist_sketch.stop import SCHEDULER_SIGNALS, StopRequest
+from dist_sketch.experiment import Experiment, preset
+from dist_sketch.logs import Logs
+from dist_sketch.node import Node
+from dist_sketch.pack_cli import Pack, Verify
+from dist_sketch.stop import SCHEDULER_SIGNALS, StopRequest, before_job_s_end
+from dist_sketch.sync import Sync
+from dist_sketch.wandb_log import is_off
 
 USER, OURS = 2, 1  # exit codes
 FIRST_WORD_S = 2.0  # that the rank that failed has to say why
@@ -49,68 +57,6 @@ class Synth:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pack:
-    """Pack pairs of images into WebDataset shards with a manifest; the same input gives the same bytes."""
-
-    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
-    """A folder with train_line/ and train_sketch/ (val_*: validation), or a recipe (name or .toml) with --root."""
-    out: Path
-    """Folder of the shards."""
-    root: Path | None = None
-    """Folder that a recipe's paths are relative to."""
-    size: int = 256
-    """Width and height that all images are resized to, px; a multiple of 64. The aspect is not kept (the paper's)."""
-    val_fraction: float | None = None
-    """Share of the pairs that becomes the validation split where the folders give none (stable hash of the name)."""
-    shard_mb: float = 64
-    """Largest shard, MB."""
-    shard_count: int = 0
-    """Most samples in a shard; 0: no limit."""
-    skip_bad: int = 0
-    """How many unusable files may be left out (and listed) before the command refuses."""
-    force: bool = False
-    """Replace the shards that lie in --out."""
-    workers: int | None = None
-    """Processes; default: one a core."""
-
-    def run(self) -> int:
-        """Runs the command."""
-        from dist_sketch import pack, recipe
-
-        manifest = pack.pack(
-            recipe.load(self.source, self.root, self.val_fraction),
-            self.out,
-            size=self.size,
-            shard_mb=self.shard_mb,
-            shard_count=self.shard_count,
-            skip_bad=self.skip_bad,
-            force=self.force,
-            workers=self.workers,
-        )
-        for problem in manifest["skipped"]:
-            print(f"left out: {problem['file']}: {problem['why']}")
-        for split, part in manifest["splits"].items():
-            print(f"{self.out}: {split}: {part['count']} samples in {len(part['shards'])} shard(s)")
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verify:
-    """Compare shards with their manifest: counts, lengths, hashes. Exit code 0 or 2."""
-
-    shards: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SHARDS")]]
-    """Folder made by `dist-sketch pack`."""
-
-    def run(self) -> int:
-        """Runs the command."""
-        from dist_sketch import pack
-
-        counts = pack.verify(self.shards)
-        print(f"{self.shards}: good ({', '.join(f'{k} {v}' for k, v in counts.items())})")
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Train:
     """Train, or go on with the run that lies in --out.
 
@@ -126,11 +72,13 @@ class Train:
     """Resolve, check and print everything, write nothing."""
     expect_world_size: int | None = None
     """Refuse to start on another number of processes; default: what the launcher and SLURM say."""
+    stop_before_end_s: float = 120.0
+    """In a SLURM job: save and stop so long before the job's end, of short jobs in the last quarter."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
         """Runs the command."""
-        stop = StopRequest()
+        stop = StopRequest(ask_at=before_job_s_end(self.stop_before_end_s))
         stop.listen(*SCHEDULER_SIGNALS)  # before torch's long import
         from dist_sketch import train
 
@@ -172,14 +120,17 @@ def _infer() -> Any:
         out: Path
         """Output folder."""
         options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+        track: Track = field(default_factory=Track)
 
         def run(self) -> int:
             """Runs the command."""
             from dist_sketch import infer
 
+            began = time.monotonic()
             result = infer.infer(self.run_folder, self.input, self.out, self.options)
             if self.options.part:
                 return 0  # the scores come with `merge`
+            _track(self.out, self.track, seconds=time.monotonic() - began)
             return _show(result, self.out)
 
     return Infer
@@ -191,12 +142,15 @@ class Merge:
 
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """Output folder of all the parts."""
+    track: Track = field(default_factory=Track)
 
     def run(self) -> int:
         """Runs the command."""
         from dist_sketch import infer
 
-        return _show(infer.merge(self.out), self.out)
+        result = infer.merge(self.out)
+        _track(self.out, self.track)
+        return _show(result, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,12 +161,15 @@ class Evaluate:
     """Output folder of `dist-sketch infer`."""
     fid_weights: Path | None = None
     """File of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
+    track: Track = field(default_factory=Track)
 
     def run(self) -> int:
         """Runs the command."""
         from dist_sketch import infer
 
-        return _show(infer.evaluate(self.out, self.fid_weights), self.out)
+        result = infer.evaluate(self.out, self.fid_weights)
+        _track(self.out, self.track, again=True)
+        return _show(result, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +189,14 @@ class Report:
         _show(read_json(scores) if scores.is_file() else None, self.out)
         print(page)
         return 0
+
+
+def _track(out: Path, track: Track, **more: Any) -> None:
+    """Logs an output folder to W&B, on the first rank alone."""
+    if os.environ.get("RANK", "0") == "0" and not is_off(track):
+        from dist_sketch import tracked
+
+        tracked.drawn(out, track, **more)
 
 
 def _show(result: dict[str, Any] | None, out: Path) -> int:
@@ -261,6 +226,12 @@ COMMANDS: dict[str, Any] = {
     "merge": Merge,
     "evaluate": Evaluate,
     "report": Report,
+    "compare": Compare,
+    "experiment": Experiment,
+    "sync": Sync,
+    "node": Node,
+    "after": After,
+    "logs": Logs,
     "weights": Weights,
     "bench": Bench,
 }
@@ -296,7 +267,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
     if name not in COMMANDS:
         raise UserError(f"{name}: there is no such command; there are {', '.join(COMMANDS)}")
     command: Any = COMMANDS[name]() if name == "infer" else COMMANDS[name]
-    default = _preset(rest) if name == "train" else None
+    default: Any = _preset(rest) if name == "train" else preset(rest) if name == "experiment" else None
     parsed: Any = tyro.cli(command, prog=f"dist-sketch {name}", args=rest, default=default)
     run: Callable[[], int] = parsed.run
     return run
@@ -315,6 +286,8 @@ def _preset(arguments: list[str]) -> Train:
 
 def main() -> None:
     """Runs the command line; a user's mistake is a sentence and exit code 2, ours a traceback and exit code 1."""
+    logs.redirect()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice against what `ranks` needs
     try:
         code = _parse_alike(sys.argv[1:])()
     except KeyboardInterrupt:

@@ -69,6 +69,8 @@ class Train:
     """Epochs between two SSIM scores of the validation split; 0: never."""
     validate_limit: int = 256
     """Validation pairs scored each time (the first ones); 0: all."""
+    validate_fid: bool = True
+    """FID-64 of these pairs, too, where this machine has FID's weights; on CPUs a third more of validation's time."""
     sample_interval_epochs: int = 5
     """Epochs between two pictures of the same few validation pairs; 0: never."""
     sample_count: int = 4
@@ -159,18 +161,18 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Track:
-    """Weights & Biases. `RUN/metrics.jsonl` is written in any case."""
+    """Weights & Biases. WANDB_MODE=disabled switches it off, too."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online for a user who is logged in, else offline."""
+    """auto: online for a user who is logged in, else offline, as where the server does not answer."""
     project: str = "dist_sketch"
     """W&B project."""
     group: str = ""
     """W&B group: the experiment's name."""
     name: str = ""
-    """W&B name of the run; empty: the run folder's name."""
+    """W&B name of the run; empty: its folder's name."""
     timeout_s: float = 10.0
-    """Most that W&B may cost at start-up and at the end."""
+    """Most that W&B may cost at start-up, and again at the end."""
     log_interval_steps: int = 10
     """Steps between two lines of metrics.jsonl."""
 

@@ -47,6 +47,12 @@ def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
     return folder, checkpoint.step_of(folder)
 
 
+def weights_file(folder: Path) -> Path:
+    """The file of the weights that draw, in a checkpoint's folder or an export's: the averaged ones if there are."""
+    average = folder / "ema.safetensors"
+    return average if average.is_file() else folder / WEIGHTS
+
+
 def _facts(saved: Any, folder: Path) -> dict[str, Any]:
     try:
         if isinstance(saved["config"], dict) and isinstance(saved["facts"]["size"], int):
@@ -104,8 +110,7 @@ class SketchGenerator(
         saved["facts"] = {**_facts(saved, run), "step": step}
         calibration = fileio.read_json(run / DENOISE) if (run / DENOISE).is_file() else None
         model = cls(saved, calibration, run)
-        average = folder / "ema.safetensors"
-        checkpoint.load_module(average if average.is_file() else folder / WEIGHTS, model.net)
+        checkpoint.load_module(weights_file(folder), model.net)
         return model.eval()
 
     @classmethod

@@ -74,14 +74,16 @@ class Inception(nn.Module):
             for names, pool in stages
         )
 
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Float32 (B, 3, H, W) in [0, 1] -> features (B, d) for each d of DIMS."""
+    def forward(self, images: Tensor, most: int = DIMS[-1]) -> dict[int, Tensor]:
+        """Float32 (B, 3, H, W) in [0, 1] -> features (B, d) for each d of DIMS up to `most`."""
         x = F.interpolate(images, size=(299, 299), mode="bilinear", align_corners=False)
         x = 2 * x - 1
         found = {}
         for dims, block in zip(DIMS, self.blocks, strict=True):
             x = block(x)
             found[dims] = x.mean((2, 3))
+            if dims == most:
+                break
         return found
 
 
@@ -179,14 +181,15 @@ def load(weights: Weights, device: torch.device | str) -> Inception:
     return loaded
 
 
-def features(net: Inception, images: Tensor) -> dict[int, Tensor]:
+def features(net: Inception, images: Tensor, most: int = DIMS[-1]) -> dict[int, Tensor]:
     """Features of pictures for FID and KID.
 
     Args:
         images: uint8 (B, 3, H, W), any B; see RESIZE.
+        most: the largest of DIMS that is wanted; 64 takes an eighth of the arithmetic of 2048.
 
     Returns:
-        For each d of DIMS float32 (B, d) on the CPU. Always full float32: no autocast, no TF32.
+        For each d of DIMS up to `most` float32 (B, d) on the CPU. Always full float32: no autocast, no TF32.
     """
     device = next(net.parameters()).device
     parts: list[dict[int, Tensor]] = []
@@ -196,9 +199,10 @@ def features(net: Inception, images: Tensor) -> dict[int, Tensor]:
         torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee"),
     ):
         for batch in images.split(BATCH):
-            found = net(batch.to(device, torch.float32, memory_format=torch.channels_last) / 255)
+            found = net(batch.to(device, torch.float32, memory_format=torch.channels_last) / 255, most)
             parts.append({d: value.cpu() for d, value in found.items()})
-    return {d: torch.cat([part[d] for part in parts]) if parts else torch.empty(0, d) for d in DIMS}
+    wanted = [d for d in DIMS if d <= most]
+    return {d: torch.cat([part[d] for part in parts]) if parts else torch.empty(0, d) for d in wanted}
 
 
 def skeleton() -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,7 +35,12 @@ class Ranks:
         # `step` owns autocast and the scalers: accelerate's share one scaler between networks and refuse fp16 on CPUs.
         self.accelerator = Accelerator(
             mixed_precision="no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+                # Else DDP packs its buckets anew after the first backward of each leg. With more than two ranks the
+                # place in a bucket decides in which order they are summed: a resumed run would not be bit-equal.
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+            ],
         )
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes

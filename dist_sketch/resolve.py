@@ -1,6 +1,5 @@
 """What a training run will be, settled before anything is written: facts, an earlier leg, a word on the terminal."""
 
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from dist_sketch.errors import UserError
 from dist_sketch.loader import Shards, check_batch, steps_an_epoch
 from dist_sketch.ranks import Ranks
 from dist_sketch.step import resolve_precision
-from dist_sketch.track import versions
+from dist_sketch.track import revision, versions
+from dist_sketch.wandb_log import new_id
 
 
 def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
@@ -44,8 +44,10 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
         "steps_an_epoch": steps,
         "steps": steps * config.train.epochs,
         "world_size": ranks.world_size,
+        "global_batch": config.data.batch_size,
         "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ranks.device.type,
         "precision": resolve_precision(config.train.precision, ranks.device),
+        "code": revision(),
         "versions": versions(),
     }
 
@@ -77,7 +79,7 @@ def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, 
 
 def _ours(path: Path) -> bool:
     """What a leg that was killed before it had written its configuration may leave."""
-    return path.suffix == ".part" or path.name == fileio.LOCK
+    return path.suffix == ".part" or path.name in (fileio.LOCK, "logs")
 
 
 def run_id(out: Path) -> str:
@@ -85,7 +87,7 @@ def run_id(out: Path) -> str:
     if (out / "config.json").exists():
         saved: str = fileio.read_json(out / "config.json")["facts"]["run_id"]
         return saved
-    return secrets.token_hex(4)
+    return new_id()
 
 
 def show(config: Config, facts: dict[str, Any], out: Path) -> None:

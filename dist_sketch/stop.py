@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,19 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopRequest:
-    """Whether this process was asked to stop; twice is the same as once."""
+    """Whether this process was asked to stop; twice is the same as once.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Args:
+        ask_at: the time that asks, too, s since 1970.
+    """
+
+    def __init__(self, ask_at: float = float("inf")) -> None:
+        self._asked, self._ask_at = False, ask_at
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal or the clock has asked."""
+        return self._asked or time.time() >= self._ask_at
 
     def listen(self, *numbers: signal.Signals, orphaned: signal.Signals = signal.SIGKILL) -> None:
         """From now on these signals ask.
@@ -34,13 +44,27 @@ class StopRequest:
                 os.kill(os.getpid(), orphaned)
 
     def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+        self._asked = True
 
     @staticmethod
     def ignore(*numbers: signal.Signals) -> None:
         """From now on these signals do nothing: the work is saved, and the process is about to end."""
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)
+
+
+def before_job_s_end(margin_s: float) -> float:
+    """The time, s since 1970, to stop at in a SLURM job; infinity if nothing says when it ends.
+
+    Needs no signal: it works where nobody has asked SLURM to send one. A quarter of what is left is the most it takes,
+    or a short job would stop after each step.
+    """
+    try:
+        end = float(os.environ.get("SLURM_JOB_END_TIME", ""))
+    except ValueError:
+        return float("inf")
+    now = time.time()
+    return end - min(margin_s, (end - now) / 4) if end > now else float("inf")
 
 
 def signal_on_parent_s_death(number: signal.Signals) -> None:

@@ -1,19 +1,21 @@
-"""What a run says of itself: `metrics.jsonl` (the truth), `status.json`, the console and W&B (which can never hurt)."""
+"""What a run says of itself: `metrics.jsonl` (the truth), `status.json`, and W&B (which can never hurt)."""
 
 import json
 import os
-import threading
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
+from dist_sketch import __version__, wandb_log
 from dist_sketch.config import Track
 from dist_sketch.errors import UserError
 from dist_sketch.fileio import finite, write_atomic, write_json
+from dist_sketch.ranks import Ranks
+from dist_sketch.wandb_log import Artifact
 
 
 class Tracker:
@@ -23,23 +25,31 @@ class Tracker:
         run: the run's folder; `metrics.jsonl` there is cut back to `step`, the checkpoint that the run resumes from.
         run_id: one W&B id for all legs of a run.
         settings: everything resolved, for W&B's configuration.
+        uses: what the run is made from.
     """
 
     def __init__(
-        self, run: Path, track: Track, *, job: str, run_id: str, step: int, settings: dict[str, Any], is_main: bool
+        self,
+        run: Path,
+        track: Track,
+        *,
+        job: str,
+        run_id: str,
+        step: int,
+        settings: dict[str, Any],
+        is_main: bool,
+        uses: Sequence[Artifact] = (),
     ):
         self.run, self.is_main = run, is_main
-        self._wandb: Any = None
-        self._timeout_s = track.timeout_s
-        if not is_main:
-            return
         self._path = run / "metrics.jsonl"
-        _cut_back(self._path, step)
-        if track.wandb != "off":
-            self._wandb = self._harmless(lambda: _start_wandb(run, track, job, run_id, settings))
+        if is_main:
+            _cut_back(self._path, step)
+        else:
+            track = Track(wandb="off")
+        self.wandb = wandb_log.Log(run, track, job=job, run_id=run_id, settings=settings, uses=uses)
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Appends one line {"kind", "step", "time", **values} and sends its numbers to W&B."""
+        """Appends one line {"kind", "step", "time", **values}; what has a "/" in its name goes to W&B, too."""
         if not self.is_main:
             return
         line = finite({"kind": kind, "step": step, "time": round(time.time(), 3), **values})
@@ -48,16 +58,11 @@ class Tracker:
                 f.write(json.dumps(line, ensure_ascii=False) + "\n")
         except OSError as e:
             raise UserError(f"{self._path}: cannot be written ({e.strerror})") from e
-        numbers = {k: v for k, v in line.items() if "/" in k and isinstance(v, int | float)}
-        if self._wandb is not None and numbers:
-            self._harmless(lambda: self._wandb.log({**numbers, "images": line.get("images")}, step=step))
-
-    def picture(self, name: str, step: int, path: Path) -> None:
-        """Sends a picture that lies on disk to W&B."""
-        if self._wandb is not None:
-            import wandb
-
-            self._harmless(lambda: self._wandb.log({name: wandb.Image(str(path))}, step=step))
+        sent = {k: v for k, v in line.items() if "/" in k and isinstance(v, int | float | str)}
+        if kind == "epoch":  # its means have the names of the steps' values
+            sent = {k.replace("loss/", "epoch/"): v for k, v in sent.items()}
+        if sent:
+            self.wandb.log(sent | {k: line[k] for k in ("epoch", wandb_log.STEP_AXIS) if k in line}, step)
 
     def status(self, **values: Any) -> None:
         """Writes `status.json`: the state of the run for scripts and schedulers."""
@@ -66,63 +71,32 @@ class Tracker:
 
     def close(self, exit_code: int = 0) -> None:
         """Finishes the W&B run; waits at most the configured timeout."""
-        if self._wandb is not None:
-            run, self._wandb = self._wandb, None
-            self._harmless(lambda: run.finish(exit_code=exit_code))
-
-    def _harmless(self, call: Callable[[], Any]) -> Any:
-        """Runs a W&B call in a thread: an error or a hang costs W&B's log, never the run."""
-        result: list[Any] = []
-        error: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                result.append(call())
-            except BaseException as e:  # wandb may even raise SystemExit
-                error.append(e)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(self._timeout_s)
-        if thread.is_alive() or error:
-            why = f"{type(error[0]).__name__}: {error[0]}" if error else f"no answer within {self._timeout_s:g} s"
-            print(f"warning: W&B is switched off for this run ({why}); metrics.jsonl goes on")
-            self._wandb = None
-        return result[0] if result else None
+        self.wandb.finish(exit_code)
 
 
-def _start_wandb(run: Path, track: Track, job: str, run_id: str, settings: dict[str, Any]) -> Any:
-    import wandb
+class Speed:
+    """What the steps of a run cost, as the slowest, neediest rank has it."""
 
-    online = track.wandb == "online" or (track.wandb == "auto" and _logged_in())
-    return wandb.init(
-        project=track.project,
-        group=track.group or None,
-        name=track.name or run.resolve().name,
-        job_type=job,
-        id=run_id,
-        resume="allow" if online else None,
-        dir=str(run),
-        mode="online" if online else "offline",
-        config=settings,
-        settings=wandb.Settings(silent=True, init_timeout=track.timeout_s, console="off"),
-    )
+    def __init__(self, ranks: Ranks, step: int):
+        self._ranks, self._step, self._clock = ranks, step, time.perf_counter()
+        self.waited_s = 0.0  # for data, since the last `take`
 
+    def take(self, step: int, batch_size: int) -> dict[str, float]:
+        """Of the steps since the last call; every rank must call it: one small all-reduce, and a wait for the device.
 
-def _logged_in() -> bool:
-    """Whether W&B would find a key, without asking the network or the terminal."""
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        return False
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import netrc
-
-    try:
-        file = netrc.netrc(os.environ.get("NETRC"))
-    except (OSError, netrc.NetrcParseError):
-        return False
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    return file.authenticators(host or "") is not None
+        Returns:
+            Over the run: images/s. Of the rank that has most of it: s a step, share of it that was waited for data,
+            memory in MB.
+        """
+        now = time.perf_counter()
+        steps, elapsed_s = step - self._step, now - self._clock
+        own = [elapsed_s / steps, self.waited_s / elapsed_s, memory_mb(self._ranks.device)]
+        self._step, self._clock, self.waited_s = step, now, 0.0
+        each = torch.zeros(self._ranks.world_size, len(own), dtype=torch.float64)
+        each[self._ranks.rank] = torch.tensor(own, dtype=torch.float64)
+        slowest = self._ranks.sum(each.to(self._ranks.device)).amax(0).tolist()
+        names = ("speed/step_s", "speed/data_wait", "speed/memory_mb")
+        return {"speed/images_per_s": batch_size / slowest[0], **dict(zip(names, slowest, strict=True))}
 
 
 def _cut_back(path: Path, step: int) -> None:
@@ -175,3 +149,19 @@ def versions() -> dict[str, str]:
 
     names = ("dist-sketch", "torch", "torchvision", "accelerate", "webdataset", "pillow", "scikit-image")
     return {n: version(n) for n in names} | {"cuda": torch.version.cuda or ""}
+
+
+def revision() -> str:
+    """The code's: the commit of the checkout that it lies in, "+dirty" if tracked files differ; else its version."""
+    package = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent:  # of somebody who installed us
+            return __version__
+        return git("rev-parse", "HEAD") + "+dirty" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return __version__

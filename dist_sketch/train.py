@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dist_sketch import checkpoint, conditional, fileio, resolve
+from dist_sketch import checkpoint, conditional, fileio, resolve, wandb_log
 from dist_sketch import config as cfg
 from dist_sketch import step as stepping
 from dist_sketch.config import Config
@@ -20,7 +20,7 @@ from dist_sketch.pixels import to_float
 from dist_sketch.progress import Progress
 from dist_sketch.ranks import Ranks, lost_peer
 from dist_sketch.stop import SCHEDULER_SIGNALS, StopRequest
-from dist_sketch.track import Tracker, memory_mb
+from dist_sketch.track import Speed, Tracker
 from dist_sketch.validation import Validation
 
 STOPPED = os.EX_TEMPFAIL  # exit code of a run that was asked to stop: start it again and it goes on
@@ -39,6 +39,8 @@ class Place:
     reason: str = ""  # of the last decision
     locked_d: int = 0  # steps since the last line of the log
     locked_g: int = 0
+    policy_d: int = 0  # steps that D was locked, of the whole run
+    policy_g: int = 0
     bad: int = 0
     nonfinite: int = 0  # steps in which a loss was not finite
     overflow_d: int = 0  # steps in which D's gradients alone were not
@@ -144,20 +146,22 @@ class Run:
             world_size=ranks.world_size,
             pin=ranks.device.type == "cuda",
         )
-        self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad)
+        c = config.train
+        self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad, c.validate_fid)
         self.tracker = Tracker(
             out,
             config.track,
             job="train",
             run_id=facts["run_id"],
             step=self.place.step,
-            settings=settings,
+            settings={**settings["config"], "facts": facts},
             is_main=ranks.is_main,
+            uses=[wandb_log.dataset(config.data.shards, facts["manifest_sha256"])],
         )
         self.sync_steps = config.train.sync_interval_steps or (16 if ranks.device.type == "cuda" else 1)
         self.unread: list[Unread] = []
         self.latest: dict[str, float] = {}
-        self.clock, self.waited_s = (time.perf_counter(), self.place.step), 0.0
+        self.speed = Speed(ranks, self.place.step)
 
     def _resume(self) -> Place:
         folder = self.ranks.main_decides(lambda: checkpoint.find(self.out))
@@ -200,7 +204,7 @@ class Run:
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
-            self.waited_s += time.perf_counter() - began
+            self.speed.waited_s += time.perf_counter() - began
             if batch is None:
                 return
             yield batch
@@ -225,6 +229,9 @@ class Run:
         place, asked_to_stop = self.place, False
         first = place.step - len(self.unread)
         vectors = torch.stack([u.measured.reduced for u in self.unread]).cpu()  # one wait for the device
+        interval = self.config.track.log_interval_steps
+        due = place.step // interval > first // interval  # a line of the log
+        speed = self.speed.take(place.step, self.config.data.batch_size) if due else {}
         for i, unread in enumerate(self.unread):
             values = stepping.read(vectors[i])
             place.policy = conditional.observe(
@@ -238,7 +245,7 @@ class Run:
             if values["nonfinite"]:
                 self._write_down(unread, first + i)
             self._guard(values, first + i)
-            self._log(values, unread.decision, unread.epoch, first + i)
+            self._log(values | speed, unread.decision, unread.epoch, first + i)
             asked_to_stop |= values["stop"] > 0
         self.unread.clear()
         return asked_to_stop
@@ -278,8 +285,14 @@ class Run:
         place, batch_size = self.place, self.config.data.batch_size
         for name in ("loss/d", "loss/g"):
             place.sums[name] = place.sums.get(name, 0.0) + values[name]
-        place.locked_d += not decision.train_d
-        place.locked_g += not decision.train_g
+        place.locked_d, place.policy_d = (
+            place.locked_d + (not decision.train_d),
+            place.policy_d + (not decision.train_d),
+        )
+        place.locked_g, place.policy_g = (
+            place.locked_g + (not decision.train_g),
+            place.policy_g + (not decision.train_g),
+        )
         if decision.reason != place.reason:
             place.reason = decision.reason
             trains = {"train_d": decision.train_d or decision.rest, "train_g": decision.train_g or decision.rest}
@@ -288,9 +301,6 @@ class Run:
         interval = self.config.track.log_interval_steps
         if (step + 1) % interval:
             return
-        now, since = time.perf_counter(), self.clock
-        elapsed_s, waited_s = now - since[0], self.waited_s
-        self.clock, self.waited_s = (now, place.step), 0.0
         factor = stepping.learning_rate_factor(self.config.optim, step)
         logged = {k: v for k, v in values.items() if "/" in k}
         logged |= {
@@ -298,9 +308,8 @@ class Run:
             "lock/g": place.locked_g / interval,
             "lr/g": self.config.optim.lr_g * factor,
             "lr/d": self.config.optim.lr_d * factor,
-            "speed/images_per_s": (place.step - since[1]) * batch_size / elapsed_s,
-            "speed/data_wait": waited_s / elapsed_s,
-            "speed/memory_mb": memory_mb(self.ranks.device),
+            "skipped/policy_d": place.policy_d,
+            "skipped/policy_g": place.policy_g,
             "skipped/nonfinite": place.nonfinite,
             "skipped/overflow_d": place.overflow_d,
             "skipped/overflow_g": place.overflow_g,
@@ -328,8 +337,11 @@ class Run:
             if due(c.sample_interval_epochs):
                 path = self.out / "samples" / f"step-{place.step:08d}.png"
                 self.ranks.main_decides(lambda: self.validation.picture(self.step.drawing, c.sample_count, path))
-                if path.is_file():  # not if no validation sample can be read
-                    self.tracker.picture("samples", place.step, path)
+                shown = wandb_log.is_shown(
+                    -(-done // c.sample_interval_epochs), -(-c.epochs // c.sample_interval_epochs)
+                )
+                if shown and path.is_file():  # not if no validation sample can be read
+                    self.tracker.wandb.picture("samples", place.step, about["images"], path)
         place.epoch, place.batch, place.sums = done, 0, {}
 
     def _checkpoint_due(self, end_of_epoch: bool) -> bool:
@@ -347,12 +359,14 @@ class Run:
 
     def _calibrate(self) -> None:
         """Chooses the strength of the noise removal on training pairs, as the generator draws them now."""
+        from dist_sketch import tracked
         from dist_sketch.denoise import Denoise, calibrate  # its filters take half a second that a start need not wait
 
         def choose() -> None:
             raw, real = self.validation.draw_training_pairs(self.step.drawing, CALIBRATION_PAIRS)
             denoise, table = calibrate(raw, real) if len(raw) > 1 else (Denoise(), [])
             fileio.write_json(self.out / "denoise.json", {"denoise": cfg.to_dict(denoise), "candidates": table})
+            tracked.after_training(self.tracker.wandb, self.out, self.validation, self.step.drawing, denoise)
 
         with self.step.averaged():
             self.ranks.main_decides(choose)

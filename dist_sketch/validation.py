@@ -2,15 +2,36 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dist_sketch import metrics, pixels
+from dist_sketch import inception, metrics, pixels
 from dist_sketch.errors import SharedError
 from dist_sketch.fileio import write_atomic
 from dist_sketch.loader import BadSample, Sample, Shards
 from dist_sketch.ranks import Ranks, eval_mode
+
+Features = NDArray[np.float32]  # (64,)
+
+
+def _inception(ranks: Ranks) -> inception.Inception | None:
+    """FID's network, or None on all ranks if one of them has no weights."""
+    weights = inception.find()
+    if not all(ranks.gather(weights is not None)):
+        return None
+    assert weights is not None
+    net = inception.load(weights, ranks.device)
+    del net.blocks[1:]  # 90 MB that FID-64 does not need
+    return net
+
+
+def _features(net: inception.Inception, image: Tensor) -> Features:
+    """By itself, not in a batch: then they do not depend on which images a rank has."""
+    return np.asarray(inception.features(net, image[None], most=64)[64][0].numpy())
 
 
 @torch.no_grad()
@@ -22,6 +43,15 @@ def draw(generator: nn.Module, lines: Tensor, device: torch.device) -> Tensor:
     return pixels.to_uint8(fake).cpu()
 
 
+class Pair(NamedTuple):
+    """A validation pair with what was drawn for it; uint8 (C, H, W)."""
+
+    name: str
+    line: Tensor
+    raw: Tensor
+    real: Tensor
+
+
 class Validation:
     """The validation split of a run's shards; the training split where there is none.
 
@@ -29,10 +59,14 @@ class Validation:
 
     Args:
         skip_bad: samples that fail their hash and may be left out of a scoring.
+        fid: score FID-64, too, if FID's weights are on every rank's machine.
     """
 
-    def __init__(self, training: Shards, channels: int, ranks: Ranks, skip_bad: int = 0):
+    def __init__(self, training: Shards, channels: int, ranks: Ranks, skip_bad: int = 0, fid: bool = False):
         self._ranks, self._channels, self._skip_bad = ranks, channels, skip_bad
+        self._fid = fid
+        self._inception: inception.Inception | None = None
+        self._real: dict[int, Features] = {}  # real sketches do not change
         self._training = self._shards = training
         if training.paired.get("val"):
             self._shards = Shards(training.folder, "val")
@@ -46,12 +80,16 @@ class Validation:
         return sample, sample.sketch
 
     def scores(self, generator: nn.Module, limit: int) -> dict[str, float]:
-        """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank.
+        """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank; FID-64 of them.
 
         Raises:
             UserError: more bad samples than are allowed; on all ranks alike.
         """
+        if self._fid and self._inception is None:
+            self._inception = _inception(self._ranks)
+            self._fid = self._inception is not None
         sums = torch.zeros(4, dtype=torch.float64)
+        features: list[tuple[int, Features, Features]] = []
         for i in self._ranks.share(min(limit or len(self._shards), len(self._shards))):
             pair = self._read(self._shards, i)
             if isinstance(pair, BadSample):
@@ -60,6 +98,10 @@ class Validation:
                 continue
             fake = pixels.to_rgb(draw(generator, pair[0].line[None], self._ranks.device)[0])
             real = pixels.to_rgb(pair[1])
+            if self._inception is not None:
+                if i not in self._real:
+                    self._real[i] = _features(self._inception, real)
+                features.append((i, _features(self._inception, fake), self._real[i]))
             sums += torch.tensor([metrics.ssim(fake, real), metrics.l1(fake, real), 1, 0], dtype=torch.float64)
         ssim, l1, count, bad = self._ranks.sum(sums.to(self._ranks.device)).tolist()
         if bad > self._skip_bad:
@@ -67,17 +109,27 @@ class Validation:
                 f"{self._shards.folder}: {bad:.0f} {self._shards.split} sample(s) are unreadable, {self._skip_bad} are "
                 "allowed (--data.skip-bad N); `dist-sketch verify` names them"
             )
-        return {"val/ssim": ssim / count, "val/l1": l1 / count} if count else {}
+        found = {"val/ssim": ssim / count, "val/l1": l1 / count} if count else {}
+        if self._inception is not None and count >= 2:
+            rows = sorted((row for share in self._ranks.gather(features) for row in share), key=lambda row: row[0])
+            drawn, real_ones = (np.stack([row[side] for row in rows]).astype(np.float64) for side in (1, 2))
+            found["val/fid_64"] = metrics.frechet(drawn, real_ones)
+        return found
 
     def picture(self, generator: nn.Module, count: int, path: Path) -> None:
         """Writes rows of line | drawn | real for the first `count` pairs that can be read."""
-        pairs = (self._read(self._shards, i) for i in range(len(self._shards)))
-        rows = []
-        for sample, sketch in islice((p for p in pairs if not isinstance(p, BadSample)), count):
-            fake = draw(generator, sample.line[None], self._ranks.device)[0]
-            rows.append(torch.cat((sample.line, fake, sketch), dim=2))
+        rows = [torch.cat((p.line, p.raw, p.real), dim=2) for p in self.draw(generator, count)]
         if rows:
             write_atomic(path, pixels.encode(torch.cat(rows, dim=1)))
+
+    def draw(self, generator: nn.Module, count: int) -> list[Pair]:
+        """The first `count` pairs that can be read, drawn."""
+        pairs = (self._read(self._shards, i) for i in range(len(self._shards)))
+        found = []
+        for sample, sketch in islice((p for p in pairs if not isinstance(p, BadSample)), count):
+            raw = draw(generator, sample.line[None], self._ranks.device)[0]
+            found.append(Pair(sample.name, sample.line, raw, sketch))
+        return found
 
     def draw_training_pairs(self, generator: nn.Module, count: int) -> tuple[list[Tensor], list[Tensor]]:
         """Drawn and real sketches, uint8 (3, H, W) each, of up to `count` training pairs spread over the split."""

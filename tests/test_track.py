@@ -3,26 +3,22 @@ import json
 import math
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
+import ranked
+import torch
 import wandb
-from conftest import face
 from rich.console import Console
 
 from dist_sketch.config import Track
 from dist_sketch.errors import UserError
 from dist_sketch.progress import Progress
-from dist_sketch.track import Tracker, read_metrics, versions
+from dist_sketch.ranks import Ranks
+from dist_sketch.track import Speed, Tracker, memory_mb, read_metrics, revision, versions
 
 OFF = Track(wandb="off")
-OFFLINE = Track(wandb="offline", group="tests", timeout_s=0.5)  # of a W&B that is made to misbehave
-WANDB = Path(sys.executable).with_name("wandb")
 
 
 def tracker(run: Path, settings: Track = OFF, *, step: int = 0, is_main: bool = True) -> Tracker:
@@ -136,200 +132,15 @@ def test_status_is_whole_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("W&B is rank 0's"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 9}\n')
-    log = tracker(tmp_path, OFFLINE, is_main=False)
+    log = tracker(tmp_path, Track(wandb="offline"), is_main=False)
     log.log("train", 1, {"loss/d": 1.0})
     log.status(state="running")
-    log.picture("samples", 1, tmp_path / "none.png")
+    log.wandb.picture("samples", 1, 8, tmp_path / "none.png")
     log.close()
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
     assert lines(tmp_path) == ['{"kind": "train", "step": 9}']
-
-
-# W&B
-
-
-def inspect(folder: Path) -> dict[str, Any]:
-    """What W&B itself reads from an offline run."""
-    command = [WANDB, "leet", "inspect", "--summary", "--json", folder]
-    summary: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout)
-    return summary
-
-
-def test_an_offline_run_is_really_written_and_each_leg_has_the_same_id(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    settings = Track(wandb="offline", project="faces", group="tests", timeout_s=120)
-    face(1)[0].save(tmp_path / "grid.png")
-    for leg, steps in enumerate(([1, 2], [3, 4])):
-        log = tracker(tmp_path, settings, step=2 * leg)
-        for step in steps:
-            log.log("train", step, {"loss/d": step / 10, "lock/reason": "timer", "images": 8 * step, "epoch": leg})
-        log.log("epoch", steps[-1], {"loss/g": math.nan})
-        log.picture("samples", steps[-1], tmp_path / "grid.png")
-        log.close()
-    offline = sorted((tmp_path / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime)
-    # offline-run-TIME-ID; W&B appends -1 where both legs begin within a second
-    assert [p.name.split("-")[3] for p in offline] == ["abcd1234", "abcd1234"]
-    summary = inspect(offline[-1])
-    assert (summary["run_id"], summary["project"], summary["name"]) == ("abcd1234", "faces", tmp_path.name)
-    assert (summary["state"], summary["exit_code"], summary["step"]) == ("finished", 0, 4)
-    assert summary["config"] == {"config": {"norm": "batch"}}
-    numbers = {k: summary["summary"][k] for k in ("loss/d", "images")}
-    assert numbers == {"loss/d": 0.4, "images": 32}
-    assert "lock/reason" not in summary["summary"]
-    assert len(list(offline[-1].rglob("samples*.png"))) == 1
-    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
-    assert "W&B" not in capfd.readouterr().out
-
-
-def raising(error: BaseException) -> Callable[..., Any]:
-    def call(*_: Any, **__: Any) -> Any:
-        raise error
-
-    return call
-
-
-def hanging(*_: Any, **__: Any) -> None:
-    time.sleep(30)
-
-
-def working(**broken: Callable[..., Any]) -> Callable[..., Any]:
-    """A `wandb.init` whose run works but for the calls in `broken`."""
-    calls: dict[str, Callable[..., Any]] = {"log": lambda *_, **__: None, "finish": lambda *_, **__: None}
-    return lambda **_: SimpleNamespace(**(calls | broken))
-
-
-ERRORS = [
-    raising(RuntimeError("no route")),
-    raising(wandb.errors.CommError("refused")),
-    raising(SystemExit(1)),
-    raising(KeyboardInterrupt()),
-    hanging,
-]
-NAMES = ["error", "wandb's error", "exit", "interrupt", "hang"]
-
-
-@pytest.mark.parametrize("call", ["init", "log", "finish"])
-@pytest.mark.parametrize("bad", ERRORS, ids=NAMES)
-def test_a_broken_wandb_costs_its_log_alone_and_says_so_once(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    call: str,
-    bad: Callable[..., Any],
-) -> None:
-    monkeypatch.setattr(wandb, "init", bad if call == "init" else working(**{call: bad}))
-    face(1)[0].save(tmp_path / "grid.png")
-    began = time.monotonic()
-    log = tracker(tmp_path, OFFLINE)
-    for step in range(1, 4):
-        log.log("train", step, {"loss/d": 1.0})
-        log.picture("samples", step, tmp_path / "grid.png")
-    log.status(state="finished")
-    log.close()
-    log.close()
-    assert time.monotonic() - began < 10
-    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
-    said = capsys.readouterr().out
-    assert said.count("warning: W&B is switched off for this run (") == said.count("\n") == 1
-    assert ("no answer within 0.5 s" in said) == (bad is hanging)
-
-
-def test_a_wandb_that_is_not_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    log = tracker(tmp_path, OFFLINE)
-    log.log("train", 1, {"loss/d": 1.0})
-    log.close()
-    assert capsys.readouterr().out.startswith("warning: W&B is switched off for this run (ModuleNotFoundError")
-    assert len(read_metrics(tmp_path)) == 1
-
-
-def test_a_missing_picture_costs_wandb_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(wandb, "init", working())
-    log = tracker(tmp_path, OFFLINE)
-    log.picture("samples", 1, tmp_path / "missing.png")
-    log.log("train", 1, {"loss/d": 1.0})
-    assert capsys.readouterr().out.startswith("warning: W&B is switched off for this run (")
-    assert len(read_metrics(tmp_path)) == 1
-
-
-def test_only_numbers_go_to_wandb_with_their_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[Any] = []
-    monkeypatch.setattr(wandb, "init", working(log=lambda values, step: sent.append((step, values))))
-    log = tracker(tmp_path, OFFLINE)
-    log.log("lock", 3, {"epoch": 0, "train_d": False, "reason": "timer"})
-    log.log(
-        "train", 4, {"epoch": 0, "images": 32, "lock/reason": "timer", "lock/d": 1, "loss/g": math.nan, "d/real": 0.5}
-    )
-    assert sent == [(4, {"lock/d": 1, "d/real": 0.5, "images": 32})]
-
-
-def test_a_server_that_never_answers(tmp_path: Path) -> None:
-    # The real client against a port that takes connections and says nothing; the process must still end by itself.
-    script = """
-import socket, sys
-from pathlib import Path
-from dist_sketch.config import Track
-from dist_sketch.track import Tracker
-server = socket.create_server(("127.0.0.1", 0))
-import os
-os.environ["WANDB_BASE_URL"] = f"http://127.0.0.1:{server.getsockname()[1]}"
-import wandb
-track = Track(wandb="online", timeout_s=2)
-log = Tracker(Path(sys.argv[1]), track, job="train", run_id="abcd1234", step=0, settings={}, is_main=True)
-for step in (1, 2, 3):
-    log.log("train", step, {"loss/d": 1.0})
-log.close()
-print("the run is over", flush=True)
-"""
-    variables = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"} | {"WANDB_API_KEY": "a" * 40}
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("warning: W&B is switched off for this run (") == 1
-    assert "the run is over" in done.stdout
-    assert len(read_metrics(tmp_path)) == 3
-
-
-@pytest.mark.parametrize(
-    ("variables", "netrc", "mode"),
-    [
-        ({}, None, "offline"),
-        ({"WANDB_API_KEY": "k"}, None, "online"),
-        ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, None, "offline"),
-        ({"WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}, None, "offline"),
-        ({}, "machine api.wandb.ai login user password k\n", "online"),
-        ({}, "machine example.org login user password k\n", "offline"),
-        ({}, "machine\n", "offline"),
-    ],
-)
-def test_auto_is_online_for_those_who_are_logged_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], netrc: str | None, mode: str
-) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    file = tmp_path / "netrc"
-    monkeypatch.setenv("NETRC", str(file))
-    if netrc is not None:
-        file.write_text(netrc)
-        file.chmod(0o600)
-    asked: list[Any] = []
-    monkeypatch.setattr(wandb, "init", lambda **k: asked.append(k))
-    tracker(tmp_path, Track(wandb="auto"))
-    tracker(tmp_path, Track(wandb="online"))
-    tracker(tmp_path, Track(wandb="offline"))
-    tracker(tmp_path, OFF)
-    assert [k["mode"] for k in asked] == [mode, "online", "offline"]
-    assert {k["id"] for k in asked} == {"abcd1234"}
-    assert asked[1]["resume"] == "allow"
-    assert asked[2]["resume"] is None  # W&B cannot resume offline
 
 
 def test_versions_are_those_that_are_installed() -> None:
@@ -338,6 +149,70 @@ def test_versions_are_those_that_are_installed() -> None:
     found = versions()
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
     assert {"dist-sketch", "torchvision", "accelerate", "webdataset", "cuda"} <= set(found)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_revision_is_the_checkout_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dist_sketch import __version__, track
+
+    package = tmp_path / "dist_sketch"
+    package.mkdir()
+    (package / "track.py").write_text("")
+    monkeypatch.setattr(track, "__file__", str(package / "track.py"))
+    assert revision() == __version__  # no checkout
+    git(tmp_path, "init", "-q")
+    assert revision() == __version__  # nothing is committed
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "x")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert revision() == commit
+    (tmp_path / "notes").write_text("not ours")
+    assert revision() == commit
+    (package / "track.py").write_text("# changed")
+    assert revision() == f"{commit}+dirty"
+    inner = tmp_path / "venv" / "dist_sketch"
+    inner.mkdir(parents=True)
+    monkeypatch.setattr(track, "__file__", str(inner / "track.py"))
+    assert revision() == __version__  # somebody else's checkout, into which the package is installed
+    monkeypatch.setenv("PATH", "")
+    assert revision() == __version__
+
+
+# Speed
+
+
+def two_speeds(ranks: Ranks) -> ranked.Result:
+    """Rank 1 is the slower, rank 0 waits longer for its data; twice."""
+    speed = Speed(ranks, 10)
+    found = []
+    for step in (14, 16):
+        time.sleep(0.1 + 0.3 * ranks.rank)
+        speed.waited_s += 0.05 if ranks.rank == 0 else 0.0
+        found.append(speed.take(step, batch_size=8))
+    return {"found": found}
+
+
+def test_the_slowest_rank_counts(tmp_path: Path) -> None:
+    one, other = (r["found"] for r in ranked.run(2, two_speeds, tmp_path))
+    assert one == other
+    for steps, values in zip((4, 2), one, strict=True):
+        assert 0.4 <= values["speed/step_s"] * steps < 30
+        assert values["speed/images_per_s"] == pytest.approx(8 / values["speed/step_s"])
+        assert 0 < values["speed/data_wait"] <= 0.5  # rank 0's, of whose 0.1 s half was waiting
+        assert 10 < values["speed/memory_mb"] < 1e5
+    assert one[0] != one[1]
+
+
+def test_memory_is_this_process_s() -> None:
+    before = memory_mb(torch.device("cpu"))
+    kept = torch.ones(30_000_000)
+    assert memory_mb(torch.device("cpu")) - before > 100
+    assert kept[0] == 1
 
 
 # The progress bar

@@ -40,7 +40,8 @@ def test_every_file_that_users_name_is_in_it(site: Path) -> None:
         assert {p.name: p.read_bytes() for p in (site / "dist_sketch/files" / folder).glob(pattern)} == mine
     (wheel,) = site.parent.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "dist_sketch/report.html.j2" in names
+    pages = {p.name for p in (ROOT / "dist_sketch").glob("*.j2")}
+    assert pages == {Path(n).name for n in names if n.endswith(".j2")}
     assert not [n for n in names if n.startswith(("tests/", "demo/"))]
 
 
@@ -61,8 +62,11 @@ def test_the_main_job_from_another_directory(site: Path, tmp_path: Path) -> None
     assert "train 4, val 2" in run("verify", "shards")
     for preset in ("paper", "demo"):
         run("train", "--config", preset, "--data.shards", "shards", "--out", "dry", "--data.batch-size", 4, "--dry-run")
+    for preset in ("paper", "sweep"):
+        run("experiment", preset, "--data", "shards", "--out", preset, "--dry-run")
     run("train", "--config", "demo", "--data.shards", "shards", "--out", "run", *TINY, "--train.epochs", 1)
     run("infer", "--run", "run", "--input", "shards", "--out", "out")
     run("evaluate", "out")
     assert "report.html" in run("report", "out")
+    assert "page.html" in run("compare", "out", "--out", "page.html")
     assert "sha256" in run("weights")

@@ -1,0 +1,112 @@
+"""`dist-sketch after`: what a SLURM job does when its step has ended: done, once more, or stop.
+
+The answer comes from the run's own status, never from an exit code alone: a launcher ends with 1 after a clean save.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from dist_sketch import logs
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import read_json
+
+Next = Literal["done", "requeue", "stop"]
+
+
+class Leg(NamedTuple):
+    """How a leg ended."""
+
+    status: dict[str, Any]  # status.json; {} if there is none
+    fresh: bool  # this leg wrote it
+    code: int  # the step's exit code
+    warned: bool  # SLURM had announced the leg's end
+
+
+def decide(
+    leg: Leg, before: list[dict[str, Any]], most_requeues: int, failure: logs.Failure | None
+) -> tuple[Next, str]:
+    """What to do after a leg, and why.
+
+    Args:
+        before: the records of this job's earlier legs, in order.
+        failure: what the ranks' logs say of this leg.
+    """
+    state, step = leg.status.get("state"), leg.status.get("step", 0)
+    if state == "finished" and (leg.fresh or leg.code == 0):
+        return "done", f"finished at step {step}"
+    reason = failure.what if failure else str(leg.status.get("reason", "")) if leg.fresh else ""
+    reason = reason or "killed without a word"
+    if not leg.fresh and not before and failure and failure.mistake:
+        return "stop", f"it could not begin: {reason}"
+    if failed(leg) and before and before[-1]["failed"] and step <= before[-1]["step"]:
+        return "stop", f"failed twice, and came no further than step {step}: {reason}"
+    requeues = sum(b["next"] == "requeue" for b in before)
+    if requeues >= most_requeues:
+        return "stop", f"{requeues} requeues are spent (--most-requeues)"
+    if failed(leg):
+        return "requeue", f"failed at step {step}, once more: {reason}"
+    if leg.fresh and state == "stopped":
+        return "requeue", f"saved at step {step}"
+    return "requeue", f"ended by SLURM before it could save; step {step} is saved"
+
+
+def failed(leg: Leg) -> bool:
+    """Whether a leg ended as it should not have: neither finished, nor saved, nor ended by SLURM with a warning."""
+    if leg.fresh:
+        return leg.status.get("state") == "failed" or (leg.status.get("state") == "running" and not leg.warned)
+    return not leg.warned
+
+
+@dataclass(frozen=True, kw_only=True)
+class After:
+    """Say what a SLURM job does next: prints `done`, `requeue` or `stop`, and why; keeps RUN/logs/legs.jsonl."""
+
+    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    """Run folder."""
+    code: int
+    """Exit code of the step."""
+    since: float
+    """When the leg began, seconds since 1970: a status that is older says nothing of it."""
+    warned: bool = False
+    """SLURM had announced the leg's end (its time limit, a job of higher priority)."""
+    most_requeues: int = 20
+    """Requeues that a job asks for before it stops; those that SLURM decides by itself do not count."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        file = self.folder / "status.json"
+        status = read_json(file) if file.is_file() else {}
+        leg = Leg(status, status.get("time", 0.0) >= self.since, self.code, self.warned)
+        job = os.environ.get("SLURM_JOB_ID", "0")
+        before = [b for b in logs.read_legs(self.folder) if b["job"] == job]
+        number = os.environ.get("SLURM_RESTART_COUNT", "0")
+        failure = logs.first_failure(self.folder, leg=(job, number))
+        word, why = decide(leg, before, self.most_requeues, failure)
+        record = {
+            "job": job,
+            "leg": int(number),
+            "state": status.get("state", "not begun") if leg.fresh else "not begun",
+            "step": status.get("step", 0),
+            "failed": word != "done" and failed(leg),
+            "warned": self.warned,
+            "code": self.code,
+            "next": word,
+            "why": why,
+            "time": round(time.time(), 3),
+        }
+        legs = self.folder / "logs" / logs.LEGS
+        try:  # what cannot be counted must not go on for ever
+            legs.parent.mkdir(parents=True, exist_ok=True)
+            with open(legs, "a", encoding="utf-8") as f:
+                f.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as e:
+            if word != "done":
+                raise UserError(f"{legs}: cannot be written ({e.strerror}); the job stops") from e
+        print(word, why)
+        return 0

@@ -1,0 +1,88 @@
+"""`dist-sketch experiment NAME`: a preset of trainings, run one after the other, and the page that compares them."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dist_sketch import config as cfg
+from dist_sketch.config import Config
+from dist_sketch.errors import SharedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Run an experiment: the paper's tables and figures, a sweep, your own; ends with OUT/compare.html.
+
+    OUT/plan.txt says what is run, one plain command a line. Started again, it does only what is missing. What `train`
+    takes as settings (`--data.batch-size 4`) goes to all its trainings; a row's own settings win over it.
+    """
+
+    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
+    """paper, sweep (launch/experiment-NAME.toml), or a .toml file of that form."""
+    data: Path
+    """Folder of packed shards with a train and a val split."""
+    out: Path
+    """Folder of the experiment: plan.txt, runs/, outputs/, logs/, compare.html."""
+    epochs: int | None = None
+    """Epochs of all trainings; default: the preset's. May be raised later, as `train` allows."""
+    seeds: int | None = None
+    """How often each training is run, with the seeds 0, 1, ...; default: the preset's."""
+    only: str = ""
+    """Tables and figures to run, as in table1,fig6; default: all that are not optional."""
+    launch: str = "dist-sketch"
+    """How a line of the plan is started, as in 'accelerate launch --config_file launch/node8.yaml -m dist_sketch'."""
+    dry_run: bool = False
+    """Write and print the plan, run nothing."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    def run(self) -> int:
+        """Runs the command."""
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            raise SharedError(
+                "experiment: starts its trainings itself; call it without a launcher, and give that as --launch"
+            )
+        from dist_sketch import experiment_plan, experiment_run
+        from dist_sketch.experiment_preset import load
+        from dist_sketch.fileio import Lock
+
+        preset = load(self.name)
+        common = self.settings
+        if self.epochs is not None:
+            common = replace(common, train=replace(common.train, epochs=self.epochs))
+        plan = experiment_plan.make(
+            preset,
+            data=self.data,
+            out=self.out,
+            base=cfg.load(preset.config),
+            common=common,
+            seeds=self.seeds,
+            only=[name.strip() for name in self.only.split(",") if name.strip()],
+            launch=self.launch,
+        )
+        experiment_plan.claim_folder(plan)
+        lock = Lock(self.out)
+        lock.acquire()
+        file = experiment_plan.write(plan)
+        if self.dry_run:
+            print(plan.text(), end="")
+            return 0
+        print(f"{file}: {len(plan.jobs)} training(s); started again, the same command does what is missing")
+        code = experiment_run.run(plan)
+        if code == experiment_run.STOPPED:
+            return code
+        from dist_sketch import experiment_page
+
+        page = experiment_page.build(plan)
+        print(page or f"{self.out}: nothing has been drawn, there is nothing to compare")
+        return code
+
+
+def preset(arguments: list[str]) -> Experiment:
+    """The command's defaults once the experiment is known: its trainings' settings are those of the preset it names."""
+    from dist_sketch.experiment_preset import load
+
+    given: Experiment = tyro.cli(Experiment, prog="dist-sketch experiment", args=arguments)
+    return replace(given, settings=cfg.load(load(given.name).config))

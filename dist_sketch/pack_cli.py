@@ -1,0 +1,79 @@
+"""`dist-sketch pack` and `verify` on the command line."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dist_sketch.config import Track
+from dist_sketch.wandb_log import is_off
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Pack pairs of images into WebDataset shards with a manifest; the same input gives the same bytes."""
+
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
+    """A folder with train_line/ and train_sketch/ (val_*: validation), or a recipe (name or .toml) with --root."""
+    out: Path
+    """Folder of the shards."""
+    root: Path | None = None
+    """Folder that a recipe's paths are relative to."""
+    size: int = 256
+    """Width and height that all images are resized to, px; a multiple of 64. The aspect is not kept (the paper's)."""
+    val_fraction: float | None = None
+    """Share of the pairs that becomes the validation split where the folders give none (stable hash of the name)."""
+    shard_mb: float = 64
+    """Largest shard, MB."""
+    shard_count: int = 0
+    """Most samples in a shard; 0: no limit."""
+    skip_bad: int = 0
+    """How many unusable files may be left out (and listed) before the command refuses."""
+    force: bool = False
+    """Replace the shards that lie in --out."""
+    workers: int | None = None
+    """Processes; default: one a core."""
+    track: Track = field(default_factory=Track)
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import pack, recipe
+
+        began = time.monotonic()
+        manifest = pack.pack(
+            recipe.load(self.source, self.root, self.val_fraction),
+            self.out,
+            size=self.size,
+            shard_mb=self.shard_mb,
+            shard_count=self.shard_count,
+            skip_bad=self.skip_bad,
+            force=self.force,
+            workers=self.workers,
+        )
+        for problem in manifest["skipped"]:
+            print(f"left out: {problem['file']}: {problem['why']}")
+        for split, part in manifest["splits"].items():
+            print(f"{self.out}: {split}: {part['count']} samples in {len(part['shards'])} shard(s)")
+        if not is_off(self.track):
+            from dist_sketch import tracked
+
+            tracked.packed(self.out, self.track, manifest, time.monotonic() - began)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Compare shards with their manifest: counts, lengths, hashes. Exit code 0 or 2."""
+
+    shards: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SHARDS")]]
+    """Folder made by `dist-sketch pack`."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch import pack
+
+        counts = pack.verify(self.shards)
+        print(f"{self.shards}: good ({', '.join(f'{k} {v}' for k, v in counts.items())})")
+        return 0
