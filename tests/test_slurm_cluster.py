@@ -186,7 +186,8 @@ def test_two_jobs_start_at_the_same_moment_on_the_same_nodes(lab: Lab, shards: P
     runs, jobs = [lab.folder / "left", lab.folder / "right"], []
     for i, run in enumerate(runs):
         settings = ("procs=1", f"stage={i}", *TRAIN, "--train.epochs", 3)
-        jobs.append(train(lab, shards, run, *settings, sbatch=(*TWO, "--hold")))
+        own_disk = "--export=ALL,TMPDIR=/dev/shm"
+        jobs.append(train(lab, shards, run, *settings, sbatch=(*TWO, "--hold", own_disk)))
     lab("scontrol", "release", ",".join(map(str, jobs)))
     for job, run in zip(jobs, runs, strict=True):
         assert lab.wait(job) == "COMPLETED", lab.log(job)

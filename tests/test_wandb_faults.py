@@ -158,26 +158,31 @@ def test_a_server_that_fails(
     tmp_path: Path, forks: Forks, options: tuple[Any, ...], reference: Outcome, mood: Mood
 ) -> None:
     run, took = tmp_path / "run", tmp_path / "took"
-    with Server() as server:
-        server.mood = mood
-    if mood != "refuses":
-        server = Server(mood)
-        server.__enter__()
-    try:
+    with Server(mood if mood != "refuses" else "good") as server:
+        if mood == "refuses":
+            server.close()
         began = time.monotonic()
         ended = forks.run(*options, *ONLINE, "--out", run, hook=("timed", took), **server.env)
         all_of_it = time.monotonic() - began
-    finally:
-        if mood != "refuses":
-            server.__exit__(None, None, None)
     said = unhurt(ended, run, reference)
     assert re.match(r"warning: W&B (is not reached|is switched off)", said), said
     assert float(took.read_text()) < TIMEOUT_S + BUSY_S
     assert all_of_it < 2 * TIMEOUT_S + BUSY_S + 20
-    if mood == 401 and "switched off" not in said:  # an answer at once: there was time to log offline
-        assert len([f for f in fragments(run) if not f.online]) == 1
-        assert f"`dist-sketch sync {run}`" in said
     no_process_is_left(run)
+
+
+@pytest.mark.parametrize("mood", ["refuses", 401])
+def test_where_there_is_time_left_it_logs_offline(
+    tmp_path: Path, forks: Forks, options: tuple[Any, ...], reference: Outcome, mood: Mood
+) -> None:
+    run = tmp_path / "run"
+    with Server(mood if mood != "refuses" else "good") as server:
+        if mood == "refuses":
+            server.close()
+        ended = forks.run(*options, "--track.wandb", "online", "--track.timeout-s", 20, "--out", run, **server.env)
+    said = unhurt(ended, run, reference)
+    assert re.fullmatch(rf"warning: W&B is not reached \(CommError: .+\); .+ `dist-sketch sync {run}`", said), said
+    assert len([f for f in fragments(run) if not f.online]) == 1
 
 
 @pytest.mark.parametrize("mood", ["hangs", 500])

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Literal
 
-Mood = Literal["good", "hangs", "nonsense", 401, 403, 500]
+Mood = Literal["good", "refuses", "hangs", "nonsense", 401, 500]  # "refuses": to be closed
 NOW = "2026-01-01T00:00:00"
 KEY = "a" * 40  # of the form that the client asks for
 
@@ -63,9 +63,14 @@ class Server:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
-        self._closed.set()
-        self._http.shutdown()
-        self._http.server_close()
+        self.close()
+
+    def close(self) -> None:
+        """From here on connections are refused."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._http.shutdown()
+            self._http.server_close()
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
