@@ -44,9 +44,9 @@ def find_file(folder: Literal["launch", "shards", "slurm"], name: str, suffix: s
     for home in (package / "files" / folder, package.parent / folder):
         if (home / f"{name}{suffix}").is_file():
             return home / f"{name}{suffix}"
-    names = sorted(
-        {p.stem for h in (package / "files" / folder, package.parent / folder) for p in h.glob("*" + suffix)}
-    )
+    homes = (package / "files" / folder, package.parent / folder)
+    # `experiment` adds the first word to the names that it is given, and lists its own
+    names = sorted({p.stem for h in homes for p in h.glob("*" + suffix) if not p.stem.startswith("experiment-")})
     raise UserError(f"{name}: neither a {suffix} file nor a name in {folder}/ (there: {', '.join(names)})")
 
 
