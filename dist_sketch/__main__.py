@@ -12,18 +12,21 @@ from typing import Annotated, Any
 import tyro
 
 from dist_sketch import __version__, logs
-from dist_sketch.after import After
 from dist_sketch.bench import Bench
 from dist_sketch.checkpoint_cli import Checkpoint
 from dist_sketch.compare_cli import Compare
-from dist_sketch.config import Config, Track, load
+from dist_sketch.config import Track
+from dist_sketch.doctor import Doctor
 from dist_sketch.errors import SharedError, UserError
 from dist_sketch.experiment import Experiment, preset
+from dist_sketch.leg import Leg
 from dist_sketch.logs import Logs
 from dist_sketch.node import Node
 from dist_sketch.pack_cli import Pack, Verify
-from dist_sketch.stop import SCHEDULER_SIGNALS, StopRequest, before_job_s_end
+from dist_sketch.submit_cli import Submit, separate
 from dist_sketch.sync import Sync
+from dist_sketch.train_cli import Train
+from dist_sketch.train_cli import preset as train_preset
 from dist_sketch.wandb_log import is_off
 
 USER, OURS = 2, 1  # exit codes
@@ -54,37 +57,6 @@ class Synth:
         synth.write(self.folder, count=self.count, val=self.val, size=self.size, seed=self.seed, workers=self.workers)
         print(f"{self.folder}: {self.count} training and {self.val} validation pairs at {self.size} px")
         return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """Train, or go on with the run that lies in --out.
-
-    One process as it stands; several with `accelerate launch ... -m dist_sketch train ...`. A run that is stopped
-    (SIGTERM, SIGUSR2, Ctrl-C) saves itself and ends with exit code 75: the same command goes on from there.
-    """
-
-    out: Path
-    """Run folder; an unfinished run there is resumed."""
-    config: str | None = None
-    """Preset (a name in launch/) or TOML file; what follows on the command line wins over it."""
-    dry_run: bool = False
-    """Resolve, check and print everything, write nothing."""
-    expect_world_size: int | None = None
-    """Refuse to start on another number of processes; default: what the launcher and SLURM say."""
-    stop_before_end_s: float = 120.0
-    """In a SLURM job: save and stop so long before the job's end, of short jobs in the last quarter."""
-    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
-
-    def run(self) -> int:
-        """Runs the command."""
-        stop = StopRequest(ask_at=before_job_s_end(self.stop_before_end_s))
-        stop.listen(*SCHEDULER_SIGNALS)  # before torch's long import
-        from dist_sketch import train
-
-        return train.train(
-            self.settings, self.out, expect_world_size=self.expect_world_size, dry_run=self.dry_run, stop=stop
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +201,10 @@ COMMANDS: dict[str, Any] = {
     "compare": Compare,
     "experiment": Experiment,
     "sync": Sync,
+    "doctor": Doctor,
+    "submit": Submit,
+    "leg": Leg,
     "node": Node,
-    "after": After,
     "logs": Logs,
     "weights": Weights,
     "bench": Bench,
@@ -266,22 +240,13 @@ def parse(arguments: list[str]) -> Callable[[], int]:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UserError(f"{name}: there is no such command; there are {', '.join(COMMANDS)}")
+    if name in ("submit", "doctor"):
+        rest = separate(rest)
     command: Any = COMMANDS[name]() if name == "infer" else COMMANDS[name]
-    default: Any = _preset(rest) if name == "train" else preset(rest) if name == "experiment" else None
+    default: Any = train_preset(rest) if name == "train" else preset(rest) if name == "experiment" else None
     parsed: Any = tyro.cli(command, prog=f"dist-sketch {name}", args=rest, default=default)
     run: Callable[[], int] = parsed.run
     return run
-
-
-def _preset(arguments: list[str]) -> Train:
-    """`train`'s defaults after --config, which must be known before the rest can be read."""
-    name = None
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            name = arguments[i + 1]
-        elif argument.startswith("--config="):
-            name = argument.removeprefix("--config=")
-    return Train(out=tyro.MISSING, config=name, settings=load(name))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`dist-sketch after`: what a SLURM job does when its step has ended: done, once more, or stop.
+"""What a SLURM job does when its step has ended: done, once more, or stop.
 
 The answer comes from the run's own status, never from an exit code alone: a launcher ends with 1 after a clean save.
 """
@@ -6,11 +6,8 @@ The answer comes from the run's own status, never from an exit code alone: a lau
 import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-
-import tyro
+from typing import Any, Literal, NamedTuple
 
 from dist_sketch import logs
 from dist_sketch.errors import UserError
@@ -19,7 +16,7 @@ from dist_sketch.fileio import read_json
 Next = Literal["done", "requeue", "stop"]
 
 
-class Leg(NamedTuple):
+class Ending(NamedTuple):
     """How a leg ended."""
 
     status: dict[str, Any]  # status.json; {} if there is none
@@ -29,7 +26,7 @@ class Leg(NamedTuple):
 
 
 def decide(
-    leg: Leg, before: list[dict[str, Any]], most_requeues: int, failure: logs.Failure | None
+    leg: Ending, before: list[dict[str, Any]], most_requeues: int, failure: logs.Failure | None
 ) -> tuple[Next, str]:
     """What to do after a leg, and why.
 
@@ -48,7 +45,7 @@ def decide(
         return "stop", f"failed twice, and came no further than step {step}: {reason}"
     requeues = sum(b["next"] == "requeue" for b in before)
     if requeues >= most_requeues:
-        return "stop", f"{requeues} requeues are spent (--most-requeues)"
+        return "stop", f"{requeues} requeues are spent (--requeues)"
     if failed(leg):
         return "requeue", f"failed at step {step}, once more: {reason}"
     if leg.fresh and state == "stopped":
@@ -56,57 +53,50 @@ def decide(
     return "requeue", f"ended by SLURM before it could save; step {step} is saved"
 
 
-def failed(leg: Leg) -> bool:
+def failed(leg: Ending) -> bool:
     """Whether a leg ended as it should not have: neither finished, nor saved, nor ended by SLURM with a warning."""
     if leg.fresh:
         return leg.status.get("state") == "failed" or (leg.status.get("state") == "running" and not leg.warned)
     return not leg.warned
 
 
-@dataclass(frozen=True, kw_only=True)
-class After:
-    """Say what a SLURM job does next: prints `done`, `requeue` or `stop`, and why; keeps RUN/logs/legs.jsonl."""
+def settle(run: Path, *, code: int, since: float, warned: bool, most_requeues: int) -> tuple[Next, str]:
+    """Decides on what a run's status, its ranks' logs and the job's earlier legs say; keeps RUN/logs/legs.jsonl.
 
-    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """Run folder."""
-    code: int
-    """Exit code of the step."""
-    since: float
-    """When the leg began, seconds since 1970: a status that is older says nothing of it."""
-    warned: bool = False
-    """SLURM had announced the leg's end (its time limit, a job of higher priority)."""
-    most_requeues: int = 20
-    """Requeues that a job asks for before it stops; those that SLURM decides by itself do not count."""
+    Args:
+        code: exit code of the step.
+        since: when the leg began, s since 1970: a status that is older says nothing of it.
+        warned: SLURM had announced the leg's end (its time limit, a job of higher priority).
+        most_requeues: that a job asks for before it stops; those that SLURM decides by itself do not count.
 
-    def run(self) -> int:
-        """Runs the command."""
-        file = self.folder / "status.json"
-        status = read_json(file) if file.is_file() else {}
-        leg = Leg(status, status.get("time", 0.0) >= self.since, self.code, self.warned)
-        job = os.environ.get("SLURM_JOB_ID", "0")
-        before = [b for b in logs.read_legs(self.folder) if b["job"] == job]
-        number = os.environ.get("SLURM_RESTART_COUNT", "0")
-        failure = logs.first_failure(self.folder, leg=(job, number))
-        word, why = decide(leg, before, self.most_requeues, failure)
-        record = {
-            "job": job,
-            "leg": int(number),
-            "state": status.get("state", "not begun") if leg.fresh else "not begun",
-            "step": status.get("step", 0),
-            "failed": word != "done" and failed(leg),
-            "warned": self.warned,
-            "code": self.code,
-            "next": word,
-            "why": why,
-            "time": round(time.time(), 3),
-        }
-        legs = self.folder / "logs" / logs.LEGS
-        try:  # what cannot be counted must not go on for ever
-            legs.parent.mkdir(parents=True, exist_ok=True)
-            with open(legs, "a", encoding="utf-8") as f:
-                f.write(json.dumps(record, ensure_ascii=False) + "\n")
-        except OSError as e:
-            if word != "done":
-                raise UserError(f"{legs}: cannot be written ({e.strerror}); the job stops") from e
-        print(word, why)
-        return 0
+    Raises:
+        UserError: the record cannot be written: what cannot be counted must not go on for ever.
+    """
+    file = run / "status.json"
+    status = read_json(file) if file.is_file() else {}
+    leg = Ending(status, status.get("time", 0.0) >= since, code, warned)
+    job, number = (os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+    before = [b for b in logs.read_legs(run) if b["job"] == job]
+    failure = logs.first_failure(run, leg=(job, number))
+    word, why = decide(leg, before, most_requeues, failure)
+    record = {
+        "job": job,
+        "leg": int(number),
+        "state": status.get("state", "not begun") if leg.fresh else "not begun",
+        "step": status.get("step", 0),
+        "failed": word != "done" and failed(leg),
+        "warned": warned,
+        "code": code,
+        "next": word,
+        "why": why,
+        "time": round(time.time(), 3),
+    }
+    legs = run / "logs" / logs.LEGS
+    try:
+        legs.parent.mkdir(parents=True, exist_ok=True)
+        with open(legs, "a", encoding="utf-8") as f:
+            f.write(json.dumps(record, ensure_ascii=False) + "\n")
+    except OSError as e:
+        if word != "done":
+            raise UserError(f"{legs}: cannot be written ({e.strerror}); the job stops") from e
+    return word, why

@@ -3,13 +3,16 @@
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from dist_sketch import config as cfg
 from dist_sketch.config import Config
 from dist_sketch.errors import SharedError
+
+if TYPE_CHECKING:
+    from dist_sketch.experiment_plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Experiment:
     """How a line of the plan is started, as in 'accelerate launch --config_file launch/node8.yaml -m dist_sketch'."""
     dry_run: bool = False
     """Write and print the plan, run nothing."""
+    page_only: bool = False
+    """Run nothing, build the page of what is there; after the plan's lines were run by other means."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
@@ -44,9 +49,33 @@ class Experiment:
             raise SharedError(
                 "experiment: starts its trainings itself; call it without a launcher, and give that as --launch"
             )
-        from dist_sketch import experiment_plan, experiment_run
-        from dist_sketch.experiment_preset import load
+        from dist_sketch import experiment_page, experiment_plan, experiment_run
         from dist_sketch.fileio import Lock
+
+        plan = self.plan()
+        lock = Lock(self.out)
+        lock.acquire()
+        if self.page_only:
+            return _page(experiment_page.build(plan), self.out)
+        file = experiment_plan.write(plan)
+        if self.dry_run:
+            print(plan.text(), end="")
+            return 0
+        print(f"{file}: {len(plan.jobs)} training(s); started again, the same command does what is missing")
+        code = experiment_run.run(plan)
+        if code == experiment_run.STOPPED:
+            return code
+        _page(experiment_page.build(plan), self.out)
+        return code
+
+    def plan(self) -> "Plan":
+        """Lays out what is run; writes nothing.
+
+        Raises:
+            UserError: the data or the folder cannot be used, a part is unknown, a setting is out of its range.
+        """
+        from dist_sketch import experiment_plan
+        from dist_sketch.experiment_preset import load
 
         preset = load(self.name)
         common = self.settings
@@ -63,21 +92,12 @@ class Experiment:
             launch=self.launch,
         )
         experiment_plan.claim_folder(plan)
-        lock = Lock(self.out)
-        lock.acquire()
-        file = experiment_plan.write(plan)
-        if self.dry_run:
-            print(plan.text(), end="")
-            return 0
-        print(f"{file}: {len(plan.jobs)} training(s); started again, the same command does what is missing")
-        code = experiment_run.run(plan)
-        if code == experiment_run.STOPPED:
-            return code
-        from dist_sketch import experiment_page
+        return plan
 
-        page = experiment_page.build(plan)
-        print(page or f"{self.out}: nothing has been drawn, there is nothing to compare")
-        return code
+
+def _page(page: Path | None, out: Path) -> int:
+    print(page or f"{out}: nothing has been drawn, there is nothing to compare")
+    return 0
 
 
 def preset(arguments: list[str]) -> Experiment:

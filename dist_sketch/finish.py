@@ -115,4 +115,5 @@ def _begin(*_: Any) -> None:
     """Of a process: one thread, no word at Ctrl-C, and an end when the drawing process is killed."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by it the pool ends what is left after one was killed
     signal_on_parent_s_death(signal.SIGKILL)

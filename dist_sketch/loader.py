@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dist_sketch import pack, pixels
+from dist_sketch import pack, pixels, stage
 from dist_sketch.config import Data
 from dist_sketch.errors import UserError
 
@@ -56,7 +56,7 @@ class Shards:
         if split not in manifest["splits"]:
             raise UserError(f"{folder}: has no split {split!r}; it has {', '.join(manifest['splits'])}")
         part = manifest["splits"][split]
-        self.folder, self.split = folder, split
+        self.folder, self.split = stage.nearest(folder), split
         self.size: int = manifest["size"]
         self.paired: dict[str, bool] = {name: p["has_sketch"] for name, p in manifest["splits"].items()}
         self.has_sketch = self.paired[split]

@@ -170,6 +170,10 @@ class Ranks:
         return code if code >= 0 else 128 - code
 
 
+def _leave(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
+
+
 def children(parent: int) -> list[int]:
     """The processes that `parent` has started and that still live."""
     found = []
@@ -207,9 +211,20 @@ class Node:
     """Where the ranks meet on the first node; default: 20000 + job id modulo 12000."""
     logs: Path | None = None
     """Folder for a log a rank and a node."""
+    stage: Path | None = None
+    """Shards that are first copied to this node's own disk ($SLURM_TMPDIR or $TMPDIR), and verified there."""
 
     def run(self) -> int:
         """Runs the command."""
+        signal.signal(signal.SIGTERM, _leave)
+        if self.stage is None:
+            return self._run({})
+        from dist_sketch import stage
+
+        with stage.staged(self.stage, stage.home(os.environ)) as found:
+            return self._run(found)
+
+    def _run(self, more: dict[str, str]) -> int:
         here = place(os.environ, self.procs)
         if self.port:
             here = Place(**{**vars(here), "port": self.port})
@@ -225,5 +240,5 @@ class Node:
             file = logs.open_log(self.logs, f"node-{here.node:05d}.log")
             sinks += [file] if file else []
         launched = here.nodes * here.processes > 1
-        env = variables(here, self.logs, os.environ)
+        env = variables(here, self.logs, os.environ) | more
         return Ranks(command(here, self.command), env, sinks, launcher=launched).wait()

@@ -19,6 +19,15 @@ import torch
 
 torch.set_num_threads(1)
 
+# The files that take minutes begin first, or the last of them would keep one core waiting.
+LONGEST = ("infer", "train", "slurm_cluster", "faults_ranks", "faults", "step_ranks", "wandb_faults", "bench")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -16,5 +16,5 @@ for program in sbatch slurmctld slurmd munged ip shellcheck; do
 done
 [ "$(id -u)" = 0 ] || slurm=(-m "not slurm")
 [ ${#slurm[@]} = 0 ] || echo "without the tests on a SLURM cluster: they need root and the packages named in .ci/run"
-# A test is a process of its own with one thread; files stay together, so that fixtures are made once.
-exec pytest --numprocesses auto --dist loadfile ${slurm[@]+"${slurm[@]}"} "$@"
+# A test is a process of its own with one thread; files stay together, so that fixtures are made once, in conftest's order.
+exec pytest --numprocesses auto --dist loadfile --no-loadscope-reorder ${slurm[@]+"${slurm[@]}"} "$@"

@@ -9,7 +9,8 @@ import pytest
 from conftest import Run
 
 from dist_sketch import after, logs
-from dist_sketch.after import Leg, decide
+from dist_sketch.after import Ending, decide, settle
+from dist_sketch.errors import UserError
 
 
 def status(state: str, step: int = 8, **more: Any) -> dict[str, Any]:
@@ -33,70 +34,68 @@ TRACEBACK = logs.Failure(2, "rank 2: This is a fault of dist_sketch (rank 2), no
     ("leg", "before", "failure", "expected"),
     [
         # finished, whatever the launcher's exit code; an old word of it counts only where nothing went wrong
-        (Leg(status("finished"), True, 0, False), [], None, "done finished at step 8"),
-        (Leg(status("finished"), True, 1, True), [], None, "done finished at step 8"),
-        (Leg(status("finished"), False, 0, False), [], None, "done finished at step 8"),
-        (Leg(status("finished"), False, 1, False), [], None, f"{ONCE} {SILENT}"),
-        (Leg(status("finished"), False, 1, False), [], SENTENCE, f"stop it could not begin: {SENTENCE.what}"),
+        (Ending(status("finished"), True, 0, False), [], None, "done finished at step 8"),
+        (Ending(status("finished"), True, 1, True), [], None, "done finished at step 8"),
+        (Ending(status("finished"), False, 0, False), [], None, "done finished at step 8"),
+        (Ending(status("finished"), False, 1, False), [], None, f"{ONCE} {SILENT}"),
+        (Ending(status("finished"), False, 1, False), [], SENTENCE, f"stop it could not begin: {SENTENCE.what}"),
         # saved: a launcher's exit code is 1 then
-        (Leg(status("stopped"), True, 1, True), [], None, "requeue saved at step 8"),
-        (Leg(status("stopped"), True, 75, False), [record(8)], None, "requeue saved at step 8"),
+        (Ending(status("stopped"), True, 1, True), [], None, "requeue saved at step 8"),
+        (Ending(status("stopped"), True, 75, False), [record(8)], None, "requeue saved at step 8"),
         # ended by SLURM before it could save
-        (Leg(status("running"), True, 137, True), [], None, f"{LATE} step 8 is saved"),
-        (Leg(status("stopped"), False, 1, True), [record(8)], None, f"{LATE} step 8 is saved"),
-        (Leg({}, False, 1, True), [], None, f"{LATE} step 0 is saved"),
+        (Ending(status("running"), True, 137, True), [], None, f"{LATE} step 8 is saved"),
+        (Ending(status("stopped"), False, 1, True), [record(8)], None, f"{LATE} step 8 is saved"),
+        (Ending({}, False, 1, True), [], None, f"{LATE} step 0 is saved"),
         # failed: once more, then no more
-        (Leg(FAILED, True, 1, False), [], None, f"{ONCE} ValueError: on purpose"),
-        (Leg(FAILED, True, 1, False), [record(7)], None, f"{ONCE} ValueError: on purpose"),
-        (Leg(FAILED, True, 1, False), [record(8)], None, f"{TWICE} ValueError: on purpose"),
-        (Leg(FAILED, True, 1, False), [record(9)], TRACEBACK, f"{TWICE} {TRACEBACK.what}"),
-        (Leg(FAILED, True, 1, False), [record(8), record(8, False)], None, f"{ONCE} ValueError: on purpose"),
-        (Leg(FAILED, True, 1, True), [record(8)], None, f"{TWICE} ValueError: on purpose"),
-        (Leg(status("running"), True, 137, False), [], None, f"{ONCE} {SILENT}"),
-        (Leg(status("running"), True, 137, False), [record(8)], None, f"{TWICE} {SILENT}"),
+        (Ending(FAILED, True, 1, False), [], None, f"{ONCE} ValueError: on purpose"),
+        (Ending(FAILED, True, 1, False), [record(7)], None, f"{ONCE} ValueError: on purpose"),
+        (Ending(FAILED, True, 1, False), [record(8)], None, f"{TWICE} ValueError: on purpose"),
+        (Ending(FAILED, True, 1, False), [record(9)], TRACEBACK, f"{TWICE} {TRACEBACK.what}"),
+        (Ending(FAILED, True, 1, False), [record(8), record(8, False)], None, f"{ONCE} ValueError: on purpose"),
+        (Ending(FAILED, True, 1, True), [record(8)], None, f"{TWICE} ValueError: on purpose"),
+        (Ending(status("running"), True, 137, False), [], None, f"{ONCE} {SILENT}"),
+        (Ending(status("running"), True, 137, False), [record(8)], None, f"{TWICE} {SILENT}"),
         # killed before it wrote a word: the old status says nothing of this leg
-        (Leg(status("stopped"), False, 1, False), [record(8, False)], None, f"{ONCE} {SILENT}"),
-        (Leg(status("stopped"), False, 1, False), [record(8)], None, f"{TWICE} {SILENT}"),
-        (Leg({}, False, 1, False), [], None, f"requeue failed at step 0, once more: {SILENT}"),
+        (Ending(status("stopped"), False, 1, False), [record(8, False)], None, f"{ONCE} {SILENT}"),
+        (Ending(status("stopped"), False, 1, False), [record(8)], None, f"{TWICE} {SILENT}"),
+        (Ending({}, False, 1, False), [], None, f"requeue failed at step 0, once more: {SILENT}"),
         # a mistake of the user's at the very beginning stays one; later it may be the node's
-        (Leg({}, False, 1, False), [], SENTENCE, f"stop it could not begin: {SENTENCE.what}"),
-        (Leg({}, False, 1, False), [], TRACEBACK, f"requeue failed at step 0, once more: {TRACEBACK.what}"),
-        (Leg(status("stopped"), False, 1, False), [record(8, False)], SENTENCE, f"{ONCE} {SENTENCE.what}"),
+        (Ending({}, False, 1, False), [], SENTENCE, f"stop it could not begin: {SENTENCE.what}"),
+        (Ending({}, False, 1, False), [], TRACEBACK, f"requeue failed at step 0, once more: {TRACEBACK.what}"),
+        (Ending(status("stopped"), False, 1, False), [record(8, False)], SENTENCE, f"{ONCE} {SENTENCE.what}"),
     ],
 )
-def test_decide(leg: Leg, before: list[dict[str, Any]], failure: logs.Failure | None, expected: str) -> None:
+def test_decide(leg: Ending, before: list[dict[str, Any]], failure: logs.Failure | None, expected: str) -> None:
     assert " ".join(decide(leg, before, 20, failure)) == expected
 
 
 def test_requeues_have_a_budget() -> None:
-    saved = Leg(status("stopped"), True, 1, True)
+    saved = Ending(status("stopped"), True, 1, True)
     before = [record(1, False), record(2, False), record(3, False, "done")]
     assert decide(saved, before, 3, None)[0] == "requeue"
-    assert decide(saved, before, 2, None) == ("stop", "2 requeues are spent (--most-requeues)")
+    assert decide(saved, before, 2, None) == ("stop", "2 requeues are spent (--requeues)")
     assert decide(saved, [], 0, None)[0] == "stop"
 
 
-def test_a_job_s_legs(cli: Run, tmp_path: Path) -> None:
+def test_a_job_s_legs(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, began = tmp_path / "run", time.time()
     run.mkdir()
 
-    def leg(number: int, state: str, step: int, *more: object, job: str = "7", at: float = began + 1) -> str:
-        (run / "status.json").write_text(json.dumps({**status(state, step), "time": at}))
-        env = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(number)}
-        done = cli("after", run, "--code", 1, "--since", began, *more, **env)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
+    def leg(
+        number: int, state: str, step: int, *, warned: bool = False, most: int = 20, job: str = "7", ago: float = -1
+    ) -> str:
+        (run / "status.json").write_text(json.dumps({**status(state, step), "time": began - ago}))
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(number))
+        return " ".join(settle(run, code=1, since=began, warned=warned, most_requeues=most))
 
-    assert leg(0, "stopped", 5, "--warned") == "requeue saved at step 5\n"
-    assert leg(1, "failed", 6) == "requeue failed at step 6, once more: killed without a word\n"
-    assert (
-        leg(2, "stopped", 5, at=began - 9)
-        == "stop failed twice, and came no further than step 5: killed without a word\n"
-    )
+    assert leg(0, "stopped", 5, warned=True) == "requeue saved at step 5"
+    assert leg(1, "failed", 6) == "requeue failed at step 6, once more: killed without a word"
+    assert leg(2, "stopped", 5, ago=9) == "stop failed twice, and came no further than step 5: killed without a word"
     # Another job with the same run has chances of its own.
-    assert leg(0, "failed", 6, job="8") == "requeue failed at step 6, once more: killed without a word\n"
-    assert leg(1, "stopped", 7, "--most-requeues", 1, job="8") == "stop 1 requeues are spent (--most-requeues)\n"
-    assert leg(2, "finished", 9, job="8") == "done finished at step 9\n"
+    assert leg(0, "failed", 6, job="8") == "requeue failed at step 6, once more: killed without a word"
+    assert leg(1, "stopped", 7, most=1, job="8") == "stop 1 requeues are spent (--requeues)"
+    assert leg(2, "finished", 9, job="8") == "done finished at step 9"
     told = [(g["job"], g["leg"], g["state"], g["step"], g["next"]) for g in logs.read_legs(run)]
     assert told == [
         ("7", 0, "stopped", 5, "requeue"),
@@ -109,17 +108,15 @@ def test_a_job_s_legs(cli: Run, tmp_path: Path) -> None:
     assert "job 8 leg 1: stopped at step 7: stop, 1 requeues are spent" in cli("logs", run).stdout
 
 
-def test_what_cannot_be_counted_stops(cli: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_counted_stops(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("not a folder")
-    done = cli("after", tmp_path, "--code", 1, "--since", 0)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "cannot be written" in done.stderr
+    with pytest.raises(UserError, match=r"legs\.jsonl: cannot be written"):
+        settle(tmp_path, code=1, since=0, warned=False, most_requeues=20)
     (tmp_path / "status.json").write_text(json.dumps({**status("finished"), "time": 1}))
-    assert cli("after", tmp_path, "--code", 1, "--since", 0).stdout == "done finished at step 8\n"
+    assert settle(tmp_path, code=1, since=0, warned=False, most_requeues=20) == ("done", "finished at step 8")
 
 
 def test_failed_is_what_slurm_did_not_announce() -> None:
-    assert after.failed(Leg(status("failed"), True, 1, True))
-    assert not after.failed(Leg(status("running"), True, 137, True))
-    assert not after.failed(Leg(status("stopped"), True, 1, False))
+    assert after.failed(Ending(status("failed"), True, 1, True))
+    assert not after.failed(Ending(status("running"), True, 137, True))
+    assert not after.failed(Ending(status("stopped"), True, 1, False))

@@ -73,6 +73,15 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_is_a_sentence(tmp_path: Path) -> None:
+    """Also in a process that listens to SIGTERM, as one that trains does: the others must not inherit that."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        _kill_one(tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _kill_one(tmp_path: Path) -> None:
     finish = Finish(out=tmp_path, denoise=Denoise(), format="png", output_px=SIZE)
     with Finishers(2) as finishers:
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import TINY, Run, face, launch, write_pairs
 from PIL import Image
+from scores import assert_same_scores
 
 from dist_sketch import checkpoint, pack, recipe
 from dist_sketch.track import read_metrics
@@ -48,17 +49,6 @@ def digest(folder: Path) -> str:
 
 def scores(out: Path) -> dict[str, Any]:
     return json.loads((out / "metrics.json").read_text())
-
-
-def assert_same_scores(mine: Any, theirs: Any, place: str = "metrics.json") -> None:
-    """Every figure to 1e-6 relative, everything else exactly."""
-    if isinstance(theirs, dict | list):
-        assert type(mine) is type(theirs), place
-        assert len(mine) == len(theirs), place
-        for key in theirs if isinstance(theirs, dict) else range(len(theirs)):
-            assert_same_scores(mine[key], theirs[key], f"{place}: {key}")
-    else:
-        assert mine == (pytest.approx(theirs, rel=1e-6, abs=1e-12) if isinstance(theirs, float) else theirs), place
 
 
 def test_every_picture_and_every_score(out: Path, run: Path) -> None:

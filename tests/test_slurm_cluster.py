@@ -3,8 +3,10 @@
 The cluster lives on this machine (`cluster/slurmlab.sh`); its nodes' processes are seen from here, with other numbers.
 """
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +18,7 @@ import pytest
 from cluster.lab import ENDED, SCRIPT, SCRIPTS, Lab
 from conftest import TINY, write_pairs
 from jobs import last_step, processes
+from scores import assert_same_scores
 
 pytestmark = pytest.mark.slurm
 
@@ -36,14 +39,27 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def shards(lab: Lab) -> Path:
-    """16 + 2 pairs, packed by a job."""
-    source, out = write_pairs(lab.folder / "pairs", 16, 2), lab.folder / "shards"
-    pack = ("--time=5", "--cpus-per-task=2", SCRIPTS / "pack.sbatch", f"source={source}", f"out={out}")
-    job = lab.submit(*pack, "--size", 64, "--shard-count", 10)
-    assert lab.wait(job) == "COMPLETED", lab.log(job)
-    assert "train: 16 samples in 2 shard(s)" in lab.log(job)
-    return out
+def chain(lab: Lab) -> dict[str, int]:
+    """From two folders of 16 + 2 images to the report, submitted at once: the jobs' ids."""
+    source = write_pairs(lab.folder / "pairs", 16, 2)
+    pack = ("pack", "--time=5", "--cpus-per-task=2", f"source={source}", f"out={lab.folder / 'shards'}")
+    train = ("train", *TWO, f"out={lab.folder / 'undisturbed'}", "procs=2", *TRAIN)
+    infer = ("infer", "--gpus-per-node=0", "--cpus-per-task=2", f"out={lab.folder / 'out'}", "procs=2")
+    ids = lab.submit_all("chain", *pack, "--size", 64, "--shard-count", 10, "then", *train, "then", *infer)
+    for job in ids.values():
+        assert lab.wait(job) == "COMPLETED", lab.log(job)
+    return ids
+
+
+@pytest.fixture(scope="module")
+def shards(lab: Lab, chain: dict[str, int]) -> Path:
+    return lab.folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab: Lab, chain: dict[str, int]) -> tuple[Path, int]:
+    """The run, and its job, that nothing happened to."""
+    return lab.folder / "undisturbed", chain["train"]
 
 
 def train(lab: Lab, shards: Path, run: Path, *settings: object, sbatch: tuple[str, ...] = TWO) -> int:
@@ -78,13 +94,25 @@ def rank(run: Path, number: int) -> int | None:
     return of_rank[0] if of_rank else None
 
 
-@pytest.fixture(scope="module")
-def undisturbed(lab: Lab, shards: Path) -> tuple[Path, int]:
-    """The run, and its job, that nothing happened to."""
-    run = lab.folder / "undisturbed"
-    job = train(lab, shards, run, *TRAIN)
-    assert lab.wait(job) == "COMPLETED", lab.log(job)
-    return run, job
+def test_a_chain_goes_from_folders_to_the_report(lab: Lab, chain: dict[str, int]) -> None:
+    assert list(chain) == ["pack", "train", "infer"]
+    assert "train: 16 samples in 2 shard(s)" in lab.log(chain["pack"])
+    scores = json.loads((lab.folder / "out" / "metrics.json").read_text())
+    assert scores["n"] == 2
+    assert "<html" in (lab.folder / "out" / "report.html").read_text()
+    jobs = list(chain.values())
+    for before, job in itertools.pairwise(jobs):
+        assert lab.show(job, "StartTime") >= lab.show(before, "EndTime")
+
+
+def test_a_chain_ends_with_the_job_that_fails(lab: Lab, shards: Path) -> None:
+    ids = lab.submit_all(
+        *("--force", "chain", "train", *TWO[1:], f"shards={shards}", f"out={lab.folder / 'fails'}", "procs=2"),
+        *("--data.batch-size", 3, "then", "infer", "--gpus-per-node=0", f"out={lab.folder / 'never'}"),
+    )
+    assert lab.wait(ids["train"]) == "FAILED"
+    assert lab.wait(ids["infer"]) == "CANCELLED"
+    assert "error: data.batch_size = 3" in lab.log(ids["train"])
 
 
 def test_four_processes_on_two_nodes_train_to_the_end(lab: Lab, undisturbed: tuple[Path, int]) -> None:
@@ -194,8 +222,83 @@ def test_two_jobs_start_at_the_same_moment_on_the_same_nodes(lab: Lab, shards: P
         assert (status(run)["state"], status(run)["step"]) == ("finished", 6)
         assert lab.show(job, "Restarts") == "0"
         assert json.loads((run / "config.json").read_text())["facts"]["world_size"] == 2
-    assert lab.log(jobs[1]).count(f"/{jobs[1]}-shards: good (") == 2
+    assert lab.log(jobs[1]).count(f"/dev/shm/dist-sketch-{jobs[1]}-") == 2
+    assert lab.log(jobs[1]).count(f": a good copy of {shards} (") == 2
+    assert json.loads((runs[1] / "config.json").read_text())["config"]["data"]["shards"] == str(shards)
     assert weights(runs[0]) == weights(runs[1])
+
+
+def test_a_time_limit_warns_saves_requeues_and_the_run_is_done(lab: Lab, shards: Path) -> None:
+    """SLURM's own limit and its own signal: a minute, announced at the first look at it (every 30 s)."""
+    run = lab.folder / "limited"
+    long = ("--train.epochs", 150, "--data.batch-size", 2, "--checkpoint.interval-steps", 100)  # 1,200 steps
+    one = ("--nodes=1", "--gpus-per-node=0", "--cpus-per-task=2", "--time=1", "--signal=B:USR2@55")
+    job = train(lab, shards, run, *TRAIN, *long, sbatch=one)
+    lab.wait_for(lambda: lab.show(job, "Restarts") == "1", "requeue", job)
+    lab("scontrol", "update", f"JobId={job}", "TimeLimit=20")
+    assert lab.wait(job) == "COMPLETED", lab.log(job)
+    assert legs(run) == [("requeue", step := legs(run)[0][1]), ("done", 1200)]
+    assert 0 < step < 1200
+    assert "requeue saved at step" in lab.log(job)
+
+
+EXPERIMENT = """
+title = "Four rates"
+
+[infer]
+batch-size = 2
+
+[grid]
+method = "grid"
+
+[grid.values]
+optim.lr_g = [2e-3, 1e-3]
+optim.lr_d = [1e-3, 5e-4]
+"""
+
+
+def test_an_array_runs_an_experiment_and_one_task_is_preempted(lab: Lab, shards: Path) -> None:
+    (lab.folder / "four.toml").write_text(EXPERIMENT)
+    out = lab.folder / "four"
+    node = ("--nodes=1", "--gpus-per-node=0", "--cpus-per-task=2", "--time=20")
+    words = ("name=four.toml", f"data={shards}", f"out={out}", *TRAIN, "--train.epochs", 20, "--track.wandb", "offline")
+    on_first = ("experiment", *node, "--partition=low", f"--nodelist={lab.nodes[0]}")
+    ids = lab.submit_all(*on_first, *words)
+    assert list(ids) == ["experiment", "page"]
+    tasks = [f"{ids['experiment']}_{n}" for n in (1, 2, 3, 4)]
+    runs = [Path(r) for r in re.findall(r"train .*--out (\S+)", (out / "plan.txt").read_text())]
+    assert len(set(runs)) == 4
+    lab.wait_for(lambda: any(last_step(r) >= 2 for r in runs), "step 2", tasks[0])
+    # The node's eight CPUs are theirs: two for another job cost one of them
+    urgent = ("--partition=high", f"--nodelist={lab.nodes[0]}", "--cpus-per-task=2", "--time=1", "--wrap", "hostname")
+    assert lab.wait(lab.submit(*urgent)) == "COMPLETED"
+    for task in tasks:
+        assert lab.wait(task) == "COMPLETED", lab.log(task)
+    assert sorted(lab.show(task, "Restarts") for task in tasks) == ["0", "0", "0", "1"]
+    assert lab.wait(ids["page"]) == "COMPLETED", lab.log(ids["page"])
+    assert "<html" in (out / "compare.html").read_text()
+    for run in runs:
+        assert (status(run)["state"], status(run)["step"]) == ("finished", 40)
+        recorded = b"".join(p.read_bytes() for p in (run / "wandb").glob("*run-*/*.wandb"))
+        assert f"slurm-array-{ids['experiment']}".encode() in recorded
+    # What is done is left out; what is not is drawn again.
+    assert list(lab.submit_all("--dry-run", *on_first, *words)) == []
+    (out / "outputs" / runs[2].name / "metrics.json").unlink()
+    again = lab("dist-sketch", "submit", "--dry-run", *on_first, *words)
+    assert "--array=3 " in again
+
+
+def test_an_array_draws_parts_that_make_the_whole(lab: Lab, shards: Path, chain: dict[str, int]) -> None:
+    out, whole = lab.folder / "parts", lab.folder / "out"
+    where = (f"run={lab.folder / 'undisturbed'}", f"input={shards}", f"out={out}")
+    ids = lab.submit_all("infer", "--array=1-2", "--gpus-per-node=0", "--cpus-per-task=2", *where)
+    assert list(ids) == ["infer", "merge"]
+    assert lab.wait(ids["merge"]) == "COMPLETED", lab.log(ids["merge"])
+    drawn = {p.relative_to(whole): p.read_bytes() for p in whole.glob("*/*.png")}
+    assert len(drawn) == 8
+    assert {p.relative_to(out): p.read_bytes() for p in out.glob("*/*.png")} == drawn
+    assert_same_scores(*(json.loads((f / "metrics.json").read_text()) for f in (out, whole)))
+    assert (out / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dist_sketch.config import Track
 from dist_sketch.errors import UserError
 from dist_sketch.progress import Progress
 from dist_sketch.ranks import Ranks
-from dist_sketch.track import Speed, Tracker, memory_mb, read_metrics, revision, versions
+from dist_sketch.track import Speed, Tracker, read_metrics, revision, versions
 
 OFF = Track(wandb="off")
 
@@ -144,7 +145,6 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_versions_are_those_that_are_installed() -> None:
-    import torch
 
     found = versions()
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
@@ -209,10 +209,16 @@ def test_the_slowest_rank_counts(tmp_path: Path) -> None:
 
 
 def test_memory_is_this_process_s() -> None:
-    before = memory_mb(torch.device("cpu"))
-    kept = torch.ones(30_000_000)
-    assert memory_mb(torch.device("cpu")) - before > 100
-    assert kept[0] == 1
+    """In a process of its own: it is a peak, and tests before this one may have had a higher one."""
+    script = """
+import torch
+from dist_sketch.track import memory_mb
+before = memory_mb(torch.device("cpu"))
+kept = torch.ones(30_000_000)
+print(memory_mb(torch.device("cpu")) - before)
+"""
+    more = float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert 100 < more < 200  # MB, of 120
 
 
 # The progress bar

@@ -1,6 +1,7 @@
 """The cluster of `slurmlab.sh` for tests: submit, wait, look, disturb."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ class Lab:
         self.folder.mkdir()
         self.nodes = [f"{prefix}1", f"{prefix}2"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._env = {**os.environ, "PATH": path, "LAB_PREFIX": prefix, "OMP_NUM_THREADS": "1"}
+        self._env = {**os.environ, "PATH": path, "LAB_PREFIX": prefix, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
         self.verb("up")
 
     def verb(self, verb: str, *words: object) -> str:
@@ -47,21 +48,26 @@ class Lab:
         """sbatch WORDS ...; returns the job's id."""
         return int(self("sbatch", "--parsable", *words))
 
-    def show(self, job: int, field: str) -> str:
+    def submit_all(self, *words: object) -> dict[str, int]:
+        """`dist-sketch submit WORDS ...`; returns each job's id by its name."""
+        said = self("dist-sketch", "submit", *words)
+        return {name: int(job) for name, job in re.findall(r"^(\w+): job (\d+)$", said, re.MULTILINE)}
+
+    def show(self, job: int | str, field: str) -> str:
         """A field of `scontrol show job`."""
         words = self("scontrol", "--oneliner", "show", "job", job).split()
         return next(w.partition("=")[2] for w in words if w.startswith(f"{field}="))
 
-    def state(self, job: int) -> str:
-        """The state of a job."""
+    def state(self, job: int | str) -> str:
+        """The state of a job, or of a task of an array (12_3)."""
         return self.show(job, "JobState")
 
-    def wait(self, job: int, timeout_s: float = 240) -> str:
+    def wait(self, job: int | str, timeout_s: float = 240) -> str:
         """Waits for a job's end; returns its last state."""
         self.wait_for(lambda: self.state(job) in ENDED, f"the end of job {job}", job, timeout_s)
         return self.state(job)
 
-    def wait_for(self, holds: Callable[[], bool], what: str, job: int, timeout_s: float = 120) -> float:
+    def wait_for(self, holds: Callable[[], bool], what: str, job: int | str, timeout_s: float = 120) -> float:
         """Waits for something that a job does; returns how long it took, s."""
         started = time.monotonic()
         while not holds():
@@ -69,7 +75,7 @@ class Lab:
             time.sleep(0.2)
         return time.monotonic() - started
 
-    def log(self, job: int) -> str:
+    def log(self, job: int | str) -> str:
         """A job's own log."""
         return "".join(p.read_text() for p in self.folder.glob(f"*-{job}.*"))
 

@@ -1,0 +1,307 @@
+"""`dist-sketch doctor`: looks, on the login node, for what would make a job fail after hours in the queue."""
+
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from dist_sketch import config as cfg
+from dist_sketch.config import Config
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import read_json
+from dist_sketch.submit import Request, plan_of, requests
+
+GB = 1e9
+HASHED_GB = 20.0  # larger shards are not read on a login node; only their lengths are compared
+ADAM = 3  # numbers kept for each weight: itself and two means
+
+
+class Check(NamedTuple):
+    """What was looked at, and what was found."""
+
+    what: str
+    state: Literal["good", "note", "bad"]
+    found: str
+
+
+def check(request: Request, made: Sequence[Path]) -> Iterator[Check]:
+    """The checks of a job.
+
+    Args:
+        made: folders that earlier jobs of a chain will make.
+    """
+    yield from {"pack": _pack, "train": _train, "infer": _infer, "experiment": _experiment}[request.kind](request, made)
+    yield _writable(Path(request.setting("out")))
+    yield _wandb(request)
+
+
+def _pack(request: Request, made: Sequence[Path]) -> Iterator[Check]:
+    from dist_sketch import recipe
+
+    source, root, out = (request.setting(name) for name in ("source", "root", "out"))
+
+    def count() -> str:
+        pairs, problems = recipe.pairs(recipe.load(source, Path(root) if root else None, None))
+        more = f", {len(problems)} file(s) cannot be used: {problems[0].why}" if problems else ""
+        return f"{len(pairs)} pairs{more}"
+
+    yield _try("source", count)
+    if (Path(out) / "manifest.json").exists():
+        yield _shards(Path(out))
+
+
+def _train(request: Request, made: Sequence[Path]) -> Iterator[Check]:
+    from dist_sketch import train_cli
+
+    words = ["--data.shards", request.setting("shards"), "--out", request.setting("out"), *request.options]
+    if request.setting("config"):
+        words = ["--config", request.setting("config"), *words]
+    given: train_cli.Train = tyro.cli(
+        train_cli.Train, prog="dist-sketch train", args=words, default=train_cli.preset(words)
+    )
+    yield from _training(request, cfg.validate(given.settings), Path(request.setting("out")), made)
+
+
+def _training(request: Request, config: Config, run: Path, made: Sequence[Path]) -> Iterator[Check]:
+    assert config.data.shards is not None
+    nodes, ranks_a_node = int(request.slurm("nodes") or 1), _ranks_a_node(request)
+    ranks, share = nodes * ranks_a_node, config.data.batch_size / (nodes * ranks_a_node)
+    world = f"{ranks} rank(s) on {nodes} node(s); global batch {config.data.batch_size}, {share:g} a rank"
+    if share != int(share):
+        yield Check("ranks", "bad", f"{world}: it must divide; --data.batch-size {ranks * math.ceil(share)}")
+    else:
+        yield Check("ranks", "good", world)
+    yield _cpus(request, ranks_a_node * (config.data.workers + 1), f"{config.data.workers} loader(s) a rank")
+    yield _disk(run, (config.checkpoint.keep + 1) * _checkpoint_bytes(config), f"{config.checkpoint.keep} checkpoints")
+    if config.train.validate_fid and config.train.validate_interval_epochs:
+        yield _fid("validation leaves FID out")
+    if config.data.shards in made:
+        yield Check("shards", "good", f"{config.data.shards}: an earlier job of the chain packs them")
+        return
+    yield (shards := _shards(config.data.shards))
+    if shards.state != "bad":
+        yield _time(request, config, run)
+    if (run / "config.json").exists():
+        old = cfg.from_dict(Config, read_json(run / "config.json")["config"], str(run / "config.json"))
+        changes = cfg.difference(old, config)
+        yield Check("run", "bad" if changes else "good", "; ".join(changes) or f"{run}: goes on")
+
+
+def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
+    if request.setting("merge") == "1":
+        return
+    from dist_sketch import hub, recipe
+
+    run, source = Path(request.setting("run")), Path(request.setting("input"))
+    if run in made:
+        yield Check("run", "good", f"{run}: an earlier job of the chain trains it")
+    else:
+        yield _try("run", lambda: f"{run}: step {hub.find_weights(run)[1]}")
+    if source in made:
+        yield Check("input", "good", f"{source}: an earlier job of the chain packs it")
+    elif (source / "manifest.json").is_file():
+        yield _shards(source)
+    else:
+        yield _try("input", lambda: f"{source}: {len(recipe.inputs(source, 'val'))} image(s)")
+    yield _fid("FID and KID are left out of the scores")
+    yield _cpus(request, _ranks_a_node(request), "one a rank; the others remove noise and write files")
+
+
+def _experiment(request: Request, made: Sequence[Path]) -> Iterator[Check]:
+    def plan() -> str:
+        jobs = plan_of(request).jobs
+        done = sum(job.drawn() for job in jobs)
+        return f"{len(jobs)} training(s), {done} of them done" if done else f"{len(jobs)} training(s)"
+
+    yield (planned := _try("plan", plan))
+    if planned.state == "bad":
+        return
+    jobs = plan_of(request).jobs
+    first = next((job for job in jobs if not job.drawn()), jobs[0])
+    # All trainings are alike in what is looked at here; the disk has to hold them all.
+    data = cfg.from_dict(Config, cfg.to_dict(first.config) | {"data": _with_shards(first.config, request)}, "plan")
+    yield from _training(request, data, first.run, made)
+    yield _disk(Path(request.setting("out")), len(jobs) * (data.checkpoint.keep + 1) * _checkpoint_bytes(data), "all")
+
+
+def _with_shards(config: Config, request: Request) -> dict[str, Any]:
+    values: dict[str, Any] = cfg.to_dict(config)["data"]
+    return values | {"shards": request.setting("data")}
+
+
+def _try(what: str, look: Any) -> Check:
+    try:
+        return Check(what, "good", look())
+    except UserError as e:
+        return Check(what, "bad", str(e))
+
+
+def _ranks_a_node(request: Request) -> int:
+    gpus = request.slurm("gpus-per-node")
+    count = re.search(r"(\d+)$", gpus)  # 8, or h100:8
+    return int(request.setting("procs") or (count[1] if count else 0) or 0) or 1
+
+
+def _shards(shards: Path) -> Check:
+    from dist_sketch import pack
+
+    def look() -> str:
+        manifest = pack.read_manifest(shards)
+        files = [s for split in manifest["splits"].values() for s in split["shards"]]
+        size = sum(s["bytes"] for s in files) / GB
+        counts = ", ".join(f"{name} {split['count']}" for name, split in manifest["splits"].items())
+        if size <= HASHED_GB:
+            pack.verify(shards)
+            return f"{shards}: every hash is right ({counts})"
+        for s in files:
+            file = shards / s["file"]
+            if not file.is_file() or file.stat().st_size != s["bytes"]:
+                raise UserError(f"{file}: is missing or has another length than the manifest says")
+        return f"{shards}: every length is right ({counts}; {size:.0f} GB: hashes by `dist-sketch verify`, in a job)"
+
+    return _try("shards", look)
+
+
+def _writable(folder: Path) -> Check:
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as e:
+        return Check("output", "bad", f"{there}: cannot be written ({e.strerror})")
+    if there.is_relative_to(tempfile.gettempdir()):
+        return Check("output", "note", f"{folder}: can be written, but is a temporary folder: do the nodes see it?")
+    return Check("output", "good", f"{folder}: can be written")
+
+
+def _disk(folder: Path, wanted: float, what: str) -> Check:
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    found = f"{what} take {wanted / GB:.1f} GB, {free / GB:.0f} GB are free"
+    return Check("disk", "good" if free > wanted else "bad", found)
+
+
+def _checkpoint_bytes(config: Config) -> int:
+    import torch
+
+    from dist_sketch import networks
+
+    with torch.device("meta"):
+        nets = [networks.generator(config), networks.discriminator(config)]
+    weights = [sum(p.numel() for p in net.parameters()) for net in nets]
+    return 4 * (ADAM * sum(weights) + weights[0] * (config.generator.ema > 0))
+
+
+def _cpus(request: Request, wanted: int, what: str) -> Check:
+    cpus = int(request.slurm("cpus-per-task") or 1)
+    found = f"{cpus} CPU(s) a node for {wanted} process(es) ({what})"
+    if cpus >= wanted:
+        return Check("CPUs", "good", found)
+    return Check("CPUs", "note", f"{found}: they take turns; --cpus-per-task={wanted}")
+
+
+def _fid(without: str) -> Check:
+    from dist_sketch import inception
+
+    try:
+        weights = inception.find()
+    except UserError as e:
+        return Check("FID", "bad", str(e))
+    if weights is None:
+        return Check("FID", "note", f"no weights here: {without}; nodes cannot fetch them: dist-sketch weights")
+    return Check("FID", "good", f"weights at {weights.path}")
+
+
+def _wandb(request: Request) -> Check:
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    told = {"offline": "offline; dist-sketch sync afterwards", "disabled": "off (WANDB_MODE)"}.get(mode, mode)
+    if "--track.wandb" in request.options:
+        told = request.options[request.options.index("--track.wandb") + 1] + " (--track.wandb)"
+    return Check("W&B", "good", told)
+
+
+def seconds(limit: str) -> float:
+    """A time limit of SLURM's, s: minutes, minutes:s, hours:minutes:s, days-hours[:minutes[:s]]; infinity if none.
+
+    Raises:
+        UserError: it is no time.
+    """
+    if limit.upper() in ("", "UNLIMITED", "INFINITE"):
+        return math.inf
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if not found:
+        raise UserError(f"--time={limit}: is no time as SLURM writes it (4:00:00, 2-12)")
+    days, *rest = found.groups()
+    a, b, c = (int(x or 0) for x in rest)
+    if days is not None or rest[2] is not None:
+        return ((int(days or 0) * 24 + a) * 60 + b) * 60 + c
+    return a * 60 + b
+
+
+def _time(request: Request, config: Config, run: Path) -> Check:
+    from dist_sketch.loader import Shards, steps_an_epoch
+    from dist_sketch.track import read_metrics
+
+    assert config.data.shards is not None
+    try:
+        limit = seconds(request.slurm("time"))
+    except UserError as e:
+        return Check("time", "bad", str(e))
+    steps = steps_an_epoch(len(Shards(config.data.shards, "train")), config.data.batch_size) * config.train.epochs
+    legs = 1 + int(request.setting("requeues"))
+    told = [m for m in (read_metrics(run) if (run / "metrics.jsonl").exists() else []) if m.get("speed/step_s")]
+    if not told:
+        most = limit * legs / max(steps, 1)
+        return Check(
+            "time",
+            "note",
+            f"{steps} steps; {legs} leg(s) of {request.slurm('time')} are enough if one takes less than {most:.2g} s "
+            "(unknown here: `dist-sketch bench step` on a node, or this run's own log once it has begun)",
+        )
+    wanted = (steps - told[-1]["step"]) * told[-1]["speed/step_s"]
+    needed = math.ceil(wanted / limit) if limit < math.inf else 1
+    found = f"{steps - told[-1]['step']} steps to go at {told[-1]['speed/step_s']:.3g} s: {wanted / 3600:.1f} h"
+    found += f", {needed} leg(s) of {request.slurm('time')}"
+    return Check("time", "good" if needed <= legs else "bad", f"{found}; requeues={legs - 1} allow {legs}")
+
+
+def report(found: Sequence[Request]) -> int:
+    """Prints the checks of some jobs; returns how many failed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    made: list[Path] = []
+    table = Table("job", "check", "", "found")
+    style = {"good": "green", "note": "yellow", "bad": "red"}
+    bad = 0
+    for request in found:
+        for line in check(request, made):
+            bad += line.state == "bad"
+            table.add_row(request.kind, line.what, f"[{style[line.state]}]{line.state}[/]", line.found)
+        made.append(Path(request.setting("out")))
+    if not shutil.which("sbatch"):
+        table.add_row("", "SLURM", "[yellow]note[/]", "there is no sbatch here: is this the login node?")
+    Console().print(table)
+    return bad
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Look for what would make a job fail: dist-sketch doctor KIND WORDS ..., the words of `dist-sketch submit`.
+
+    Exit code 0, or 2 if a check fails. On the login node; `dist-sketch submit` begins with it.
+    """
+
+    words: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND WORDS ...")]]
+    """As in: train --nodes=4 --gpus-per-node=8 shards=shards/faces out=runs/faces --train.epochs 200."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        return 2 if report(requests(self.words)) else 0

@@ -1,0 +1,242 @@
+"""From words to calls of sbatch: a job, a chain of them, an array, an experiment.
+
+The words after the kind are those of `sbatch slurm/KIND.sbatch`: sbatch's options, settings as name=value, options of
+the `dist-sketch` command.
+"""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tyro
+
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import find_file
+
+Kind = Literal["pack", "train", "infer", "experiment"]
+KINDS: tuple[Kind, ...] = ("pack", "train", "infer", "experiment")
+CHAIN, THEN = "chain", "then"
+# sbatch's short options that doctor reads
+SHORT = {"-N": "--nodes", "-n": "--ntasks", "-c": "--cpus-per-task", "-t": "--time", "-a": "--array"}
+# What a job of a chain takes over from those before it, if it does not say it itself
+INHERITS: dict[Kind, dict[str, tuple[Kind, str]]] = {
+    "pack": {},
+    "train": {"shards": ("pack", "out")},
+    "experiment": {},
+    "infer": {"run": ("train", "out"), "input": ("train", "shards")},
+}
+NEEDED: dict[Kind, tuple[str, ...]] = {
+    "pack": ("source", "out"),
+    "train": ("shards", "out"),
+    "infer": ("run", "input", "out"),
+    "experiment": ("data", "out"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user wants of one script."""
+
+    kind: Kind
+    sbatch: tuple[str, ...]  # options
+    settings: dict[str, str]  # that were given
+    options: tuple[str, ...]  # of the dist-sketch command
+
+    @property
+    def script(self) -> Path:
+        """The script's file."""
+        return find_file("slurm", self.kind, ".sbatch")
+
+    def setting(self, name: str) -> str:
+        """A setting, or the script's default."""
+        return self.settings.get(name, _defaults(self.script).get(name, ""))
+
+    def slurm(self, name: str) -> str:
+        """An option of sbatch, or the script's default; "" if neither says it."""
+        text = self.script.read_text(encoding="utf-8")
+        found = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", text, re.MULTILINE))
+        words = list(self.sbatch)
+        for i, word in enumerate(words):
+            option, equals, value = word.partition("=")
+            if not equals and i + 1 < len(words) and not words[i + 1].startswith("-"):
+                value = words[i + 1]
+            if word[:2] in SHORT and not word.startswith("--"):
+                option, value = SHORT[word[:2]], word[2:] or value
+            found[option.removeprefix("--")] = value
+        return str(found.get(name, ""))
+
+
+def _defaults(script: Path) -> dict[str, str]:
+    """The settings of a script."""
+    block = script.read_text(encoding="utf-8").split("settings: name=value", 1)[1].split("\nwhile ", 1)[0]
+    return dict(re.findall(r"^([a-z]+)=(?:\$\{[^}]*\}|(\S*)) +#", block, re.MULTILINE))
+
+
+def read(words: Sequence[str]) -> Request:
+    """Reads KIND [sbatch's options] [name=value ...] [options of the command].
+
+    Raises:
+        UserError: there is no such kind or setting, or a needed one is missing.
+    """
+    kind, *rest = words or [""]
+    if kind not in KINDS:
+        raise UserError(f"submit {kind or '(nothing)'}: must be one of {', '.join(KINDS)}, {CHAIN}")
+    known = _defaults(find_file("slurm", kind, ".sbatch"))
+    is_setting = [bool(re.match(r"[a-z_]+=", word)) for word in rest]
+    first = is_setting.index(True) if True in is_setting else len(rest)
+    last = next((i for i in range(first, len(rest)) if not is_setting[i]), len(rest))
+    settings = dict(word.split("=", 1) for word in rest[first:last])
+    strange = [name for name in settings if name not in known]
+    if strange:
+        raise UserError(f"submit {kind}: there is no setting {strange[0]}=; there are {', '.join(known)}")
+    if rest[last:] and not rest[last].startswith("--"):
+        raise UserError(f"submit {kind}: {rest[last]}: neither a setting (name=value) nor an option (--name)")
+    return Request(kind, tuple(rest[:first]), settings, tuple(rest[last:]))
+
+
+def requests(words: Sequence[str]) -> list[Request]:
+    """One job's request, or those of `chain A ... then B ...`, each with what it takes over from those before it.
+
+    Raises:
+        UserError: as `read`; a setting that a job needs is missing.
+    """
+    groups: list[list[str]] = [[]]
+    chained = list(words[:1]) == [CHAIN]
+    for word in words[1:] if chained else words:
+        if chained and word == THEN:
+            groups.append([])
+        else:
+            groups[-1].append(word)
+    found: list[Request] = []
+    for group in groups:
+        request = read(group)
+        for name, (kind, other) in INHERITS[request.kind].items():
+            before = [r for r in found if r.kind == kind and other in r.settings]
+            if before and not request.settings.get(name):
+                request.settings[name] = before[-1].settings[other]
+        merging = request.kind == "infer" and request.setting("merge") == "1"
+        missing = [n for n in NEEDED[request.kind] if not request.settings.get(n) and not (merging and n != "out")]
+        if missing:
+            raise UserError(f"submit {request.kind}: {missing[0]}=... is missing")
+        found.append(request)
+    return found
+
+
+class Job(NamedTuple):
+    """A call of sbatch."""
+
+    name: str
+    words: list[str]  # after `sbatch --parsable`
+    after: int | None = None  # the job before it, by its number in the list
+    relation: str = "afterok"
+
+
+def jobs(found: Sequence[Request]) -> list[Job]:
+    """What is submitted, in order; an array has a second job, for the whole of its parts.
+
+    Writes an experiment's plan: its tasks read it.
+    """
+    made: list[Job] = []
+    for request in found:
+        before = len(made) - 1 if made else None
+        settings = [f"{name}={value}" for name, value in request.settings.items()]
+        script, options = [str(request.script), *settings], list(request.options)
+        if request.kind == "experiment":
+            array = _array(request)
+            if array:
+                made.append(Job("experiment", [*_without_array(request), f"--array={array}", *script], before))
+                before = len(made) - 1
+            page = [*_without_array(request), "--nodes=1", "--gpus-per-node=0", "--job-name=page"]
+            made.append(Job("page", [*page, *script, *options], before, "afterany" if array else "afterok"))
+            continue
+        made.append(Job(request.kind, [*request.sbatch, *script, *options], before))
+        if request.kind == "infer" and request.slurm("array"):
+            merge = [*_without_array(request), "--nodes=1", "--gpus-per-node=0", "--job-name=merge"]
+            made.append(Job("merge", [*merge, *script, "merge=1"], len(made) - 1))
+    return made
+
+
+def _without_array(request: Request) -> list[str]:
+    words = list(request.sbatch)
+    for i, word in enumerate(words):
+        if word in ("-a", "--array"):
+            return words[:i] + words[i + 2 :]
+        if word.startswith(("--array=", "-a")):
+            return words[:i] + words[i + 1 :]
+    return words
+
+
+def _array(request: Request) -> str:
+    """The tasks of an experiment that are not done, as --array wants them; "" if there are none.
+
+    The user may give them by himself, or (`--array=%4`) how many may run at once.
+    """
+    from dist_sketch import experiment_plan
+
+    plan, given = plan_of(request), request.slurm("array")
+    experiment_plan.write(plan)
+    if given and not given.startswith("%"):
+        return given
+    missing = spans([i for i, job in enumerate(plan.jobs, 1) if not job.drawn()])
+    return missing and missing + given
+
+
+def plan_of(request: Request) -> Any:
+    """The plan of an experiment; writes nothing.
+
+    Raises:
+        UserError: as `dist-sketch experiment`.
+    """
+    from dist_sketch import experiment
+
+    words = [request.setting("name"), "--data", request.setting("data"), "--out", request.setting("out")]
+    words += request.options
+    given: Any = tyro.cli(
+        experiment.Experiment, prog="dist-sketch experiment", args=words, default=experiment.preset(words)
+    )
+    return given.plan()
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Numbers as SLURM lists them: 1, 2, 3, 7 -> 1-3,7."""
+    found: list[list[int]] = []
+    for n in numbers:
+        if found and n == found[-1][1] + 1:
+            found[-1][1] = n
+        else:
+            found.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+
+
+def submit(made: Sequence[Job]) -> list[str]:
+    """Gives the jobs to sbatch, each to start after the one that it needs; returns their ids.
+
+    Raises:
+        UserError: sbatch refuses one; those before it are cancelled.
+    """
+    ids: list[str] = []
+    for job in made:
+        words = command(job, ids)
+        try:
+            done = subprocess.run(words, capture_output=True, text=True)
+        except FileNotFoundError as e:
+            raise UserError("there is no sbatch here: call this on a login node of a SLURM cluster") from e
+        if done.returncode:
+            if ids:
+                subprocess.run(["scancel", *ids])
+            gone = f" (and job {', '.join(ids)} is cancelled)" if ids else ""
+            raise UserError(f"sbatch refuses {job.name}{gone}: {done.stderr.strip()}\n  {shlex.join(words)}")
+        ids.append(done.stdout.strip().partition(";")[0])
+    return ids
+
+
+def command(job: Job, ids: Sequence[str]) -> list[str]:
+    """The call of sbatch; `ids` of the jobs before it."""
+    words = ["sbatch", "--parsable"]
+    if job.after is not None:
+        words += [f"--dependency={job.relation}:{ids[job.after]}", "--kill-on-invalid-dep=yes"]
+    return [*words, *job.words]
