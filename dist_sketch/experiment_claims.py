@@ -94,12 +94,17 @@ def _below(claim: Claim, row: Values) -> tuple[Word, str]:
 
 
 def _same(claim: Claim, rows: list[Values]) -> tuple[Word, str]:
-    """Each row against each other one."""
+    """Each row against each other one: alike if the whole interval of the difference lies below the limit."""
+    assert claim.limit is not None
     effects = [effect(a, b) for a, b in combinations(rows, 2)]
-    differ = any(e.sign and abs(e.mean) >= (claim.limit or 0) for e in effects)
-    beyond = "beyond the noise" if any(e.noise is not None for e in effects) else "at all"
-    beyond = f"{beyond} and of {claim.limit:g} or more" if claim.limit else beyond
-    return "not held" if differ else "held", f"{'there is a' if differ else 'no'} difference {beyond}"
+    if any(e.sign and abs(e.mean) >= claim.limit for e in effects):
+        return "not held", f"they differ by {claim.limit:g} or more"
+    alike = all(abs(e.mean) + (e.noise or 0) < claim.limit for e in effects)
+    return (
+        ("held", f"they differ by less than {claim.limit:g}")
+        if alike
+        else ("within noise over the seeds", f"whether they differ by {claim.limit:g} or more cannot be told")
+    )
 
 
 def _direction(claim: Claim, rows: list[Values]) -> tuple[Word, str]:
@@ -160,7 +165,8 @@ def rule(seeds: int) -> str:
     return (
         f"± is the standard deviation over {seeds} seeds. A claim is held, or not held, where Student's t-test over "
         f"the seeds rejects chance at {100 * CONFIDENCE:g} % (paired by seed where the weights are the same), else it "
-        f"is within noise; a claim that nothing changes is held unless chance is rejected. With {seeds} seeds of each "
-        f"method, that takes a difference of {_quantile(2 * seeds - 2):.1f} standard errors "
-        f"({_quantile(seeds - 1):.1f} where paired): more seeds, surer words."
+        f"is within noise; a claim that nothing changes is held where the whole interval of the difference lies below "
+        f"the limit that is named. With {seeds} seeds of each method, that takes a difference of "
+        f"{_quantile(2 * seeds - 2):.1f} standard errors ({_quantile(seeds - 1):.1f} where paired): more seeds, "
+        "surer words."
     )

@@ -58,7 +58,7 @@ class Claim:
     rows: list[str]
     expect: Literal["lower", "higher", "same", "below"]
     by: list[float] = field(default_factory=list)  # lower, higher: least and largest share of the change
-    limit: float | None = None  # below: of the measure; same: a smaller difference does not count
+    limit: float | None = None  # below: of the measure; same: of the difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,8 +245,8 @@ def _check(preset: Preset, path: Path) -> None:
 def _check_claim(claim: Claim, where: str) -> None:
     if claim.measure not in MEASURES:
         raise UserError(f"{where}: measure = {claim.measure!r}: must be one of {', '.join(MEASURES)}")
-    if claim.limit is None if claim.expect == "below" else claim.limit is not None and claim.expect != "same":
-        raise UserError(f'{where}: limit belongs to expect = "below", which needs it, and to "same"')
+    if (claim.limit is not None) != (claim.expect in ("below", "same")):
+        raise UserError(f'{where}: limit belongs to expect = "below" and to "same", which need it')
     if (claim.expect == "below") != (len(claim.rows) == 1):
         raise UserError(f'{where}: {len(claim.rows)} row(s): "below" is about one, all else compares two or more')
     two = len(claim.by) == 2 and claim.by[0] <= claim.by[1] and len(claim.rows) == 2
