@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +15,11 @@ from dist_sketch import __version__, logs
 from dist_sketch.bench import Bench
 from dist_sketch.checkpoint_cli import Checkpoint
 from dist_sketch.compare_cli import Compare
-from dist_sketch.config import Track
 from dist_sketch.doctor import Doctor
 from dist_sketch.errors import SharedError, UserError
 from dist_sketch.experiment import Experiment, preset
+from dist_sketch.infer_cli import INFER, Evaluate, Merge, Report
+from dist_sketch.infer_cli import command as infer_command
 from dist_sketch.leg import Leg
 from dist_sketch.logs import Logs
 from dist_sketch.node import Node
@@ -27,10 +28,9 @@ from dist_sketch.submit_cli import Submit, separate
 from dist_sketch.sync import Sync
 from dist_sketch.train_cli import Train
 from dist_sketch.train_cli import preset as train_preset
-from dist_sketch.wandb_log import is_off
 
 USER, OURS = 2, 1  # exit codes
-FIRST_WORD_S = 2.0  # that the rank that failed has to say why
+FIRST_WORD_S = 2.0  # that the rank that tells why has for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,118 +75,6 @@ class Weights:
         return 0
 
 
-def _infer() -> Any:
-    from dist_sketch.infer import Options
-
-    @dataclass(frozen=True, kw_only=True)
-    class Infer:
-        """Draw sketches: OUT/raw and, with the noise removed, OUT/sketch; scores where the input has sketches.
-
-        One process as it stands; several with `accelerate launch ... -m dist_sketch infer ...`.
-        """
-
-        run_folder: Annotated[Path, tyro.conf.arg(name="run")]
-        """Run folder, or an exported generator's; it is never written to."""
-        input: Path
-        """Shards, a folder of images (with or without splits and sketches), or one image."""
-        out: Path
-        """Output folder."""
-        options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
-        track: Track = field(default_factory=Track)
-
-        def run(self) -> int:
-            """Runs the command."""
-            from dist_sketch import infer
-
-            began = time.monotonic()
-            result = infer.infer(self.run_folder, self.input, self.out, self.options)
-            if self.options.part:
-                return 0  # the scores come with `merge`
-            _track(self.out, self.track, seconds=time.monotonic() - began)
-            return _show(result, self.out)
-
-    return Infer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merge:
-    """Make one output folder of parts that jobs of their own drew (`infer --part K/N`), with the scores of all."""
-
-    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
-    """Output folder of all the parts."""
-    track: Track = field(default_factory=Track)
-
-    def run(self) -> int:
-        """Runs the command."""
-        from dist_sketch import infer
-
-        result = infer.merge(self.out)
-        _track(self.out, self.track)
-        return _show(result, self.out)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Score an output folder's files against its real sketches again: OUT/metrics.json."""
-
-    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
-    """Output folder of `dist-sketch infer`."""
-    fid_weights: Path | None = None
-    """File of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
-    track: Track = field(default_factory=Track)
-
-    def run(self) -> int:
-        """Runs the command."""
-        from dist_sketch import infer
-
-        result = infer.evaluate(self.out, self.fid_weights)
-        _track(self.out, self.track, again=True)
-        return _show(result, self.out)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Write OUT/report.html: scores, curves, faces, on one self-contained page."""
-
-    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
-    """Output folder of `dist-sketch infer`."""
-
-    def run(self) -> int:
-        """Runs the command."""
-        from dist_sketch import report
-        from dist_sketch.fileio import read_json
-
-        page = report.build(self.out)
-        scores = self.out / "metrics.json"
-        _show(read_json(scores) if scores.is_file() else None, self.out)
-        print(page)
-        return 0
-
-
-def _track(out: Path, track: Track, **more: Any) -> None:
-    """Logs an output folder to W&B, on the first rank alone."""
-    if os.environ.get("RANK", "0") == "0" and not is_off(track):
-        from dist_sketch import tracked
-
-        tracked.drawn(out, track, **more)
-
-
-def _show(result: dict[str, Any] | None, out: Path) -> int:
-    """Prints the scores, on the first rank alone."""
-    if os.environ.get("RANK", "0") != "0":
-        return 0
-    if result is None:
-        print(f"{out}: drawn; the input has no sketches to score them against")
-        return 0
-    from rich.console import Console
-
-    from dist_sketch import metrics
-
-    Console().print(metrics.table(result))
-    print(out / "metrics.json")
-    return 0
-
-
 # In the order of the work. A function is called only when its command is: it imports what `--help` need not.
 COMMANDS: dict[str, Any] = {
     "synth": Synth,
@@ -194,7 +82,7 @@ COMMANDS: dict[str, Any] = {
     "verify": Verify,
     "train": Train,
     "checkpoint": Checkpoint,
-    "infer": _infer,
+    "infer": infer_command,
     "merge": Merge,
     "evaluate": Evaluate,
     "report": Report,
@@ -213,16 +101,13 @@ COMMANDS: dict[str, Any] = {
 
 def usage() -> str:
     """The help of `dist-sketch` itself: a line a command."""
-    about = {n: (_INFER if c is _infer else c.__doc__).strip().splitlines()[0] for n, c in COMMANDS.items()}
+    about = {n: (INFER if c is infer_command else c.__doc__).strip().splitlines()[0] for n, c in COMMANDS.items()}
     lines = [f"  {name:12}{text}" for name, text in about.items()]
     return (
         "usage: dist-sketch COMMAND [-h] ...\n\nFrom rough line drawings of faces to pencil portraits.\n\n"
         + "\n".join(lines)
         + "\n\n`dist-sketch COMMAND --help` tells each command's options.\n"
     )
-
-
-_INFER = "Draw sketches with a trained generator, remove their noise, score them."
 
 
 def parse(arguments: list[str]) -> Callable[[], int]:
@@ -274,6 +159,7 @@ def _explain(error: Exception, rank: int) -> int:
     """Prints what went wrong, once over all ranks; returns the exit code."""
     who = f" (rank {rank})" if rank else ""
     if isinstance(error, SharedError) and rank:
+        time.sleep(FIRST_WORD_S)  # a launcher ends all ranks as soon as one has left: the first one tells it
         return USER
     if isinstance(error, UserError):
         print(f"error{who}: {error}", file=sys.stderr)

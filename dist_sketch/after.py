@@ -26,21 +26,24 @@ class Ending(NamedTuple):
 
 
 def decide(
-    leg: Ending, before: list[dict[str, Any]], most_requeues: int, failure: logs.Failure | None
+    leg: Ending, before: list[dict[str, Any]], most_requeues: int, failure: logs.Failure | None, *, first: bool = True
 ) -> tuple[Next, str]:
     """What to do after a leg, and why.
 
     Args:
         before: the records of this job's earlier legs, in order.
         failure: what the ranks' logs say of this leg.
+        first: SLURM has never started this job before; of a leg whose node was lost there is no record.
     """
     state, step = leg.status.get("state"), leg.status.get("step", 0)
     if state == "finished" and (leg.fresh or leg.code == 0):
         return "done", f"finished at step {step}"
     reason = failure.what if failure else str(leg.status.get("reason", "")) if leg.fresh else ""
     reason = reason or "killed without a word"
-    if not leg.fresh and not before and failure and failure.mistake:
+    if not leg.fresh and not before and first and failure and failure.mistake:
         return "stop", f"it could not begin: {reason}"
+    if not leg.fresh and leg.code == 0:
+        return "stop", "it ended as if all were well, but has not trained"
     if failed(leg) and before and before[-1]["failed"] and step <= before[-1]["step"]:
         return "stop", f"failed twice, and came no further than step {step}: {reason}"
     requeues = sum(b["next"] == "requeue" for b in before)
@@ -60,6 +63,13 @@ def failed(leg: Ending) -> bool:
     return not leg.warned
 
 
+def look(run: Path, *, code: int, since: float, warned: bool) -> Ending:
+    """How a leg has ended, as far as the run's status says."""
+    file = run / "status.json"
+    status = read_json(file) if file.is_file() else {}
+    return Ending(status, status.get("time", 0.0) >= since, code, warned)
+
+
 def settle(run: Path, *, code: int, since: float, warned: bool, most_requeues: int) -> tuple[Next, str]:
     """Decides on what a run's status, its ranks' logs and the job's earlier legs say; keeps RUN/logs/legs.jsonl.
 
@@ -72,21 +82,29 @@ def settle(run: Path, *, code: int, since: float, warned: bool, most_requeues: i
     Raises:
         UserError: the record cannot be written: what cannot be counted must not go on for ever.
     """
-    file = run / "status.json"
-    status = read_json(file) if file.is_file() else {}
-    leg = Ending(status, status.get("time", 0.0) >= since, code, warned)
+    leg = look(run, code=code, since=since, warned=warned)
     job, number = (os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
     before = [b for b in logs.read_legs(run) if b["job"] == job]
     failure = logs.first_failure(run, leg=(job, number))
-    word, why = decide(leg, before, most_requeues, failure)
-    record = {
-        "job": job,
-        "leg": int(number),
-        "state": status.get("state", "not begun") if leg.fresh else "not begun",
-        "step": status.get("step", 0),
-        "failed": word != "done" and failed(leg),
-        "warned": warned,
-        "code": code,
+    word, why = decide(leg, before, most_requeues, failure, first=number == "0")
+    record(run, leg, word, why, failed=word != "done" and failed(leg))
+    return word, why
+
+
+def record(run: Path, leg: Ending, word: str, why: str, *, failed: bool = False) -> None:
+    """Adds a leg to RUN/logs/legs.jsonl.
+
+    Raises:
+        UserError: it cannot be written, and the run is not done.
+    """
+    line = {
+        "job": os.environ.get("SLURM_JOB_ID", "0"),
+        "leg": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "state": leg.status.get("state", "not begun") if leg.fresh else "not begun",
+        "step": leg.status.get("step", 0),
+        "failed": failed,
+        "warned": leg.warned,
+        "code": leg.code,
         "next": word,
         "why": why,
         "time": round(time.time(), 3),
@@ -95,8 +113,7 @@ def settle(run: Path, *, code: int, since: float, warned: bool, most_requeues: i
     try:
         legs.parent.mkdir(parents=True, exist_ok=True)
         with open(legs, "a", encoding="utf-8") as f:
-            f.write(json.dumps(record, ensure_ascii=False) + "\n")
+            f.write(json.dumps(line, ensure_ascii=False) + "\n")
     except OSError as e:
         if word != "done":
             raise UserError(f"{legs}: cannot be written ({e.strerror}); the job stops") from e
-    return word, why

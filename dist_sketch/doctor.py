@@ -43,8 +43,9 @@ def check(request: Request, made: Sequence[Path]) -> Iterator[Check]:
 
 
 def _pack(request: Request, made: Sequence[Path]) -> Iterator[Check]:
-    from dist_sketch import recipe
+    from dist_sketch import pack_cli, recipe
 
+    yield _options(request, pack_cli.Pack, request.setting("source"))
     source, root, out = (request.setting(name) for name in ("source", "root", "out"))
 
     def count() -> str:
@@ -71,13 +72,15 @@ def _train(request: Request, made: Sequence[Path]) -> Iterator[Check]:
 
 def _training(request: Request, config: Config, run: Path, made: Sequence[Path]) -> Iterator[Check]:
     assert config.data.shards is not None
-    nodes, ranks_a_node = int(request.slurm("nodes") or 1), _ranks_a_node(request)
+    nodes, ranks_a_node = _number("--nodes", request.slurm("nodes") or "1"), _ranks_a_node(request)
     ranks, share = nodes * ranks_a_node, config.data.batch_size / (nodes * ranks_a_node)
     world = f"{ranks} rank(s) on {nodes} node(s); global batch {config.data.batch_size}, {share:g} a rank"
     if share != int(share):
         yield Check("ranks", "bad", f"{world}: it must divide; --data.batch-size {ranks * math.ceil(share)}")
     else:
         yield Check("ranks", "good", world)
+    if request.slurm("ntasks-per-node") != "1":
+        yield Check("ranks", "bad", "--ntasks-per-node must be 1: one launcher a node, which starts a process a GPU")
     yield _cpus(request, ranks_a_node * (config.data.workers + 1), f"{config.data.workers} loader(s) a rank")
     yield _disk(run, (config.checkpoint.keep + 1) * _checkpoint_bytes(config), f"{config.checkpoint.keep} checkpoints")
     if config.train.validate_fid and config.train.validate_interval_epochs:
@@ -87,6 +90,8 @@ def _training(request: Request, config: Config, run: Path, made: Sequence[Path])
         return
     yield (shards := _shards(config.data.shards))
     if shards.state != "bad":
+        if share == int(share):
+            yield _try("settings", lambda: _fit(config, ranks))
         yield _time(request, config, run)
     if (run / "config.json").exists():
         old = cfg.from_dict(Config, read_json(run / "config.json")["config"], str(run / "config.json"))
@@ -94,10 +99,18 @@ def _training(request: Request, config: Config, run: Path, made: Sequence[Path])
         yield Check("run", "bad" if changes else "good", "; ".join(changes) or f"{run}: goes on")
 
 
+def _fit(config: Config, ranks: int) -> str:
+    from dist_sketch import loader, resolve
+
+    assert config.data.shards is not None
+    resolve.check(config, loader.Shards(config.data.shards, "train"), ranks)
+    return "they fit the data and the ranks"
+
+
 def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     if request.setting("merge") == "1":
         return
-    from dist_sketch import hub, recipe
+    from dist_sketch import hub, infer_cli, recipe
 
     run, source = Path(request.setting("run")), Path(request.setting("input"))
     if run in made:
@@ -110,8 +123,30 @@ def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
         yield _shards(source)
     else:
         yield _try("input", lambda: f"{source}: {len(recipe.inputs(source, 'val'))} image(s)")
+    if request.slurm("array"):
+        yield _parts(request)
+    yield _options(request, infer_cli.command(), "--run", str(run), "--input", str(source))
     yield _fid("FID and KID are left out of the scores")
     yield _cpus(request, _ranks_a_node(request), "one a rank; the others remove noise and write files")
+
+
+def _parts(request: Request) -> Check:
+    array, parts = request.slurm("array"), request.setting("parts")
+    found = re.fullmatch(r"1-(\d+)(?:%\d+)?", array)
+    if found and parts in ("", found[1]):
+        return Check("array", "good", f"{found[1]} parts")
+    if parts:
+        return Check("array", "note", f"tasks {array} of {parts} parts; the merge needs all of them")
+    return Check("array", "bad", f"--array={array}: must be 1-N, or say parts=N")
+
+
+def _options(request: Request, command: Any, *words: str) -> Check:
+    """Whether the command takes these options; tyro itself explains what it does not."""
+    try:
+        tyro.cli(command, prog=f"dist-sketch {request.kind}", args=[*words, "--out", "x", *request.options])
+    except SystemExit:
+        return Check("options", "bad", f"dist-sketch {request.kind} does not take them: see above")
+    return Check("options", "good", " ".join(request.options) or "none")
 
 
 def _experiment(request: Request, made: Sequence[Path]) -> Iterator[Check]:
@@ -144,9 +179,19 @@ def _try(what: str, look: Any) -> Check:
 
 
 def _ranks_a_node(request: Request) -> int:
-    gpus = request.slurm("gpus-per-node")
-    count = re.search(r"(\d+)$", gpus)  # 8, or h100:8
-    return int(request.setting("procs") or (count[1] if count else 0) or 0) or 1
+    gpus = request.slurm("gpus-per-node").rpartition(":")[2] or "0"  # 8, or h100:8
+    return _number("procs", request.setting("procs") or gpus) or 1
+
+
+def _number(name: str, text: str) -> int:
+    """A number of a request.
+
+    Raises:
+        UserError: it is none; a range of nodes neither: the batch must divide by the ranks.
+    """
+    if not text.isascii() or not text.isdigit():
+        raise UserError(f"{name}={text}: must be a number")
+    return int(text)
 
 
 def _shards(shards: Path) -> Check:
@@ -200,7 +245,7 @@ def _checkpoint_bytes(config: Config) -> int:
 
 
 def _cpus(request: Request, wanted: int, what: str) -> Check:
-    cpus = int(request.slurm("cpus-per-task") or 1)
+    cpus = _number("--cpus-per-task", request.slurm("cpus-per-task") or "1")
     found = f"{cpus} CPU(s) a node for {wanted} process(es) ({what})"
     if cpus >= wanted:
         return Check("CPUs", "good", found)
@@ -233,7 +278,7 @@ def seconds(limit: str) -> float:
     Raises:
         UserError: it is no time.
     """
-    if limit.upper() in ("", "UNLIMITED", "INFINITE"):
+    if limit.upper() in ("", "0", "UNLIMITED", "INFINITE"):
         return math.inf
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
     if not found:
@@ -255,7 +300,7 @@ def _time(request: Request, config: Config, run: Path) -> Check:
     except UserError as e:
         return Check("time", "bad", str(e))
     steps = steps_an_epoch(len(Shards(config.data.shards, "train")), config.data.batch_size) * config.train.epochs
-    legs = 1 + int(request.setting("requeues"))
+    legs = 1 + _number("requeues", request.setting("requeues"))
     told = [m for m in (read_metrics(run) if (run / "metrics.jsonl").exists() else []) if m.get("speed/step_s")]
     if not told:
         most = limit * legs / max(steps, 1)
@@ -275,6 +320,7 @@ def _time(request: Request, config: Config, run: Path) -> Check:
 def report(found: Sequence[Request]) -> int:
     """Prints the checks of some jobs; returns how many failed."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     made: list[Path] = []
@@ -284,7 +330,7 @@ def report(found: Sequence[Request]) -> int:
     for request in found:
         for line in check(request, made):
             bad += line.state == "bad"
-            table.add_row(request.kind, line.what, f"[{style[line.state]}]{line.state}[/]", line.found)
+            table.add_row(request.kind, line.what, f"[{style[line.state]}]{line.state}[/]", escape(line.found))
         made.append(Path(request.setting("out")))
     if not shutil.which("sbatch"):
         table.add_row("", "SLURM", "[yellow]note[/]", "there is no sbatch here: is this the login node?")

@@ -160,12 +160,18 @@ def _infer(
 def merge(out: Path) -> dict[str, Any] | None:
     """Makes one inference of parts that were drawn by jobs of their own; the same as if one job had drawn all.
 
+    Once more, it does nothing: a job may be started again after it.
+
     Returns:
         The contents of metrics.json where the input has sketches, else None.
 
     Raises:
         UserError: a part is missing or damaged, or parts were scored with different weights.
     """
+    if (out / "infer.json").is_file() and "names" in fileio.read_json(out / "infer.json"):
+        shutil.rmtree(out / parts.PARTS, ignore_errors=True)
+        scores = out / "metrics.json"
+        return fileio.read_json(scores) if scores.is_file() else None
     about, names, states = parts.load(out)
     try:
         result = _finish(out, about | {"names": names}, states)

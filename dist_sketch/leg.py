@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import Annotated, Any
 import tyro
 
 from dist_sketch import logs
-from dist_sketch.after import settle
+from dist_sketch.after import look, record, settle
 from dist_sketch.errors import UserError
 
 NOT_FINISHED = os.EX_TEMPFAIL  # exit code: no job that depends on this one may start
 REPEAT_S = 3.0  # between two USR2: the ranks may be just starting, and not listen yet
 REQUEUED_S = 600.0  # in which SLURM ends a job that asked to be requeued
+CANCELLED_S = 2.0  # within which SLURM's signal reaches this process after the step
 
 
 class Steps:
@@ -40,8 +42,11 @@ class Steps:
     def _end(self, number: int, frame: Any) -> None:
         self.ended = True  # SLURM tells the step by itself
 
-    def run(self, command: list[str]) -> int:
+    def run(self, command: list[str], *, saves: bool = True) -> int:
         """Runs a command to its end; returns its exit code.
+
+        Args:
+            saves: it listens to the warning; else it is ended by it.
 
         Raises:
             UserError: there is no such program.
@@ -55,11 +60,11 @@ class Steps:
                 code = step.wait(0.2 if not self.warned else REPEAT_S)
                 return code if code >= 0 else 128 - code
             if self.warned:
-                step.send_signal(signal.SIGUSR2)
+                step.send_signal(signal.SIGUSR2 if saves else signal.SIGTERM)
 
-    def wait_for_the_end(self) -> None:
+    def wait_for_the_end(self, most_s: float) -> None:
         """Waits until SLURM ends this process."""
-        until = time.monotonic() + REQUEUED_S
+        until = time.monotonic() + most_s
         while not self.ended and time.monotonic() < until:
             time.sleep(0.2)
 
@@ -89,33 +94,82 @@ class Leg:
         """Runs the command."""
         if not self.command:
             raise UserError("leg: there is nothing to run; give the step after two dashes: -- srun ...")
-        job, number = (os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+        check_gpus(os.environ)
+        steps, began = Steps(), time.time()
+        job, number = name(os.environ), os.environ.get("SLURM_RESTART_COUNT", "0")
         leg, nodes = f"=== job {job} leg {number}", os.environ.get("SLURM_JOB_NODELIST", "no node")
         print(f"{leg}: {nodes}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===", flush=True)
-        began, steps = time.time(), Steps()
+        end = _end_of(job)
+        if end:
+            os.environ["SLURM_JOB_END_TIME"] = end  # by it the run stops in time even if no signal comes
         code = steps.run(list(self.command))
         if steps.ended:
-            return _ended()
-        warned = steps.warned
-        word, why = settle(self.folder, code=code, since=began, warned=warned, most_requeues=self.requeues)
+            return self._ended(code, began, steps)
+        word, why = settle(self.folder, code=code, since=began, warned=steps.warned, most_requeues=self.requeues)
         if word == "done" and self.then:
-            code = steps.run(shlex.split(self.then))
+            left = None if steps.warned else steps.run(shlex.split(self.then), saves=False)
             if steps.ended:
-                return _ended()
-            if code:
-                again = steps.warned and int(number) < self.requeues
-                word, why = ("requeue" if again else "stop"), f"{why}, but its second step ended with {code}"
+                return self._ended(code, began, steps)
+            if left != 0 and steps.warned:  # it has nothing to save: the next leg does it anew
+                word, why = ("requeue" if int(number) < self.requeues else "stop"), f"{why}; the second step is left"
+            elif left:
+                word, why = "stop", f"{why}, but its second step ended with {left}"
+        if word == "requeue":
+            steps.wait_for_the_end(CANCELLED_S)  # a step may end before scancel's signal comes here
+            if steps.ended:
+                return self._ended(code, began, steps)
         print(f"{leg}: {word} {why} ===", flush=True)
         if word == "done":
             return 0
-        if word == "requeue" and subprocess.run(["scontrol", "requeue", job]).returncode == 0:
-            steps.wait_for_the_end()
+        if word == "requeue" and _scontrol("requeue", job):
+            steps.wait_for_the_end(REQUEUED_S)
         if not steps.ended:
             print(logs.describe(self.folder), file=sys.stderr)
         return NOT_FINISHED
 
+    def _ended(self, code: int, began: float, steps: Steps) -> int:
+        """After scancel nothing more is wanted; after preemption SLURM requeues by itself."""
+        print("=== ended by SLURM ===", flush=True)
+        with suppress(UserError):
+            leg = look(self.folder, code=code, since=began, warned=steps.warned)
+            record(self.folder, leg, "ended", "by SLURM: cancelled, preempted, or out of time")
+        return 128 + signal.SIGTERM
 
-def _ended() -> int:
-    """After scancel nothing more is wanted; after preemption SLURM requeues by itself."""
-    print("=== ended by SLURM ===", flush=True)
-    return 128 + signal.SIGTERM
+
+def name(env: Mapping[str, str]) -> str:
+    """What scontrol calls this job. An array's last task has the array's own id: that means all of its tasks."""
+    array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else env.get("SLURM_JOB_ID", "0")
+
+
+def check_gpus(env: Mapping[str, str]) -> None:
+    """Refuses GPUs that were not asked for by --gpus-per-node: the job's steps would see one of them.
+
+    Raises:
+        UserError: with what to say instead.
+    """
+    here, asked = env.get("SLURM_GPUS_ON_NODE", ""), env.get("SLURM_GPUS_PER_NODE", "").rpartition(":")[2]
+    if here.isdigit() and asked.isdigit() and here != asked:
+        raise UserError(
+            f"this node gives the job {here} GPU(s), but its steps {asked}: ask for them by "
+            f"--gpus-per-node={here}, not by --gres or --gpus"
+        )
+
+
+def _end_of(job: str) -> str:
+    """When SLURM will end the job, s since 1970; "" if it does not say."""
+    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%e"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "SLURM_TIME_FORMAT": "%s"})
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.stdout.strip().isdigit() else ""
+
+
+def _scontrol(*words: str) -> bool:
+    """Whether scontrol did it."""
+    try:
+        return subprocess.run(["scontrol", *words]).returncode == 0
+    except OSError as e:
+        print(f"scontrol: cannot be started ({e.strerror})", file=sys.stderr)
+        return False

@@ -23,6 +23,8 @@ from dist_sketch import logs
 from dist_sketch.errors import UserError
 
 FIRST_PORT, PORTS = 20_000, 12_000  # below Linux's ephemeral ports (32768-60999) and SLURM's own (60001-63000)
+RANKS = "DIST_SKETCH_RANKS"  # variable: how many were started on all nodes
+DEVICES = Path("/dev")
 LAST_WORDS_S = 60.0  # that ranks whose launcher is gone have to save and to end
 
 
@@ -83,7 +85,15 @@ def _gpus(env: Mapping[str, str]) -> int:
     if visible and visible != "NoDevFiles":
         return len(visible.split(","))
     on_node = env.get("SLURM_GPUS_ON_NODE", "")
-    return int(on_node) if on_node.isdigit() else 0
+    if on_node.isdigit():
+        return int(on_node)
+    there = len(list(DEVICES.glob("nvidia[0-9]*")))
+    if there and not visible and "ACCELERATE_USE_CPU" not in env:
+        raise UserError(
+            f"{socket.gethostname()} has {there} GPU(s), but SLURM gave this job none: --gpus-per-node={there}; where "
+            "SLURM knows nothing of them, export CUDA_VISIBLE_DEVICES; to use CPUs, export ACCELERATE_USE_CPU=true"
+        )
+    return 0
 
 
 def port(job: int) -> int:
@@ -117,7 +127,7 @@ def command(place: Place, words: tuple[str, ...]) -> list[str]:
 def variables(place: Place, folder: Path | None, env: Mapping[str, str]) -> dict[str, str]:
     """The environment of this node's ranks."""
     quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # or torch warns that it cannot look up the name behind each connection
-    found = {"OMP_NUM_THREADS": str(place.threads), **quiet, **env}
+    found = {"OMP_NUM_THREADS": str(place.threads), **quiet, **env, RANKS: str(place.nodes * place.processes)}
     if not place.gpus and place.nodes * place.processes > 1:
         found["ACCELERATE_USE_CPU"] = "true"  # without it each rank would be rank 0 of 1
     if folder:
@@ -217,14 +227,24 @@ class Node:
     def run(self) -> int:
         """Runs the command."""
         signal.signal(signal.SIGTERM, _leave)
-        if self.stage is None:
-            return self._run({})
-        from dist_sketch import stage
+        sinks: list[IO[bytes]] = [sys.stdout.buffer]
+        if self.logs:
+            file = logs.open_log(self.logs, f"node-{int(os.environ.get('SLURM_NODEID') or 0):05d}.log")
+            sinks += [file] if file else []
+        try:
+            if self.stage is None:
+                return self._run(sinks, {})
+            from dist_sketch import stage
 
-        with stage.staged(self.stage, stage.home(os.environ)) as found:
-            return self._run(found)
+            with stage.staged(self.stage, stage.home(os.environ)) as found:
+                return self._run(sinks, found)
+        except UserError as e:  # `dist-sketch logs` looks there
+            for sink in sinks[1:]:
+                sink.write(f"error: {e}\n".encode())
+                sink.flush()
+            raise
 
-    def _run(self, more: dict[str, str]) -> int:
+    def _run(self, sinks: list[IO[bytes]], more: dict[str, str]) -> int:
         here = place(os.environ, self.procs)
         if self.port:
             here = Place(**{**vars(here), "port": self.port})
@@ -235,10 +255,6 @@ class Node:
             f"{'GPUs' if here.gpus else 'CPUs'}, {here.threads} CPU(s) each; they meet at {here.address}:{here.port}",
             flush=True,
         )
-        sinks: list[IO[bytes]] = [sys.stdout.buffer]
-        if self.logs:
-            file = logs.open_log(self.logs, f"node-{here.node:05d}.log")
-            sinks += [file] if file else []
         launched = here.nodes * here.processes > 1
         env = variables(here, self.logs, os.environ) | more
         return Ranks(command(here, self.command), env, sinks, launcher=launched).wait()

@@ -3,12 +3,16 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from dist_sketch.config import Track
+from dist_sketch.errors import UserError
 from dist_sketch.wandb_log import is_off
+
+if TYPE_CHECKING:
+    from dist_sketch.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,8 @@ class Pack:
     """How many unusable files may be left out (and listed) before the command refuses."""
     force: bool = False
     """Replace the shards that lie in --out."""
+    keep: bool = False
+    """Leave the shards that lie in --out as they are, if they are good and of these pairs and this size."""
     workers: int | None = None
     """Processes; default: one a core."""
     track: Track = field(default_factory=Track)
@@ -42,8 +48,12 @@ class Pack:
         from dist_sketch import pack, recipe
 
         began = time.monotonic()
+        source = recipe.load(self.source, self.root, self.val_fraction)
+        if self.keep and not self.force and kept(source, self.out, self.size):
+            print(f"{self.out}: packed already")
+            return 0
         manifest = pack.pack(
-            recipe.load(self.source, self.root, self.val_fraction),
+            source,
             self.out,
             size=self.size,
             shard_mb=self.shard_mb,
@@ -61,6 +71,33 @@ class Pack:
 
             tracked.packed(self.out, self.track, manifest, time.monotonic() - began)
         return 0
+
+
+def kept(recipe: "Recipe", out: Path, size: int) -> bool:
+    """Whether good shards of these pairs lie in `out` already.
+
+    Raises:
+        UserError: they are damaged, or hold other pairs or another size.
+    """
+    from dist_sketch import pack
+    from dist_sketch.recipe import pairs
+
+    if not (out / pack.MANIFEST).is_file():
+        return False
+    manifest = pack.read_manifest(out)
+    try:
+        pack.verify(out)
+    except UserError as e:
+        raise UserError(f"{e}; --force packs them anew") from e
+    there = {(split, key) for split, part in manifest["splits"].items() for key in part["index"]["key"]}
+    found, _ = pairs(recipe)
+    left_out = len(manifest["skipped"])
+    if manifest["size"] != size or len({(p.split, p.key) for p in found} - there) > left_out or len(there) > len(found):
+        raise UserError(
+            f"{out}: holds shards of other pairs or of another size ({len(there)} at {manifest['size']} px, asked for: "
+            f"{len(found)} at {size} px); --force replaces them"
+        )
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

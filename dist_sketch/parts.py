@@ -52,6 +52,8 @@ def claim(out: Path, part: Part, about: dict[str, Any]) -> bool:
     mark = about | {"state": PARTS, "parts": part.total}
     if (out / "infer.json").is_file():
         there = fileio.read_json(out / "infer.json")
+        if "names" in there and all(there.get(k) == v for k, v in about.items()):
+            return False  # merged already
         differs = [k for k in mark if there.get(k) != mark[k]]
         if differs:
             raise UserError(

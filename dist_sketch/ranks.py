@@ -158,7 +158,10 @@ def expectations(wanted: int | None, device: str) -> list[tuple[str, int, Callab
         return [("--expect-world-size", wanted, wanted.__eq__)]
     launched = int(env.get("WORLD_SIZE") or 1)
     found: list[tuple[str, int, Callable[[int], bool]]] = [("the launcher's WORLD_SIZE", launched, launched.__eq__)]
-    if "SLURM_STEP_NUM_TASKS" in env:  # inside srun; a batch script or a salloc shell has none
+    if "DIST_SKETCH_RANKS" in env:  # `dist-sketch node` has started them
+        started = int(env["DIST_SKETCH_RANKS"])
+        found.append(("dist-sketch node", started, started.__eq__))
+    elif "SLURM_STEP_NUM_TASKS" in env:  # inside srun; a batch script or a salloc shell has none
         tasks, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_STEP_NUM_NODES") or 1)
         gpus = env.get("SLURM_GPUS_ON_NODE", "")
         if device == "cuda" and gpus.isdigit():

@@ -29,13 +29,9 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
     shards = Shards(config.data.shards, "train")
     if not shards.has_sketch:
         raise UserError(f"{config.data.shards}: its training split has lines without sketches; pack pairs")
-    check_batch(config.data.batch_size, ranks.world_size, len(shards))
-    share = config.data.batch_size // ranks.world_size
-    if share % config.train.accumulate:
-        raise UserError(f"train.accumulate = {config.train.accumulate}: does not divide the {share} pair(s) of a rank")
     if config.train.sync_batchnorm and ranks.device.type == "cpu":
         raise UserError("train.sync_batchnorm = true: CPUs have no synchronized BatchNorm; use norm = 'instance'")
-    networks.check_config(config, shards.size, share // config.train.accumulate)
+    check(config, shards, ranks.world_size)
     steps = steps_an_epoch(len(shards), config.data.batch_size)
     return {
         "size": shards.size,
@@ -50,6 +46,19 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
         "code": revision(),
         "versions": versions(),
     }
+
+
+def check(config: Config, shards: Shards, world_size: int) -> None:
+    """Whether so many ranks can train so on these shards.
+
+    Raises:
+        UserError: they cannot.
+    """
+    check_batch(config.data.batch_size, world_size, len(shards))
+    share = config.data.batch_size // world_size
+    if share % config.train.accumulate:
+        raise UserError(f"train.accumulate = {config.train.accumulate}: does not divide the {share} pair(s) of a rank")
+    networks.check_config(config, shards.size, share // config.train.accumulate)
 
 
 def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:

@@ -4,9 +4,11 @@ The words after the kind are those of `sbatch slurm/KIND.sbatch`: sbatch's optio
 the `dist-sketch` command.
 """
 
+import hashlib
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +17,24 @@ from typing import Any, Literal, NamedTuple
 import tyro
 
 from dist_sketch.errors import UserError
-from dist_sketch.fileio import find_file
+from dist_sketch.fileio import find_file, write_atomic
 
 Kind = Literal["pack", "train", "infer", "experiment"]
 KINDS: tuple[Kind, ...] = ("pack", "train", "infer", "experiment")
 CHAIN, THEN = "chain", "then"
-# sbatch's short options that doctor reads
-SHORT = {"-N": "--nodes", "-n": "--ntasks", "-c": "--cpus-per-task", "-t": "--time", "-a": "--array"}
+# sbatch's short options that we look at
+SHORT = {
+    **{"-N": "--nodes", "-n": "--ntasks", "-c": "--cpus-per-task", "-t": "--time", "-a": "--array", "-A": "--account"},
+    **{"-d": "--dependency", "-G": "--gpus", "-p": "--partition", "-q": "--qos", "-C": "--constraint"},
+    **{"-o": "--output", "-e": "--error", "-D": "--chdir", "-M": "--clusters"},
+}
+# GPUs asked for otherwise do not reach the job's steps whole
+GPUS = ("--gres", "--gpus", "--gpus-per-task", "--cpus-per-gpu", "--gpus-per-socket")
+# What a job on one node, for the page or the whole of some parts, takes over
+COMMON = (
+    *("--account", "--partition", "--qos", "--reservation", "--constraint", "--clusters", "--chdir", "--comment"),
+    *("--export", "--output", "--error", "--time", "--mem", "--mem-per-cpu", "--mail-type", "--mail-user"),
+)
 # What a job of a chain takes over from those before it, if it does not say it itself
 INHERITS: dict[Kind, dict[str, tuple[Kind, str]]] = {
     "pack": {},
@@ -29,6 +42,7 @@ INHERITS: dict[Kind, dict[str, tuple[Kind, str]]] = {
     "experiment": {},
     "infer": {"run": ("train", "out"), "input": ("train", "shards")},
 }
+ENVIRONMENT = ("venv", "modules")  # these, too, whatever the kind
 NEEDED: dict[Kind, tuple[str, ...]] = {
     "pack": ("source", "out"),
     "train": ("shards", "out"),
@@ -58,16 +72,22 @@ class Request:
     def slurm(self, name: str) -> str:
         """An option of sbatch, or the script's default; "" if neither says it."""
         text = self.script.read_text(encoding="utf-8")
-        found = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", text, re.MULTILINE))
-        words = list(self.sbatch)
-        for i, word in enumerate(words):
-            option, equals, value = word.partition("=")
-            if not equals and i + 1 < len(words) and not words[i + 1].startswith("-"):
-                value = words[i + 1]
-            if word[:2] in SHORT and not word.startswith("--"):
-                option, value = SHORT[word[:2]], word[2:] or value
-            found[option.removeprefix("--")] = value
-        return str(found.get(name, ""))
+        found = dict(re.findall(r"^#SBATCH (--[a-z-]+)(?:=(\S+))?$", text, re.MULTILINE))
+        return str((found | dict(self.given)).get(f"--{name}", ""))
+
+    @property
+    def given(self) -> list[tuple[str, str]]:
+        """The options of sbatch, by their long names, each with its value."""
+        found: list[tuple[str, str]] = []
+        for word in self.sbatch:
+            option, _, value = word.partition("=")
+            if not word.startswith("-") and found:
+                found[-1] = (found[-1][0], word)
+            elif word[:2] in SHORT and not word.startswith("--"):
+                found.append((SHORT[word[:2]], word[2:].removeprefix("=")))
+            else:
+                found.append((option, value))
+        return found
 
 
 def _defaults(script: Path) -> dict[str, str]:
@@ -90,12 +110,29 @@ def read(words: Sequence[str]) -> Request:
     first = is_setting.index(True) if True in is_setting else len(rest)
     last = next((i for i in range(first, len(rest)) if not is_setting[i]), len(rest))
     settings = dict(word.split("=", 1) for word in rest[first:last])
-    strange = [name for name in settings if name not in known]
+    request = Request(kind, tuple(rest[:first]), settings, tuple(rest[last:]))
+    problem = _problem(request, known)
+    if problem:
+        raise UserError(f"submit {kind}: {problem}")
+    return request
+
+
+def _problem(request: Request, known: dict[str, str]) -> str:
+    """What is wrong with the words; "" if nothing is."""
+    strange = [name for name in request.settings if name not in known]
     if strange:
-        raise UserError(f"submit {kind}: there is no setting {strange[0]}=; there are {', '.join(known)}")
-    if rest[last:] and not rest[last].startswith("--"):
-        raise UserError(f"submit {kind}: {rest[last]}: neither a setting (name=value) nor an option (--name)")
-    return Request(kind, tuple(rest[:first]), settings, tuple(rest[last:]))
+        hint = "; an option of sbatch is written --name=value" if request.sbatch else ""
+        return f"there is no setting {strange[0]}=; there are {', '.join(known)}{hint}"
+    options = request.options
+    if options and not options[0].startswith("--"):
+        return f"{options[0]}: neither a setting (name=value) nor an option (--name)"
+    ours = [o for o in options if o in ("--dry-run", "--force") and (o, request.kind) != ("--force", "pack")]
+    if ours:
+        return f"{ours[0]}: stands before the kind, as in submit {ours[0]} {request.kind} ..."
+    gpus = [option for option, _ in request.given if option in GPUS]
+    if gpus and request.kind != "pack":
+        return f"{gpus[0]}: say --gpus-per-node=N; of GPUs asked for otherwise the job's steps may see only one"
+    return ""
 
 
 def requests(words: Sequence[str]) -> list[Request]:
@@ -118,6 +155,14 @@ def requests(words: Sequence[str]) -> list[Request]:
             before = [r for r in found if r.kind == kind and other in r.settings]
             if before and not request.settings.get(name):
                 request.settings[name] = before[-1].settings[other]
+        for name in ENVIRONMENT:
+            before = [r for r in found if name in r.settings]
+            if before and name not in request.settings:
+                request.settings[name] = before[-1].settings[name]
+        if found and "--dependency" in dict(request.given):
+            raise UserError(f"submit {request.kind}: --dependency: of a chain, only its first job may wait for others")
+        if request.kind == "experiment" and any(r.kind == "pack" for r in found):
+            raise UserError("submit experiment: its plan needs the shards; pack them first, in a job of its own")
         merging = request.kind == "infer" and request.setting("merge") == "1"
         missing = [n for n in NEEDED[request.kind] if not request.settings.get(n) and not (merging and n != "out")]
         if missing:
@@ -135,10 +180,11 @@ class Job(NamedTuple):
     relation: str = "afterok"
 
 
-def jobs(found: Sequence[Request]) -> list[Job]:
+def jobs(found: Sequence[Request], *, write: bool = True) -> list[Job]:
     """What is submitted, in order; an array has a second job, for the whole of its parts.
 
-    Writes an experiment's plan: its tasks read it.
+    Args:
+        write: the plans of experiments, which their tasks read.
     """
     made: list[Job] = []
     for request in found:
@@ -146,43 +192,46 @@ def jobs(found: Sequence[Request]) -> list[Job]:
         settings = [f"{name}={value}" for name, value in request.settings.items()]
         script, options = [str(request.script), *settings], list(request.options)
         if request.kind == "experiment":
-            array = _array(request)
+            array, plan = _array(request, write=write)
             if array:
-                made.append(Job("experiment", [*_without_array(request), f"--array={array}", *script], before))
+                tasks = [*_without_array(request), f"--array={array}", *script, f"plan={plan}"]
+                made.append(Job("experiment", tasks, before))
                 before = len(made) - 1
-            page = [*_without_array(request), "--nodes=1", "--gpus-per-node=0", "--job-name=page"]
+            page = [*_for_one_node(request), "--job-name=page"]
             made.append(Job("page", [*page, *script, *options], before, "afterany" if array else "afterok"))
             continue
         made.append(Job(request.kind, [*request.sbatch, *script, *options], before))
         if request.kind == "infer" and request.slurm("array"):
-            merge = [*_without_array(request), "--nodes=1", "--gpus-per-node=0", "--job-name=merge"]
+            merge = [*_for_one_node(request), "--job-name=merge"]
             made.append(Job("merge", [*merge, *script, "merge=1"], len(made) - 1))
     return made
 
 
 def _without_array(request: Request) -> list[str]:
-    words = list(request.sbatch)
-    for i, word in enumerate(words):
-        if word in ("-a", "--array"):
-            return words[:i] + words[i + 2 :]
-        if word.startswith(("--array=", "-a")):
-            return words[:i] + words[i + 1 :]
-    return words
+    return [f"{o}={v}" if v else o for o, v in request.given if o != "--array"]
 
 
-def _array(request: Request) -> str:
-    """The tasks of an experiment that are not done, as --array wants them; "" if there are none.
+def _for_one_node(request: Request) -> list[str]:
+    return [f"{o}={v}" for o, v in request.given if o in COMMON] + ["--nodes=1", "--gpus-per-node=0"]
 
-    The user may give them by himself, or (`--array=%4`) how many may run at once.
+
+def _array(request: Request, *, write: bool) -> tuple[str, str]:
+    """The tasks of an experiment that are not done ("" if there are none), as --array wants them; their plan's file.
+
+    The user may give them by himself, or (`--array=%4`) how many may run at once. An array has a plan of its own: the
+    tasks that wait or are requeued read it later, when another one may have been made.
     """
     from dist_sketch import experiment_plan
 
     plan, given = plan_of(request), request.slurm("array")
-    experiment_plan.write(plan)
+    name = f"plan-{hashlib.sha256(plan.text().encode()).hexdigest()[:8]}.txt"
+    if write:
+        experiment_plan.write(plan)
+        write_atomic(plan.out / name, plan.text())
     if given and not given.startswith("%"):
-        return given
+        return given, name
     missing = spans([i for i, job in enumerate(plan.jobs, 1) if not job.drawn()])
-    return missing and missing + given
+    return missing and missing + given, name
 
 
 def plan_of(request: Request) -> Any:
@@ -230,6 +279,7 @@ def submit(made: Sequence[Job]) -> list[str]:
                 subprocess.run(["scancel", *ids])
             gone = f" (and job {', '.join(ids)} is cancelled)" if ids else ""
             raise UserError(f"sbatch refuses {job.name}{gone}: {done.stderr.strip()}\n  {shlex.join(words)}")
+        sys.stderr.write(done.stderr)  # sites say things there
         ids.append(done.stdout.strip().partition(";")[0])
     return ids
 

@@ -38,7 +38,7 @@ class Submit:
         bad = doctor.report(found)
         if bad and not self.force and not self.dry_run:
             raise UserError(f"{bad} check(s) failed, nothing is submitted; mend that, or give --force before the kind")
-        made = submit.jobs(found)
+        made = submit.jobs(found, write=not self.dry_run)
         if self.dry_run:
             names = [f"<{job.name}>" for job in made]
             print("\n".join(shlex.join(submit.command(job, names)) for job in made))

@@ -14,6 +14,7 @@ from PIL import Image
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "disabled"  # but for tests that are about it
 os.environ.setdefault("WANDB_SILENT", "true")
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as `__main__` has it, but torch is imported before that here
 
 import torch
 

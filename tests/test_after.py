@@ -61,12 +61,18 @@ TRACEBACK = logs.Failure(2, "rank 2: This is a fault of dist_sketch (rank 2), no
         (Ending({}, False, 1, False), [], None, f"requeue failed at step 0, once more: {SILENT}"),
         # a mistake of the user's at the very beginning stays one; later it may be the node's
         (Ending({}, False, 1, False), [], SENTENCE, f"stop it could not begin: {SENTENCE.what}"),
+        (Ending({}, False, 0, False), [], None, "stop it ended as if all were well, but has not trained"),
         (Ending({}, False, 1, False), [], TRACEBACK, f"requeue failed at step 0, once more: {TRACEBACK.what}"),
         (Ending(status("stopped"), False, 1, False), [record(8, False)], SENTENCE, f"{ONCE} {SENTENCE.what}"),
     ],
 )
 def test_decide(leg: Ending, before: list[dict[str, Any]], failure: logs.Failure | None, expected: str) -> None:
     assert " ".join(decide(leg, before, 20, failure)) == expected
+
+
+def test_a_mistake_after_a_lost_node_may_be_the_node_s() -> None:
+    """Of the leg that was lost there is no record; SLURM has counted it."""
+    assert decide(Ending({}, False, 1, False), [], 20, SENTENCE, first=False)[0] == "requeue"
 
 
 def test_requeues_have_a_budget() -> None:

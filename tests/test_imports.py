@@ -54,6 +54,7 @@ ORDER = (
         "checkpoint_cli",
         "sync",
         "pack_cli",
+        "infer_cli",
     ),
     *(
         "compare_read",

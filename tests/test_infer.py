@@ -301,6 +301,9 @@ def test_parts_make_what_one_job_makes(tmp_path: Path, cli: Run, run: Path, shar
     assert done.returncode == 0, done.stderr
     done = cli("merge", target)
     assert done.returncode == 0, done.stderr
+    again = cli("merge", target)  # of a job that was started again
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert "nothing to do" in cli(*infer, "--part", "2/2").stdout
     assert pictures(target, *FOLDERS) == pictures(out, *FOLDERS)
     assert json.loads((target / "infer.json").read_text()) == json.loads((out / "infer.json").read_text())
     assert_same_scores(scores(target), scores(out))

@@ -12,6 +12,8 @@ import pytest
 from conftest import Run
 from forks import wait_until
 
+from dist_sketch import leg
+
 # A step: says that it listens, and ends with a status when it is warned, or at once.
 STEP = """
 import json, pathlib, signal, sys, time
@@ -111,6 +113,45 @@ def test_a_warning_reaches_the_step_and_scancel_is_the_end(job: Path) -> None:
     assert time.monotonic() - started < 30
     assert requeued(job) == "requeue 12\n"
     assert (job / "out").read_text().endswith("=== ended by SLURM ===\n")
+    assert json.loads((job / "logs" / "legs.jsonl").read_text().splitlines()[-1])["next"] == "ended"
+
+
+def test_a_second_step_has_nothing_to_save(job: Path) -> None:
+    """Warned in it, the job is requeued at once; the next leg does it anew."""
+    command = [sys.executable, "-u", "-m", "dist_sketch", "leg", job, "--then", "sh -c 'echo second; sleep 60'", "--"]
+    with open(job / "out", "w") as out:
+        process = subprocess.Popen([*map(str, command), *map(str, words(job, "finished"))], stdout=out)
+    wait_until(lambda: "second" in (job / "out").read_text(), "the second step")
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(30) == 75
+    assert requeued(job) == "requeue 12\n"
+    assert "requeue finished at step 5; the second step is left" in (job / "out").read_text()
+
+
+def test_a_task_of_an_array_requeues_itself_alone(cli: Run, job: Path) -> None:
+    """The last task's job id is the array's: for scontrol that is all of them."""
+    env = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
+    done = cli("leg", job, "--", *words(job, "stopped"), **env)
+    assert requeued(job) == "requeue 12_3\n"
+    assert done.stdout.startswith("=== job 12_3 leg 0: ")
+
+
+def test_the_step_knows_the_job_s_end(cli: Run, job: Path) -> None:
+    squeue = job.parent / "bin" / "squeue"
+    squeue.write_text(f'#!/bin/sh\necho "$SLURM_TIME_FORMAT $@" > {job}/asked\necho 1234567890\n')
+    squeue.chmod(0o755)
+    cli("leg", job, "--", "sh", "-c", f"echo $SLURM_JOB_END_TIME > {job}/told")
+    assert (job / "told").read_text() == "1234567890\n"
+    assert (job / "asked").read_text() == "%s --noheader --jobs=12 --format=%e\n"
+
+
+def test_gpus_that_the_steps_would_not_see(cli: Run, job: Path) -> None:
+    done = cli("leg", job, "--", "true", SLURM_GPUS_ON_NODE="8", SLURM_GPUS_PER_NODE="1")
+    assert done.returncode == 2
+    assert "this node gives the job 8 GPU(s), but its steps 1: ask for them by --gpus-per-node=8" in done.stderr
+    leg.check_gpus({"SLURM_GPUS_ON_NODE": "2", "SLURM_GPUS_PER_NODE": "h100:2"})
+    leg.check_gpus({"SLURM_GPUS_PER_NODE": "0"})
+    leg.check_gpus({})
 
 
 def test_mistakes(cli: Run, job: Path) -> None:

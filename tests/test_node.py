@@ -102,6 +102,24 @@ def test_variables(tmp_path: Path) -> None:
     assert "DIST_SKETCH_LOGS" not in gpus
 
 
+def test_gpus_that_slurm_does_not_know_are_no_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(node, "DEVICES", tmp_path)
+    with pytest.raises(UserError, match=r"has 2 GPU\(s\), but SLURM gave this job none: --gpus-per-node=2"):
+        node.place(STEP)
+    for more in ({"ACCELERATE_USE_CPU": "true"}, {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, {"SLURM_GPUS_ON_NODE": "0"}):
+        assert not node.place(STEP | more).gpus
+
+
+def test_a_node_s_own_words_are_in_its_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dist_sketch", "node", "--logs", tmp_path, "--stage", tmp_path, "--", "train"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, **STEP})
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'manifest.json'}: cannot be read (No such file or directory)\n"
+    assert done.stderr in (tmp_path / "node-00001.log").read_text()
+
+
 def test_a_taken_port_is_named() -> None:
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Run, write_pairs
 from PIL import Image
 from webdataset import WebDataset
 
@@ -225,6 +226,29 @@ def test_many_bad_files_are_counted(tmp_path: Path) -> None:
 def test_settings_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         do(source(tmp_path / "data", ["1"]), tmp_path / "out", **options)
+
+
+def test_keep_leaves_good_shards_of_these_pairs_alone(cli: Run, tmp_path: Path) -> None:
+    faces, out = write_pairs(tmp_path / "faces", 3, 1), tmp_path / "out"
+    command = ("pack", faces, "--out", out, "--keep", "--size")
+    assert cli(*command, 64).returncode == 0
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.is_file()}
+    again = cli(*command, 64)
+    assert (again.returncode, again.stdout) == (0, f"{out}: packed already\n")
+    other = cli(*command, 128)
+    assert (other.returncode, other.stderr.splitlines()[-1][:50]) == (2, f"error: {out}: holds shards of"[:50])
+    write_pairs(faces, 4, 1)
+    more = cli(*command, 64)
+    assert more.returncode == 2
+    assert "holds shards of other pairs or of another size (4 at 64 px, asked for: " in more.stderr
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.is_file()} == before
+    tar = next(out.glob("*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-600])
+    damaged = cli(*command, 64)
+    assert damaged.returncode == 2
+    assert "--force packs them anew" in damaged.stderr
+    assert cli(*command, 64, "--force").returncode == 0
+    assert cli("verify", out).returncode == 0
 
 
 def test_existing_out(tmp_path: Path) -> None:

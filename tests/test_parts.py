@@ -72,8 +72,9 @@ def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not an output folder"):
         parts.claim(tmp_path, Part(1, 2), ABOUT)
     (tmp_path / "infer.json").write_text(json.dumps(ABOUT | {"names": []}))  # a whole inference
+    assert not parts.claim(tmp_path, Part(1, 2), ABOUT)  # of the same: merged already
     with pytest.raises(UserError, match="another inference"):
-        parts.claim(tmp_path, Part(1, 2), ABOUT)
+        parts.claim(tmp_path, Part(1, 2), ABOUT | {"step": 9})
 
 
 def test_a_missing_or_damaged_part_is_named(tmp_path: Path) -> None:

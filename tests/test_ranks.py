@@ -181,7 +181,8 @@ def test_every_rank_is_told_about_the_wrong_number(tmp_path: Path) -> None:
 
 def expected(monkeypatch: pytest.MonkeyPatch, device: str, **env: str) -> dict[int, list[str]]:
     """For 1 to 16 processes: the sources that do not agree."""
-    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_GPUS_ON_NODE", "SLURM_NTASKS"):
+    step = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_GPUS_ON_NODE", "SLURM_NTASKS")
+    for name in ("WORLD_SIZE", "DIST_SKETCH_RANKS", *step):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
@@ -198,6 +199,9 @@ def test_what_slurm_allotted_is_expected(monkeypatch: pytest.MonkeyPatch) -> Non
     # on CPUs a task may start several processes
     on_cpus = expected(monkeypatch, "cpu", WORLD_SIZE="6", **two_nodes)
     assert [n for n, against in on_cpus.items() if not against] == [6]
+    # What the node's launcher has started counts, not how many GPUs there are
+    by_node = expected(monkeypatch, "cuda", **two_nodes, WORLD_SIZE="4", DIST_SKETCH_RANKS="4")
+    assert [n for n, against in by_node.items() if not against] == [4]
     alone = expected(monkeypatch, "cpu", SLURM_STEP_NUM_TASKS="2")  # srun without a launcher: two runs in one folder
     assert alone[1] == ["SLURM: 2 task(s)"]
     # a batch script, or a shell of salloc, is no step

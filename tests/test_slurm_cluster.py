@@ -135,7 +135,8 @@ def test_what_is_done_is_not_done_again(lab: Lab, shards: Path, undisturbed: tup
     run, _ = undisturbed
     before = weights(run)
     job = train(lab, shards, run, *TRAIN)
-    again = lab.submit("--time=5", SCRIPTS / "pack.sbatch", f"source={lab.folder / 'pairs'}", f"out={shards}")
+    again = lab.submit("--time=5", SCRIPTS / "pack.sbatch", f"source={lab.folder / 'pairs'}", f"out={shards}",
+        "--size", 64)  # fmt: skip
     assert lab.wait(again) == "COMPLETED"
     assert f"{shards}: packed already" in lab.log(again)
     assert lab.wait(job) == "COMPLETED"
@@ -191,21 +192,23 @@ def test_killed_twice_at_the_same_step_it_stops(lab: Lab, shards: Path) -> None:
     assert f"failed first: rank 3 on {lab.nodes[1]} was killed by signal 9" in end
 
 
-def test_a_node_dies_and_comes_back(lab: Lab, shards: Path) -> None:
+@pytest.mark.parametrize(("leaves", "returns"), [("kill-node", "start-node"), ("cut-node", "join-node")])
+def test_a_node_dies_or_is_cut_off_and_comes_back(lab: Lab, shards: Path, leaves: str, returns: str) -> None:
     """SLURM requeues the job; it goes on when there are two nodes again. Then its user cancels it: that is its end."""
-    run = lab.folder / "dead"
+    run = lab.folder / leaves
     job = train(lab, shards, run, *TRAIN, "--train.epochs", 1000)
     lab.wait_for(lambda: last_step(run) >= 3, "step 3", job)
-    lab.verb("kill-node", lab.nodes[1])
+    lab.verb(leaves, lab.nodes[1])
     waited = lab.wait_for(lambda: lab.state(job) == "PENDING", "requeue", job)
-    assert waited < 60  # SlurmdTimeout is 15 s here
-    lab.verb("start-node", lab.nodes[1])
+    assert waited < 90  # SlurmdTimeout is 15 s here
+    lab.verb(returns, lab.nodes[1])
     lab.wait_for(lambda: f"resumed from {run}/checkpoints/" in lab.log(job), "second leg", job)
+    restarts = lab.show(job, "Restarts")
     lab("scancel", job)
     assert lab.wait(job) == "CANCELLED"
     time.sleep(3)
-    assert (lab.state(job), lab.show(job, "Restarts")) == ("CANCELLED", "1")
-    assert "requeue" not in lab.log(job).split("leg 1:")[1]
+    assert (lab.state(job), lab.show(job, "Restarts")) == ("CANCELLED", restarts)
+    assert "requeue" not in lab.log(job).split("resumed from")[-1]
     assert not list(processes(run))
 
 
@@ -261,7 +264,7 @@ def test_an_array_runs_an_experiment_and_one_task_is_preempted(lab: Lab, shards:
     (lab.folder / "four.toml").write_text(EXPERIMENT)
     out = lab.folder / "four"
     node = ("--nodes=1", "--gpus-per-node=0", "--cpus-per-task=2", "--time=20")
-    words = ("name=four.toml", f"data={shards}", f"out={out}", *TRAIN, "--train.epochs", 20, "--track.wandb", "offline")
+    words = ("name=four.toml", f"data={shards}", f"out={out}", *TRAIN, "--train.epochs", 40, "--track.wandb", "offline")
     on_first = ("experiment", *node, "--partition=low", f"--nodelist={lab.nodes[0]}")
     ids = lab.submit_all(*on_first, *words)
     assert list(ids) == ["experiment", "page"]
@@ -272,13 +275,20 @@ def test_an_array_runs_an_experiment_and_one_task_is_preempted(lab: Lab, shards:
     # The node's eight CPUs are theirs: two for another job cost one of them
     urgent = ("--partition=high", f"--nodelist={lab.nodes[0]}", "--cpus-per-task=2", "--time=1", "--wrap", "hostname")
     assert lab.wait(lab.submit(*urgent)) == "COMPLETED"
+    restarts = sorted(lab.show(task, "Restarts") for task in tasks)
+    assert restarts == ["0", "0", "0", "1"]
+    # The last task's job id is the array's own: it requeues itself, and nobody else.
+    lab.wait_for(lambda: last_step(runs[3]) >= 2, "step 2 of the last task", tasks[3])
+    alone = int(lab.show(tasks[3], "Restarts"))
+    lab("scancel", "--signal=USR2", "--batch", tasks[3])
     for task in tasks:
         assert lab.wait(task) == "COMPLETED", lab.log(task)
-    assert sorted(lab.show(task, "Restarts") for task in tasks) == ["0", "0", "0", "1"]
+    assert int(lab.show(tasks[3], "Restarts")) == alone + 1
+    assert sum(int(lab.show(task, "Restarts")) for task in tasks) == 2
     assert lab.wait(ids["page"]) == "COMPLETED", lab.log(ids["page"])
     assert "<html" in (out / "compare.html").read_text()
     for run in runs:
-        assert (status(run)["state"], status(run)["step"]) == ("finished", 40)
+        assert (status(run)["state"], status(run)["step"]) == ("finished", 80)
         recorded = b"".join(p.read_bytes() for p in (run / "wandb").glob("*run-*/*.wandb"))
         assert f"slurm-array-{ids['experiment']}".encode() in recorded
     # What is done is left out; what is not is drawn again.

@@ -53,6 +53,18 @@ def test_every_setting_of_a_script_can_be_given(kind: submit.Kind) -> None:
         (("train", "shards=s", "out=r", "more"), "submit train: more: neither a setting (name=value) nor an option"),
         (("chain", "train", "out=r", "then", "pack", "source=f", "out=s"), "submit train: shards=... is missing"),
         (("infer", "merge=1"), "submit infer: out=... is missing"),
+        (("train", "--gres=gpu:8", "shards=s", "out=r"), "submit train: --gres: say --gpus-per-node=N; of GPUs"),
+        (("train", "-G8", "shards=s", "out=r"), "submit train: --gpus: say --gpus-per-node=N"),
+        (("train", "shards=s", "out=r", "--dry-run"), "submit train: --dry-run: stands before the kind"),
+        (("train", "--export", "foo=bar", "shards=s"), "submit train: there is no setting foo=; there are shards,"),
+        (
+            ("chain", "pack", "source=f", "out=s", "then", "train", "-d", "singleton", "out=r"),
+            "submit train: --dependency: of a chain, only its first job may wait",
+        ),
+        (
+            ("chain", "pack", "source=f", "out=s", "then", "experiment", "out=e", "data=s"),
+            "submit experiment: its plan needs the shards",
+        ),
     ],
 )
 def test_mistakes(words: tuple[str, ...], sentence: str) -> None:
@@ -80,8 +92,20 @@ def test_an_inference_in_parts_is_merged() -> None:
     script = str(SLURM / "infer.sbatch")
     settings = ["run=r", "input=s", "out=o"]
     assert drawn.words == ["--array=1-4", "--nodes=2", script, *settings, "--batch-size", "4"]
-    one = ["--nodes=2", "--nodes=1", "--gpus-per-node=0", "--job-name=merge"]
+    one = ["--nodes=1", "--gpus-per-node=0", "--job-name=merge"]
     assert (merged.words, merged.after) == ([*one, script, *settings, "merge=1"], 0)
+
+
+def test_a_job_on_one_node_takes_over_only_who_and_where() -> None:
+    where = ("-A", "me", "--partition=p", "--nodelist=a,b", "--exclusive", "--mem=9G", "--dependency=afterok:7")
+    drawn, merged = submit.jobs(submit.requests(("infer", *where, "--array=1-2", "run=r", "input=s", "out=o")))
+    assert drawn.words[:8] == [*where, "--array=1-2"]
+    assert merged.words[:3] == ["--account=me", "--partition=p", "--mem=9G"]
+    assert submit.command(merged, ["5"])[:4] == [
+        *("sbatch", "--parsable", "--dependency=afterok:5", "--kill-on-invalid-dep=yes")
+    ]
+    chained = submit.requests(("chain", "pack", "source=f", "out=s", "venv=v", "then", "train", "out=r"))
+    assert chained[1].setting("venv") == "v"
 
 
 def test_an_experiment_is_an_array_of_what_is_missing(shards: Path, tmp_path: Path) -> None:
@@ -90,11 +114,20 @@ def test_an_experiment_is_an_array_of_what_is_missing(shards: Path, tmp_path: Pa
     count = sum(line.startswith("dist-sketch train") for line in (tmp_path / "exp/plan.txt").read_text().splitlines())
     assert count > 2
     assert f"--array=1-{count}%2" in tasks.words
+    (plan,) = (w.removeprefix("plan=") for w in tasks.words if w.startswith("plan="))
+    assert (tmp_path / "exp" / plan).read_text() == (tmp_path / "exp" / "plan.txt").read_text()
     assert (page.after, page.relation) == (0, "afterany")
     assert page.words[-2:] == ["--epochs", "1"]
     assert not [w for w in page.words if w.startswith("--array")]
     chosen = submit.jobs(submit.requests([w if "%" not in w else "--array=2" for w in words]))
     assert "--array=2" in chosen[0].words
+    # Tasks that wait read their own plan: another one, and a mere look, leave it alone.
+    before = {p.name: p.read_bytes() for p in (tmp_path / "exp").iterdir()}
+    submit.jobs(submit.requests([*words, "--seeds", "2"]), write=False)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "exp").iterdir()} == before
+    submit.jobs(submit.requests([*words, "--seeds", "2"]))
+    assert (tmp_path / "exp" / plan).read_bytes() == before[plan]
+    assert len(list((tmp_path / "exp").glob("plan-*.txt"))) == 2
 
 
 @given(st.sets(st.integers(1, 40)))
@@ -177,6 +210,9 @@ def test_what_doctor_sees_of_a_training(shards: Path, tmp_path: Path, monkeypatc
     # 16,456,899 + 375,617 weights with two means of Adam's, 4 bytes each, 4 checkpoints
     assert found["disk"].found.startswith("3 checkpoints take 0.8 GB, ")
     assert checks(*good, "--data.workers", 9)["CPUs"].state == "note"
+    assert checks(*good, "--data.batch-size", 4000)["settings"].found.endswith("only 13 pairs; use 13 or less")
+    assert checks(*good, "--train.accumulate", 3)["settings"].state == "bad"
+    assert checks("train", "--ntasks-per-node=8", *good[1:])["ranks"].state == "bad"
     assert checks(good[0], "--time=1:2:3:4", *good[1:])["time"].state == "bad"
     tar = next(shards.glob("*.tar"))
     content = tar.read_bytes()
@@ -212,6 +248,28 @@ def test_what_doctor_sees_of_the_others(shards: Path, tmp_path: Path) -> None:
     assert re.fullmatch(r"\d+ training\(s\)", found["plan"].found)
     assert checks("experiment", f"data={tmp_path / 'no'}", out)["plan"].state == "bad"
     assert checks("pack", f"source={faces}", "out=/proc/no")["output"].state == "bad"
+    infer = (f"run={tmp_path / 'no'}", f"input={shards}", out)
+    for array, state in (("1-8%2", "good"), ("0-7", "bad"), ("3", "bad")):
+        assert checks("infer", f"--array={array}", *infer)["array"].state == state
+    assert checks("infer", "--array=3", *infer[:2], "parts=8", out)["array"].state == "note"
+    assert checks("infer", *infer, "--batch-size", "4")["options"].state == "good"
+    assert checks("infer", *infer, "--nonsense")["options"].state == "bad"
+    assert checks("pack", f"source={faces}", out, "--size", "64", "--nodes=2")["options"].state == "bad"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--nodes=2-4",), "error: --nodes=2-4: must be a number"),
+        (("--cpus-per-task=8K",), "error: --cpus-per-task=8K: must be a number"),
+        (("procs=x",), "error: procs=x: must be a number"),
+        (("requeues=x",), "error: requeues=x: must be a number"),
+    ],
+)
+def test_odd_words_are_a_sentence(cli: Run, shards: Path, words: tuple[str, ...], sentence: str) -> None:
+    sbatch, settings = ([w for w in words if w.startswith("-") is dashed] for dashed in (True, False))
+    done = cli("doctor", "train", *sbatch, f"shards={shards}", "out=[/x]", *settings)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, sentence)
 
 
 @pytest.mark.parametrize(
@@ -220,4 +278,4 @@ def test_what_doctor_sees_of_the_others(shards: Path, tmp_path: Path) -> None:
 )
 def test_time_limits(text: str, seconds: float) -> None:
     assert doctor.seconds(text) == seconds
-    assert doctor.seconds("UNLIMITED") == float("inf")
+    assert doctor.seconds("UNLIMITED") == doctor.seconds("0") == float("inf")
