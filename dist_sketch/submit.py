@@ -208,7 +208,11 @@ def jobs(found: Sequence[Request], *, write: bool = True) -> list[Job]:
 
 
 def _without_array(request: Request) -> list[str]:
-    return [f"{o}={v}" if v else o for o, v in request.given if o != "--array"]
+    kept: list[str] = []
+    for option, value in request.given:
+        if option != "--array":
+            kept += [option] if not value else [f"{option}={value}"] if option.startswith("--") else [option, value]
+    return kept
 
 
 def _for_one_node(request: Request) -> list[str]:

@@ -109,11 +109,21 @@ def test_a_job_on_one_node_takes_over_only_who_and_where() -> None:
 
 
 def test_an_experiment_is_an_array_of_what_is_missing(shards: Path, tmp_path: Path) -> None:
-    words = ["experiment", "--array=%2", "name=sweep", f"data={shards}", f"out={tmp_path / 'exp'}", "--epochs", "1"]
+    words = [
+        "experiment",
+        "-J",
+        "mine",
+        "--array=%2",
+        "name=sweep",
+        f"data={shards}",
+        f"out={tmp_path / 'exp'}",
+        "--epochs",
+        "1",
+    ]
     tasks, page = submit.jobs(submit.requests(words))
     count = sum(line.startswith("dist-sketch train") for line in (tmp_path / "exp/plan.txt").read_text().splitlines())
     assert count > 2
-    assert f"--array=1-{count}%2" in tasks.words
+    assert tasks.words[:3] == ["-J", "mine", f"--array=1-{count}%2"]
     (plan,) = (w.removeprefix("plan=") for w in tasks.words if w.startswith("plan="))
     assert (tmp_path / "exp" / plan).read_text() == (tmp_path / "exp" / "plan.txt").read_text()
     assert (page.after, page.relation) == (0, "afterany")
