@@ -84,7 +84,8 @@ def settle(run: Path, *, code: int, since: float, warned: bool, most_requeues: i
     """
     leg = look(run, code=code, since=since, warned=warned)
     job, number = (os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
-    before = [b for b in logs.read_legs(run) if b["job"] == job]
+    # Legs that SLURM ended say nothing of what the run can do
+    before = [b for b in logs.read_legs(run) if b["job"] == job and b["next"] != "ended"]
     failure = logs.first_failure(run, leg=(job, number))
     word, why = decide(leg, before, most_requeues, failure, first=number == "0")
     record(run, leg, word, why, failed=word != "done" and failed(leg))

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -150,25 +150,21 @@ def _options(request: Request, command: Any, *words: str) -> Check:
 
 
 def _experiment(request: Request, made: Sequence[Path]) -> Iterator[Check]:
-    def plan() -> str:
+    try:
         jobs = plan_of(request).jobs
-        done = sum(job.drawn() for job in jobs)
-        return f"{len(jobs)} training(s), {done} of them done" if done else f"{len(jobs)} training(s)"
-
-    yield (planned := _try("plan", plan))
-    if planned.state == "bad":
+    except UserError as e:
+        yield Check("plan", "bad", str(e))
         return
-    jobs = plan_of(request).jobs
-    first = next((job for job in jobs if not job.drawn()), jobs[0])
+    left = [job for job in jobs if not job.drawn()]
+    done = f", {len(jobs) - len(left)} of them done" if len(left) < len(jobs) else ""
+    yield Check("plan", "good", f"{len(jobs)} training(s){done}")
     # All trainings are alike in what is looked at here; the disk has to hold them all.
-    data = cfg.from_dict(Config, cfg.to_dict(first.config) | {"data": _with_shards(first.config, request)}, "plan")
-    yield from _training(request, data, first.run, made)
-    yield _disk(Path(request.setting("out")), len(jobs) * (data.checkpoint.keep + 1) * _checkpoint_bytes(data), "all")
-
-
-def _with_shards(config: Config, request: Request) -> dict[str, Any]:
-    values: dict[str, Any] = cfg.to_dict(config)["data"]
-    return values | {"shards": request.setting("data")}
+    first = (left or jobs)[0]
+    data = replace(first.config.data, shards=Path(request.setting("data")))
+    config = replace(first.config, data=data)
+    yield from _training(request, config, first.run, made)
+    wanted = len(jobs) * (config.checkpoint.keep + 1) * _checkpoint_bytes(config)
+    yield _disk(Path(request.setting("out")), wanted, "checkpoints of all trainings")
 
 
 def _try(what: str, look: Any) -> Check:

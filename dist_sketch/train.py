@@ -285,14 +285,10 @@ class Run:
         place, batch_size = self.place, self.config.data.batch_size
         for name in ("loss/d", "loss/g"):
             place.sums[name] = place.sums.get(name, 0.0) + values[name]
-        place.locked_d, place.policy_d = (
-            place.locked_d + (not decision.train_d),
-            place.policy_d + (not decision.train_d),
-        )
-        place.locked_g, place.policy_g = (
-            place.locked_g + (not decision.train_g),
-            place.policy_g + (not decision.train_g),
-        )
+        place.locked_d += not decision.train_d
+        place.policy_d += not decision.train_d
+        place.locked_g += not decision.train_g
+        place.policy_g += not decision.train_g
         if decision.reason != place.reason:
             place.reason = decision.reason
             trains = {"train_d": decision.train_d or decision.rest, "train_g": decision.train_g or decision.rest}

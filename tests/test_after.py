@@ -114,6 +114,15 @@ def test_a_job_s_legs(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "job 8 leg 1: stopped at step 7: stop, 1 requeues are spent" in cli("logs", run).stdout
 
 
+def test_a_leg_that_slurm_ended_is_no_new_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "status.json").write_text(json.dumps({**FAILED, "time": time.time()}))
+    assert settle(tmp_path, code=1, since=0, warned=False, most_requeues=20)[0] == "requeue"
+    after.record(tmp_path, after.look(tmp_path, code=143, since=0, warned=False), "ended", "by SLURM")
+    assert settle(tmp_path, code=1, since=0, warned=False, most_requeues=20)[0] == "stop"
+    assert [leg["next"] for leg in logs.read_legs(tmp_path)] == ["requeue", "ended", "stop"]
+
+
 def test_what_cannot_be_counted_stops(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("not a folder")
     with pytest.raises(UserError, match=r"legs\.jsonl: cannot be written"):
