@@ -1,6 +1,8 @@
 """The command line: `dist-sketch COMMAND ...` and `python -m dist_sketch COMMAND ...`."""
 
 import os
+import select
+import signal
 import sys
 import time
 import traceback
@@ -143,9 +145,21 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except BrokenPipeError as e:
+        code = _left_alone() or _explain(e, int(os.environ.get("RANK", "0")))
     except Exception as e:
         code = _explain(e, int(os.environ.get("RANK", "0")))
     sys.exit(code)
+
+
+def _left_alone() -> int:
+    """The exit code if whoever read our output has left, as in `dist-sketch train --help | head`; else 0."""
+    poll = select.poll()
+    poll.register(1, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return 0
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer
+    return 128 + signal.SIGPIPE
 
 
 def _parse_alike(arguments: list[str]) -> Callable[[], int]:

@@ -4,6 +4,7 @@ RUN/checkpoints/step-NNNNNNNN/
     generator.safetensors, discriminator.safetensors[, ema.safetensors]
     state.pt        optimizers, scalers, policy, place in the epoch: plain tensors, numbers and strings
     rng.pt          random state of each rank
+    best.json       the step whose weights shall draw; missing where it is this one or nobody chooses
     checkpoint.json step, and size and SHA-256 of each file; written last, before the folder gets its name
 """
 
@@ -31,20 +32,32 @@ from dist_sketch.errors import UserError
 from dist_sketch.fileio import read_json
 from dist_sketch.ranks import Ranks
 
-FOLDER = "checkpoints"
+FOLDER, BEST = "checkpoints", "best.json"
 
 
-def save(run: Path, step: int, modules: dict[str, nn.Module], state: dict[str, Any], ranks: Ranks, keep: int) -> None:
-    """Saves the run as of `step`; called by all ranks, written by rank 0. Afterwards only the `keep` newest remain.
+def save(
+    run: Path,
+    step: int,
+    modules: dict[str, nn.Module],
+    state: dict[str, Any],
+    ranks: Ranks,
+    keep: int,
+    best: int | None = None,
+) -> None:
+    """Saves the run as of `step`; called by all ranks, written by rank 0.
+
+    Afterwards only the `keep` newest remain, and that of the step `best`: the one whose weights shall draw.
 
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are untouched.
     """
     rng = ranks.gather(_rng_state(ranks.device))
-    ranks.main_decides(lambda: _write(run, step, modules, state, rng, keep))
+    ranks.main_decides(lambda: _write(run, step, modules, state, rng, keep, best))
 
 
-def _write(run: Path, step: int, modules: dict[str, nn.Module], state: dict[str, Any], rng: Any, keep: int) -> None:
+def _write(
+    run: Path, step: int, modules: dict[str, nn.Module], state: dict[str, Any], rng: Any, keep: int, best: int | None
+) -> None:
     final = run / FOLDER / f"step-{step:08d}"
     temporary = final.with_name(f".{final.name}.part")
     try:
@@ -57,6 +70,8 @@ def _write(run: Path, step: int, modules: dict[str, nn.Module], state: dict[str,
             _write_file(temporary / f"{name}.safetensors", to_bytes(tensors))
         _write_file(temporary / "state.pt", _pickled(state))
         _write_file(temporary / "rng.pt", _pickled(rng))
+        if best not in (None, step):
+            _write_file(temporary / BEST, json.dumps({"step": best}).encode())
         files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
         seal = json.dumps({"step": step, "files": files}, indent=2)
         _write_file(temporary / "checkpoint.json", seal.encode())
@@ -69,7 +84,7 @@ def _write(run: Path, step: int, modules: dict[str, nn.Module], state: dict[str,
     # A newer one was damaged, or this leg would have gone on from it: it must not push out this one.
     kept = [f for f in _folders(run) if step_of(f) <= step][:keep]
     for old in _folders(run):
-        if old not in kept:
+        if old not in kept and step_of(old) != best:
             _remove(old)
 
 
@@ -151,6 +166,18 @@ def find(run: Path, say: Callable[[str], None] = print, *, until: int | None = N
 def step_of(folder: Path) -> int:
     """The step of a checkpoint's folder."""
     return int(folder.name.removeprefix("step-"))
+
+
+def chosen(run: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The checkpoint whose weights draw: the best that the newest complete one knows of, else that one; or None."""
+    newest = find(run, say)
+    if newest is None or not (newest / BEST).is_file():
+        return newest
+    folder = run / FOLDER / f"step-{read_json(newest / BEST)['step']:08d}"
+    if problems := verify(folder):
+        say(f"passed over the best one: {'; '.join(problems)}")
+        return newest
+    return folder
 
 
 class Entry(NamedTuple):

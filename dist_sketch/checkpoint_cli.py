@@ -45,20 +45,23 @@ class Verify:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write the generator alone to a folder that `infer --run` and `SketchGenerator.from_pretrained` take."""
+    """Write the generator and its model card to a folder, for `infer --run` and `SketchGenerator.from_pretrained`."""
 
     folder: Run
     """Run folder; it is not written to, unless --out lies in it."""
     out: Path
     """Folder of the generator; an earlier export there is replaced, anything else refused."""
     step: int | None = None
-    """Checkpoint to export; default: the newest complete one."""
+    """Checkpoint to export; default: the one that `infer` draws with."""
+    scores: Path | None = None
+    """Output folder of an `infer` with these weights, whose scores the model card (README.md) shall hold."""
 
     def run(self) -> int:
         """Runs the command."""
         from dist_sketch import hub
+        from dist_sketch.card import card
 
-        model = hub.export(self.folder, self.out, self.step)
+        model = hub.export(self.folder, self.out, self.step, lambda made: card(made, self.folder, self.scores))
         print(f"{self.out}: the generator of step {model.step}, for {model.size} px")
         return 0
 

@@ -91,20 +91,20 @@ class Optim:
     """Adam's decay of the mean squared gradient."""
     clip_norm: float = 0.0
     """Largest gradient norm of a network; 0: no clipping (the paper's)."""
-    decay_start_step: int = 0
-    """Step from which the learning rates fall linearly to 0, in decay_steps steps."""
-    decay_steps: int = 0
-    """Steps of that fall; 0: the rates are constant (the paper's)."""
+    decay: float = 0.0
+    """Share of the run, its end, in which the learning rates fall linearly to 0; 0: constant (the paper's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """loss_G = scale * (BCE + LAMBDA * L1)."""
+    """loss_G = scale * (BCE + LAMBDA * L1 + lambda_ssim * (1 - SSIM))."""
 
     lambda_l1: float = 100.0
     """LAMBDA: weight of L1 against BCE in the generator's loss."""
     scale: float = 0.1
     """Factor of the whole generator loss."""
+    lambda_ssim: float = 0.0
+    """Weight of 1 - SSIM beside L1 in the generator's loss (Zhao et al. 2017); 0: none (the paper's)."""
     d_backward: Literal["separate", "joint"] = "separate"
     """separate: the real term's graph is freed before the fake term's is built (the paper's way)."""
 
@@ -145,6 +145,13 @@ class Generator:
     """unet: the paper's generator; baseline: its 'normal 5-layer convolution network'."""
     dropout: float = 0.5
     """Rate of the channel dropout in the generator's up blocks and in the discriminator."""
+    width: int = 64
+    """Channels of the first block; the others grow with it."""
+    upsample: Literal["transposed", "resize"] = "transposed"
+    """How the up blocks double: transposed convolution (the paper's); resize: enlarge, then a convolution: no
+    checkerboard (Odena et al. 2016), more arithmetic."""
+    detail: int = 0
+    """Channels of a last block at full size, which sees the line itself (Ronneberger et al. 2015); 0: none."""
     ema: float = 0.0
     """Decay of an averaged copy of the generator, which is then the one that draws; 0: none."""
 
@@ -157,6 +164,9 @@ class Checkpoint:
     """Steps between two checkpoints; 0: only at the end of each epoch's validation and of the run."""
     keep: int = 3
     """Newest checkpoints that are kept."""
+    choose: Literal["last", "kid"] = "last"
+    """The weights that draw, of a finished run: the last, or those whose drawings of the validation pairs had the
+    lowest KID (then scored at each validation, and kept besides)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +199,7 @@ class Config:
     generator: Generator = field(default_factory=Generator)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     track: Track = field(default_factory=Track)
-    norm: Literal["batch", "instance", "none"] = "batch"
+    norm: Literal["batch", "instance", "group", "none"] = "batch"
     """Normalisation in both networks."""
 
 
@@ -210,7 +220,8 @@ _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
     (
         "data.workers data.memory_mb data.skip_bad data.stall_timeout_s train.sync_interval_steps "
         "train.validate_interval_epochs train.validate_limit train.sample_interval_epochs optim.clip_norm "
-        "optim.decay_start_step optim.decay_steps loss.lambda_l1 conditional.loss_threshold conditional.growth "
+        "loss.lambda_l1 loss.lambda_ssim generator.detail "
+        "conditional.loss_threshold conditional.growth "
         "conditional.longest_lock_steps checkpoint.interval_steps",
         "0 or more",
         lambda v: v >= 0,
@@ -221,6 +232,8 @@ _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
         lambda v: v > 0,
     ),
     ("optim.beta1 optim.beta2 generator.dropout generator.ema", "in [0, 1)", lambda v: 0 <= v < 1),
+    ("generator.width", "a multiple of 8 above 0", lambda v: v > 0 and v % 8 == 0),
+    ("optim.decay", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
     ("train.sample_count", "from 1 to 64", lambda v: 1 <= v <= 64),
 )
@@ -237,6 +250,8 @@ def validate(config: Config) -> Config:
         for key in keys.split():
             if not holds(values[key]) or values[key] == float("inf"):
                 raise SharedError(f"{key} = {values[key]!r}: must be {allowed}, and finite")
+    if config.checkpoint.choose == "kid" and not (config.train.validate_interval_epochs and config.train.validate_fid):
+        raise SharedError("checkpoint.choose = 'kid': needs train.validate_interval_epochs above 0 and validate_fid")
     c = config.conditional
     if c.mode == "on" and c.g_threshold <= c.loss_threshold * c.hysteresis:
         raise SharedError(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_sketch import pixels, recipe
+from dist_sketch import error_map
 from dist_sketch.denoise import noise_features
 from dist_sketch.fileio import read_json
 from dist_sketch.page import METRICS
@@ -55,16 +55,8 @@ def measure(name: str, run: Path, output: Path, variant: str) -> float | None:
 
 def pictures(output: Path, variant: str) -> tuple[Planes, Planes]:
     """The drawings of an output folder and the real sketches, in the same order and at the network's size."""
-    about = read_json(output / "infer.json")
-    folder = {"raw": "raw", "denoised": "sketch"}[variant]
-    drawn = [_plane(output / folder / f"{n}.{about['format']}", about["size"]) for n in about["names"]]
-    return np.stack(drawn), np.stack([_plane(output / "real" / f"{n}.png", about["size"]) for n in about["names"]])
-
-
-def _plane(path: Path, size: int) -> NDArray[np.float32]:
-    image = pixels.resize(pixels.from_image(recipe.read_image(path), 3), size, size)
-    plane: NDArray[np.float32] = image.numpy().astype(np.float32).mean(axis=0)
-    return plane
+    drawn, real = zip(*error_map.pairs(output, variant), strict=True)
+    return np.stack(drawn), np.stack(real)
 
 
 def sharpness(drawn: Planes, real: Planes) -> float | None:

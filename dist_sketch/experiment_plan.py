@@ -38,10 +38,11 @@ class Job:
         return status.get("state") == "finished" and status.get("epochs", 0) >= self.config.train.epochs
 
     def drawn(self) -> bool:
-        """Whether the output was drawn and scored with the run's last weights, and with the options asked for."""
+        """Whether the output was drawn and scored with the weights that the run chose, and the options asked for."""
         if not self.trained():
             return False
         status, about = self.run / "status.json", _json(self.output / "infer.json")
+        told = _json(status)
         try:
             newer = (self.output / "metrics.json").stat().st_mtime_ns >= status.stat().st_mtime_ns
         except OSError:
@@ -50,7 +51,7 @@ class Job:
         said = {**about, **mode, "mode": mode.get("statistics")}
         said |= {f"denoise.{k}": v for k, v in (about.get("denoise") or {}).items()}
         alike = all(said.get(k.replace("-", "_"), v) == v for k, v in self.infer_options.items())
-        return newer and alike and about.get("step") == _json(status).get("step")
+        return newer and alike and about.get("step") == told.get("draws", told.get("step"))
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def make(
 
     Args:
         base: the configuration that `preset.config` names.
-        common: the same with the user's settings for all trainings; a row's own settings win over them.
+        common: the same with the user's settings for all trainings, which go to rows of another preset, too; a row's
+            own settings win over them.
         only: names of parts; default: all but the optional ones.
         launch: how a line is started, in the place of `dist-sketch`.
 
@@ -148,7 +150,7 @@ def make(
     shared: dict[str, list[str]] = {}  # a configuration -> the rows that have it
     configs: dict[str, Config] = {}
     for name, row in preset.rows.items():
-        config = _configure(common, row, f"rows.{name}")
+        config = _configure(_moved(base, common, row, preset), row, f"rows.{name}")
         key = json.dumps(cfg.to_dict(config))
         configs[name] = config
         shared.setdefault(key, []).append(name)
@@ -173,6 +175,18 @@ def _choose(preset: Preset, only: Sequence[str]) -> dict[str, Part]:
     return {n: p for n, p in preset.parts.items() if (n in only if only else not p.optional)}
 
 
+def _base(base: Config, row: Row, preset: Preset) -> Config:
+    """What a row's training starts from."""
+    return base if row.config == preset.config else cfg.load(row.config)
+
+
+def _moved(base: Config, common: Config, row: Row, preset: Preset) -> Config:
+    """What the user set for all trainings, upon what the row starts from."""
+    was, own = dict(cfg.items(base)), _base(base, row, preset)
+    changed = {k: v for k, v in cfg.items(common) if v != was[k]}
+    return own if not changed else _configure(own, Row(settings=changed), "the command line")
+
+
 def _configure(common: Config, row: Row, where: str) -> Config:
     values = cfg.to_dict(common)
     for key, value in row.settings.items():
@@ -190,11 +204,12 @@ def _job(
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
     name = f"{rows[0]}-s{seed}"
     run, output = out / "runs" / name, out / "outputs" / name
-    was = dict(cfg.items(base))
+    first = preset.rows[rows[0]]
+    was = dict(cfg.items(_base(base, first, preset)))
     # what makes a row is said on its line even where it is the default
     said = {"train.epochs", "train.seed"} | {key for row in rows for key in preset.rows[row].settings}
     own = {k: v for k, v in cfg.items(config) if (v != was[k] or k in said) and k != "data.shards"}
-    start = [*(["--config", preset.config] if preset.config else []), "--data.shards", str(data), "--out", str(run)]
+    start = [*(["--config", first.config] if first.config else []), "--data.shards", str(data), "--out", str(run)]
     unlike = dict(cfg.items(Track()))
     track = {f"track.{k}": v for k, v in cfg.items(config.track) if v != unlike[k]}
     options = preset.infer

@@ -30,7 +30,8 @@ class Row:
     """One method: a training, and which of its drawings count."""
 
     label: str = ""
-    like: str = ""  # another row, whose settings these are added to
+    like: str = ""  # another row, whose settings these are added to, and whose config it takes
+    config: str | None = None  # preset of this row's training in the place of the experiment's
     settings: dict[str, Any] = field(default_factory=dict)  # dotted key -> value, those of `like` included
     noise_removal: bool = False  # its scores and pictures are those of the denoised output, else of the raw one
 
@@ -122,7 +123,15 @@ def load(name: str) -> Preset:
     path = find(name)
     raw = _read(_File, read_toml(path), str(path))
     rows = {n: _read(Row, t, f"{path}: rows.{n}") for n, t in raw.rows.items()}
-    rows = {n: dataclasses.replace(r, label=r.label or n, settings=_settings(n, rows, path)) for n, r in rows.items()}
+    rows = {
+        n: dataclasses.replace(
+            r,
+            label=r.label or n,
+            settings=_settings(n, rows, path),
+            config=_beside(path, _config(r, rows) or raw.config),
+        )
+        for n, r in rows.items()
+    }
     parts = {n: _read(Part, t, f"{path}: parts.{n}") for n, t in raw.parts.items()}
     claims = [_read(Claim, t, f"{path}: claims {i}") for i, t in enumerate(raw.claims, 1)]
     if raw.grid:
@@ -155,6 +164,11 @@ def _settings(name: str, rows: dict[str, Row], path: Path, seen: tuple[str, ...]
     if row.like and (row.like not in rows or row.like in (*seen, name)):
         raise UserError(f"{where}.like = {row.like!r}: must be another row, and not in a circle")
     return (_settings(row.like, rows, path, (*seen, name)) if row.like else {}) | known(row.settings, where)
+
+
+def _config(row: Row, rows: dict[str, Row]) -> str | None:
+    """The row's own, or that of the row that it is like."""
+    return row.config or (_config(rows[row.like], rows) if row.like else None)
 
 
 def known(settings: dict[str, Any], where: str) -> dict[str, Any]:

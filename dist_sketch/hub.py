@@ -4,10 +4,12 @@ DIR/
     generator.safetensors  the weights that draw (the averaged ones where the run has them), float32
     config.json            {"config": the run's settings, "facts": the run's, "size" and "step" among them}
     denoise.json           noise removal, calibrated at the end of a run; missing where the run has none
+    README.md              the model card, of an export
 """
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +25,7 @@ from dist_sketch.config import Config
 from dist_sketch.denoise import Denoise
 from dist_sketch.errors import UserError
 
+CARD, CARD_MARKER = "README.md", "<!-- Written by dist-sketch checkpoint export, which may replace it. -->"
 FILES = (WEIGHTS, SETTINGS, DENOISE) = ("generator.safetensors", "config.json", "denoise.json")
 
 
@@ -39,7 +42,7 @@ def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
         if step not in (None, exported):
             raise UserError(f"--step {step}: {run} is an exported generator of step {exported}")
         return run, exported
-    folder = checkpoint.find(run) if step is None else run / checkpoint.FOLDER / f"step-{step:08d}"
+    folder = checkpoint.chosen(run) if step is None else run / checkpoint.FOLDER / f"step-{step:08d}"
     if folder is None:
         raise UserError(f"{run}: has no complete checkpoint, and no {WEIGHTS}")
     if step is not None and (problems := checkpoint.verify(folder)):
@@ -100,7 +103,7 @@ class SketchGenerator(
         """Rebuilds the generator from a run's folder, or an exported generator's, alone; on the CPU, in eval mode.
 
         Args:
-            weights: what `find_weights` gave; None: the newest.
+            weights: what `find_weights` gave; None: the best or the newest.
 
         Raises:
             UserError: nothing usable lies there, or the weights are damaged or another network's.
@@ -163,8 +166,13 @@ class SketchGenerator(
         fileio.write_json(save_directory / SETTINGS, self.saved)
 
 
-def export(run: Path, out: Path, step: int | None = None) -> SketchGenerator:
-    """Writes the generator of a run's newest complete checkpoint, or that of `step`, to the folder `out`: whole or not.
+def export(
+    run: Path, out: Path, step: int | None = None, card: Callable[[SketchGenerator], str] | None = None
+) -> SketchGenerator:
+    """Writes the generator that draws, or that of a checkpoint's `step`, to the folder `out`: whole or not.
+
+    Args:
+        card: gives the text of README.md, the model card.
 
     Raises:
         UserError: no complete checkpoint (of that step), `out` holds anything but an earlier export, or the disk.
@@ -176,6 +184,8 @@ def export(run: Path, out: Path, step: int | None = None) -> SketchGenerator:
     try:
         temporary.mkdir(parents=True)
         model.save_pretrained(temporary)
+        if card is not None:
+            fileio.write_atomic(temporary / CARD, card(model))
         _replace(temporary, target)
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e
@@ -188,6 +198,8 @@ def _check_out(out: Path) -> None:
     if not os.path.lexists(out):
         return
     names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
+    if (out / CARD).is_file() and CARD_MARKER in (out / CARD).read_text(encoding="utf-8", errors="replace"):
+        names.discard(CARD)
     if names and not ({WEIGHTS, SETTINGS} <= names <= set(FILES)):
         other = ", ".join(sorted(names - set(FILES))[:3]) or "an incomplete one"
         raise UserError(f"{out}: is there already and not an earlier export (it holds {other}); choose another --out")

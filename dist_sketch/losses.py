@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, l1_loss
+
+WINDOW = 7  # px, of SSIM
 
 
 class GeneratorLoss(NamedTuple):
@@ -25,9 +27,11 @@ def bce(logits: Tensor, target: float) -> Tensor:
 
 
 def generator_loss(
-    fake_logits: Tensor, fake: Tensor, sketch: Tensor, *, lambda_l1: float, scale: float
+    fake_logits: Tensor, fake: Tensor, sketch: Tensor, lambda_l1: float, lambda_ssim: float, scale: float
 ) -> GeneratorLoss:
-    """scale * (BCE(D(line, fake), 1) + lambda * L1(fake, sketch)).
+    """scale * (BCE(D(line, fake), 1) + lambda_l1 * L1(fake, sketch) + lambda_ssim * (1 - SSIM(fake, sketch))).
+
+    The paper's has no term of SSIM (lambda_ssim 0); beside L1 it was proposed by Zhao et al. 2017.
 
     Args:
         fake_logits: D's logits for the drawn sketch, (B, 1, h, w).
@@ -36,7 +40,25 @@ def generator_loss(
     """
     adversarial = bce(fake_logits, 1.0)
     distance = l1_loss(_wide(fake), _wide(sketch))
-    return GeneratorLoss(scale * (adversarial + lambda_l1 * distance), adversarial, distance)
+    total = adversarial + lambda_l1 * distance
+    if lambda_ssim:
+        total = total + lambda_ssim * (1 - ssim(fake, sketch))
+    return GeneratorLoss(scale * total, adversarial, distance)
+
+
+def ssim(fake: Tensor, sketch: Tensor) -> Tensor:
+    """Mean structural similarity of (B, C, H, W) in [-1, 1] (Wang et al. 2004): each channel for itself, even windows.
+
+    That is scikit-image's with its defaults. `metrics.ssim`, which is reported, weighs its windows by a Gaussian.
+    """
+    x, y = (_wide(i) for i in (fake, sketch))
+    mean_x, mean_y, xx, yy, xy = (avg_pool2d(i, WINDOW, stride=1) for i in (x, y, x * x, y * y, x * y))
+    unbiased = WINDOW**2 / (WINDOW**2 - 1)
+    variances = unbiased * (xx - mean_x**2 + yy - mean_y**2)
+    covariance = unbiased * (xy - mean_x * mean_y)
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the range of the values is 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return (luminance * (2 * covariance + c2) / (variances + c2)).mean()
 
 
 def _wide(x: Tensor) -> Tensor:

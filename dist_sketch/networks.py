@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from dist_sketch.config import Config
 from dist_sketch.errors import UserError
 
-Norm = Literal["batch", "instance", "none"]
+Norm = Literal["batch", "instance", "group", "none"]
+Upsample = Literal["transposed", "resize"]
 
 SLOPE = 0.01  # of every LeakyReLU
+GROUPS = 8  # of group norm
 
 
 def _norm(kind: Norm, channels: int) -> nn.Module:
@@ -24,6 +26,8 @@ def _norm(kind: Norm, channels: int) -> nn.Module:
         # Instance norm is group norm with one channel a group. torch's InstanceNorm2d gives wrong gradients on CPUs for
         # one sample in channels_last (2.15), that is for one pair a rank.
         return nn.GroupNorm(channels, channels)
+    if kind == "group":
+        return nn.GroupNorm(GROUPS, channels)
     return nn.Identity()
 
 
@@ -38,12 +42,25 @@ class Down(nn.Sequential):
         )
 
 
-class Up(nn.Sequential):
-    """(B, in, H, W) -> (B, out, 2H, 2W): transposed convolution, activation, norm, channel dropout."""
+def _upsample(kind: Upsample, channels_in: int, channels_out: int) -> nn.Module:
+    """(B, in, H, W) -> (B, out, 2H, 2W).
 
-    def __init__(self, channels_in: int, channels_out: int, norm: Norm, dropout: float):
+    A transposed convolution of 3 x 3 and stride 2 reaches its pixels unevenly often, which shows as a checkerboard; one
+    at full size after enlarging by the nearest neighbour does not (Odena et al. 2016).
+    """
+    if kind == "transposed":
+        return nn.ConvTranspose2d(channels_in, channels_out, 3, stride=2, padding=1, output_padding=1)
+    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels_in, channels_out, 3, padding=1))
+
+
+class Up(nn.Sequential):
+    """(B, in, H, W) -> (B, out, 2H, 2W): upsampling convolution, activation, norm, channel dropout."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, norm: Norm, dropout: float, upsample: Upsample = "transposed"
+    ):
         super().__init__(
-            nn.ConvTranspose2d(channels_in, channels_out, 3, stride=2, padding=1, output_padding=1),
+            _upsample(upsample, channels_in, channels_out),
             nn.LeakyReLU(SLOPE),
             _norm(norm, channels_out),
             nn.Dropout2d(dropout),
@@ -51,22 +68,36 @@ class Up(nn.Sequential):
 
 
 class Generator(nn.Module):
-    """U-Net: six halvings, five doublings with skips, a last transposed convolution and tanh.
+    """U-Net: six halvings, five doublings with skips, a last upsampling convolution and tanh.
 
     Args:
         channels: of the line and of the sketch; 3 or 1.
         dropout: rate of the channel dropout in the up blocks.
         norm: "batch" is the paper's.
+        width: channels of the first block, 64 in the paper; the others grow with it.
+        upsample: "transposed" is the paper's.
+        detail: channels of a last block at full size. The paper's U-Net has no skip there; with this block the line
+            itself is one, as in the first U-Net (Ronneberger et al. 2015). 0: none.
     """
 
-    def __init__(self, *, channels: int = 3, dropout: float = 0.5, norm: Norm = "batch"):
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        dropout: float = 0.5,
+        norm: Norm = "batch",
+        width: int = 64,
+        upsample: Upsample = "transposed",
+        detail: int = 0,
+    ):
         super().__init__()
-        widths = (64, 128, 256, 512, 512, 512)
+        widths = [width * n for n in (1, 2, 4, 8, 8, 8)]
         self.down = nn.ModuleList(Down(i, o, norm) for i, o in zip((channels, *widths), widths, strict=False))
         # Each up block but the first takes the previous one's output and the skip of the same size.
-        ups = ((512, 512), (1024, 512), (1024, 256), (512, 128), (256, 64))
-        self.up = nn.ModuleList(Up(i, o, norm, dropout) for i, o in ups)
-        self.last = nn.ConvTranspose2d(128, channels, 3, stride=2, padding=1, output_padding=1)
+        ups = ((8, 8), (16, 8), (16, 4), (8, 2), (4, 1))
+        self.up = nn.ModuleList(Up(i * width, o * width, norm, dropout, upsample) for i, o in ups)
+        self.last = _upsample(upsample, 2 * width, detail or channels)
+        self.detail = _detail(channels, detail) if detail else None
 
     def forward(self, line: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]."""
@@ -78,7 +109,17 @@ class Generator(nn.Module):
         skips.pop()
         for up in self.up:
             x = torch.cat((up(x), skips.pop()), dim=1)
-        return torch.tanh(self.last(x))
+        x = self.last(x)
+        return torch.tanh(x if self.detail is None else self.detail(torch.cat((x, line), dim=1)))
+
+
+def _detail(channels: int, width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.LeakyReLU(SLOPE),
+        nn.Conv2d(width + channels, width, 3, padding=1),
+        nn.LeakyReLU(SLOPE),
+        nn.Conv2d(width, channels, 3, padding=1),
+    )
 
 
 class Discriminator(nn.Module):
@@ -147,7 +188,8 @@ def generator(config: Config) -> nn.Module:
     """The generator, or the baseline, that `config` asks for."""
     if config.generator.network == "baseline":
         return Baseline(channels=config.data.channels)
-    return Generator(**_common(config))
+    g = config.generator
+    return Generator(**_common(config), width=g.width, upsample=g.upsample, detail=g.detail)
 
 
 def discriminator(config: Config) -> Discriminator:

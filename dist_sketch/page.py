@@ -43,9 +43,11 @@ METRICS = (
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template of this package makes of `values`, all of them escaped."""
+    """The page that a template of this package makes of `values`, all of them escaped where it is HTML."""
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=template.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True
+    )
     environment.filters |= {"figure": figure, "flat": flat, "breakable": breakable}
     return environment.get_template(template).render(**values)
 
@@ -77,6 +79,11 @@ def data_uri(folder: Path, name: str, px: int, small: bool) -> str:
     """FOLDER/NAME.{png,jpg} as `embed` gives it."""
     files = (folder / f"{name}{suffix}" for suffix in (".png", ".jpg", ".jpeg"))
     return next((uri for file in files if (uri := embed(file, px, small))), "")
+
+
+def data_uri_of(png: bytes) -> str:
+    """A PNG file's bytes as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def embed(file: Path, px: int, small: bool) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from dist_sketch import page
+from dist_sketch import error_map, page
 from dist_sketch.config import Config, items
 from dist_sketch.errors import UserError
 from dist_sketch.fileio import read_json, write_atomic
@@ -58,11 +58,35 @@ def build(out: Path) -> Path:
         captions=[CAPTIONS[f] for f in folders],
         groups=groups,
         listed=[portrait(n, THUMB_PX, True) for n in shortlist(names, scored)],
+        differences=differences(out) if "real" in folders else None,
         table_end=TABLE_END,
+        calibration=calibration(run),
         history=history(run),
     )
     write_atomic(out / "report.html", html)
     return out / "report.html"
+
+
+def differences(out: Path) -> Table | None:
+    """Where the denoised drawings differ from the real sketches; None if pictures of them are gone."""
+    try:
+        found = error_map.error_map(out, "denoised")
+    except UserError:
+        return None
+    maps = []
+    for words, plane, digits in (
+        ("absolute difference of tone (0 to 1)", found.l1, 2),
+        ("1 − SSIM", found.dissimilarity, 1),
+    ):
+        top = float(np.quantile(plane, error_map.QUANTILE))
+        maps.append(
+            (f"{words}: black 0, white {top:.{digits}f} or more", page.data_uri_of(error_map.colour(plane, top)))
+        )
+    pictures = [
+        ("the mean of the real sketches, to find one's way", page.data_uri_of(error_map.gray(found.real))),
+        *maps,
+    ]
+    return {"count": found.n, "pictures": pictures, "ink": found.ink, "ink_error": found.ink_error}
 
 
 def changed(settings: Table) -> list[tuple[str, Any, Any]]:
@@ -114,6 +138,36 @@ def _compare(mine: Table, other: Table) -> tuple[list[Metric], list[Metric]]:
     known = [m for m in METRICS if mine.get(m.key) is not None and other.get(m.key) is not None]
     better = [m for m in known if (mine[m.key] - other[m.key]) * m.sign > 0]
     return better, [m for m in known if m not in better]
+
+
+def calibration(run: Path) -> str | None:
+    """What the noise removal was chosen on, and which part of it was switched off for harm; None: not known."""
+    saved = read_json(run / "denoise.json") if (run / "denoise.json").is_file() else {}
+    rows = saved.get("candidates") or []
+    if not rows:
+        return None
+    plain, chosen = rows[0], next(r for r in rows if r["chosen"])
+    harm = [r for r in rows if not r["allowed"]]
+    far = [r for r in harm if r.get("distance") is not None]
+    words = f"Chosen on {saved['pairs']} training pairs out of {len(rows)} settings" if "pairs" in saved else "Chosen"
+    why = []
+    if len(harm) > len(far):
+        why.append(f"{len(harm) - len(far)} were ruled out because they cost SSIM")
+    why += [f"{_candidate(r)} because it raises KID ({plain['distance']:.3f} to {r['distance']:.3f})" for r in far]
+    words += f"; {conjoin(why)}." if why else "."
+    if chosen is plain:
+        return f"{words} None was left that helps: filter and shadows are switched off."
+    off = [
+        w
+        for w, gone in (("a filter", chosen["filter"] == "none"), ("the removal of shadows", not chosen["shadows"]))
+        if gone
+    ]
+    return f"{words} {conjoin(off).capitalize()} would not have helped: switched off." if off else words
+
+
+def _candidate(row: Table) -> str:
+    filter_ = "" if row["filter"] == "none" else f"{row['filter']} of strength {row['strength']:g}"
+    return " with ".join(w for w in (filter_, "removal of shadows" if row["shadows"] else "") if w)
 
 
 def ranked(names: list[str], scored: Table) -> list[str]:

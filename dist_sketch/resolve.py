@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dist_sketch import config as cfg
-from dist_sketch import fileio, networks, pack
+from dist_sketch import fileio, inception, networks, pack
 from dist_sketch.config import Config
 from dist_sketch.errors import UserError
 from dist_sketch.loader import Shards, check_batch, steps_an_epoch
@@ -31,10 +31,15 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
         raise UserError(f"{config.data.shards}: its training split has lines without sketches; pack pairs")
     if config.train.sync_batchnorm and ranks.device.type == "cpu":
         raise UserError("train.sync_batchnorm = true: CPUs have no synchronized BatchNorm; use norm = 'instance'")
+    if config.checkpoint.choose == "kid" and inception.find() is None:
+        raise UserError(f"checkpoint.choose = 'kid': no Inception weights on this machine; {inception.WAYS}")
     check(config, shards, ranks.world_size)
     steps = steps_an_epoch(len(shards), config.data.batch_size)
+    manifest = pack.read_manifest(config.data.shards)
     return {
         "size": shards.size,
+        "data": manifest["recipe"],
+        "license": manifest["license"],
         "manifest_sha256": pack.manifest_hash(config.data.shards),
         "pairs": len(shards),
         "steps_an_epoch": steps,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dist_sketch import losses, networks
 from dist_sketch.conditional import Decision
-from dist_sketch.config import Config, Optim
+from dist_sketch.config import Config
 from dist_sketch.ranks import Ranks
 
 # What a step measures: sums over this rank's pairs, then counts and flags.
@@ -67,9 +67,10 @@ class Step:
 
     Args:
         precision: "no", "bf16", "fp16" or "fp64", as `resolve_precision` returns it.
+        total: steps of the whole run, for the decay of the learning rates.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, precision: str):
+    def __init__(self, config: Config, ranks: Ranks, precision: str, total: int = 0):
         self.config, self.ranks = config, ranks
         device = ranks.device
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -85,6 +86,7 @@ class Step:
         self.scaler_g = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.scaler_d = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.steps = self.updates_g = 0
+        self.total = total
         self.share = config.data.batch_size // ranks.world_size
         self.statistics = [b for m in self.modules().values() for b in m.buffers() if b.is_floating_point()]
 
@@ -126,7 +128,7 @@ class Step:
         return result
 
     def _set_learning_rates(self) -> None:
-        factor = learning_rate_factor(self.config.optim, self.steps)
+        factor = learning_rate_factor(self.config.optim.decay, self.steps, self.total)
         self.optimizer_g.param_groups[0]["lr"] = self.config.optim.lr_g * factor
         self.optimizer_d.param_groups[0]["lr"] = self.config.optim.lr_d * factor
 
@@ -195,7 +197,7 @@ class Step:
         with self._autocast(), torch.set_grad_enabled(decision.train_g):
             logits = self.d(part.line, fake)
         c = self.config.loss
-        loss = losses.generator_loss(logits, fake, part.sketch, lambda_l1=c.lambda_l1, scale=c.scale)
+        loss = losses.generator_loss(logits, fake, part.sketch, c.lambda_l1, c.lambda_ssim, c.scale)
         if decision.train_g:
             self.scaler_g.scale(_spoilt(loss.total) * part.weight).backward()
         _add(measured, {"loss/g": loss.total, "loss/g_bce": loss.bce, "loss/g_l1": loss.l1}, part.weight)
@@ -325,11 +327,12 @@ def _add(measured: Measures, terms: Measures, weight: float = 1.0) -> None:
         measured[name] = measured[name] + term if name in measured else term
 
 
-def learning_rate_factor(optim: Optim, step: int) -> float:
-    """What the learning rates are multiplied by in step `step` of the run, counted from 0: 1, then linearly to 0."""
-    if not optim.decay_steps:
-        return 1.0
-    return min(1.0, max(0.0, 1 - (step - optim.decay_start_step) / optim.decay_steps))
+def learning_rate_factor(decay: float, step: int, total: int) -> float:
+    """What the learning rates are multiplied by in step `step`, counted from 0, of a run of `total` steps.
+
+    1, then linearly to 0 in the last `decay` (0 to 1) of the run.
+    """
+    return min(1.0, (total - step) / (decay * total)) if decay else 1.0
 
 
 def read(reduced: Tensor) -> dict[str, float]:

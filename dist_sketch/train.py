@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dist_sketch import checkpoint, conditional, fileio, resolve, wandb_log
+from dist_sketch import checkpoint, conditional, fileio, hub, resolve, wandb_log
 from dist_sketch import config as cfg
 from dist_sketch import step as stepping
 from dist_sketch.config import Config
@@ -24,7 +24,6 @@ from dist_sketch.track import Speed, Tracker
 from dist_sketch.validation import Validation
 
 STOPPED = os.EX_TEMPFAIL  # exit code of a run that was asked to stop: start it again and it goes on
-CALIBRATION_PAIRS = 24
 
 
 @dataclass(kw_only=True)
@@ -46,6 +45,8 @@ class Place:
     overflow_d: int = 0  # steps in which D's gradients alone were not
     overflow_g: int = 0
     void_in_a_row: int = 0  # of all these
+    best_kid: float | None = None  # of the validations so far; the step that had it
+    best_step: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint."""
@@ -132,7 +133,7 @@ class Run:
         self.config, self.out, self.ranks, self.facts, self.stop = config, out, ranks, facts, stop
         stop.listen(*self.SIGNALS, orphaned=signal.SIGTERM)
         torch.manual_seed(config.train.seed)  # the same weights on every rank
-        self.step = stepping.Step(config, ranks, facts["precision"])
+        self.step = stepping.Step(config, ranks, facts["precision"], facts["steps"])
         torch.manual_seed(config.train.seed + 1 + ranks.rank)  # dropout of its own on each rank
         self.place = self._resume()
         settings = {"config": cfg.to_dict(config), "facts": facts}
@@ -147,7 +148,8 @@ class Run:
             pin=ranks.device.type == "cuda",
         )
         c = config.train
-        self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad, c.validate_fid)
+        fid = None if not c.validate_fid else 2048 if config.checkpoint.choose == "kid" else 64
+        self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad, fid)
         self.tracker = Tracker(
             out,
             config.track,
@@ -194,8 +196,8 @@ class Run:
                         self.tracker.close(exit_code=STOPPED)
                         progress.say(f"stopped at step {place.step}; the same command goes on from there")
                         return STOPPED
-        self._calibrate()
-        self._status("finished")
+        draws = self._calibrate()
+        self._status("finished", draws=draws)
         self.tracker.close()
         return 0
 
@@ -297,7 +299,7 @@ class Run:
         interval = self.config.track.log_interval_steps
         if (step + 1) % interval:
             return
-        factor = stepping.learning_rate_factor(self.config.optim, step)
+        factor = stepping.learning_rate_factor(self.config.optim.decay, step, self.facts["steps"])
         logged = {k: v for k, v in values.items() if "/" in k}
         logged |= {
             "lock/d": place.locked_d / interval,
@@ -330,6 +332,8 @@ class Run:
             if due(c.validate_interval_epochs):
                 scores = self.validation.scores(self.step.drawing, c.validate_limit)
                 self.tracker.log("val", place.step, about | scores)
+                if "val/kid" in scores and (place.best_kid is None or scores["val/kid"] < place.best_kid):
+                    place.best_kid, place.best_step = scores["val/kid"], place.step
             if due(c.sample_interval_epochs):
                 path = self.out / "samples" / f"step-{place.step:08d}.png"
                 self.ranks.main_decides(lambda: self.validation.picture(self.step.drawing, c.sample_count, path))
@@ -343,29 +347,33 @@ class Run:
     def _checkpoint_due(self, end_of_epoch: bool) -> bool:
         interval = self.config.checkpoint.interval_steps
         finished = self.place.step == self.facts["steps"]
-        return finished or (self.place.step % interval == 0 if interval else end_of_epoch)
+        best = self.place.best_step == self.place.step
+        return finished or best or (self.place.step % interval == 0 if interval else end_of_epoch)
 
     def _save(self) -> None:
         with self.step.averaged() as own:
             state: dict[str, Any] = {"step": self.step.state_dict(), "place": self.place.to_dict()}
             state["statistics"] = self.ranks.gather(own.cpu())
             keep = self.config.checkpoint.keep
-            checkpoint.save(self.out, self.place.step, self.step.modules(), state, self.ranks, keep)
+            modules = self.step.modules()
+            checkpoint.save(self.out, self.place.step, modules, state, self.ranks, keep, self.place.best_step)
         self._status("running")
 
-    def _calibrate(self) -> None:
-        """Chooses the strength of the noise removal on training pairs, as the generator draws them now."""
-        from dist_sketch import tracked
-        from dist_sketch.denoise import Denoise, calibrate  # its filters take half a second that a start need not wait
+    def _calibrate(self) -> int:
+        """Chooses the noise removal on training pairs, for the weights that draw; returns their step."""
+        from dist_sketch import calibration, tracked  # its filters take half a second that a start need not wait
 
         def choose() -> None:
-            raw, real = self.validation.draw_training_pairs(self.step.drawing, CALIBRATION_PAIRS)
-            denoise, table = calibrate(raw, real) if len(raw) > 1 else (Denoise(), [])
-            fileio.write_json(self.out / "denoise.json", {"denoise": cfg.to_dict(denoise), "candidates": table})
-            tracked.after_training(self.tracker.wandb, self.out, self.validation, self.step.drawing, denoise)
+            drawing, with_kid = self.step.drawing, self.config.train.validate_fid
+            denoise = calibration.choose(self.out, self.validation, drawing, self.ranks.device, with_kid)
+            tracked.after_training(self.tracker.wandb, self.out, self.validation, drawing, denoise)
 
+        folder, step = self.ranks.main_decides(lambda: hub.find_weights(self.out))
         with self.step.averaged():
+            if step != self.place.step:
+                checkpoint.load_module(hub.weights_file(folder), self.step.drawing)
             self.ranks.main_decides(choose)
+        return step
 
     def failed(self, error: Exception) -> None:
         """Leaves the reason in `status.json`."""

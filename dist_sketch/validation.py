@@ -15,23 +15,24 @@ from dist_sketch.fileio import write_atomic
 from dist_sketch.loader import BadSample, Sample, Shards
 from dist_sketch.ranks import Ranks, eval_mode
 
-Features = NDArray[np.float32]  # (64,)
+Features = dict[int, NDArray[np.float32]]  # by their number, one image's
 
 
-def _inception(ranks: Ranks) -> inception.Inception | None:
-    """FID's network, or None on all ranks if one of them has no weights."""
+def _inception(ranks: Ranks, most: int) -> inception.Inception | None:
+    """FID's network for features of up to `most` dims, or None on all ranks if one of them has no weights."""
     weights = inception.find()
     if not all(ranks.gather(weights is not None)):
         return None
     assert weights is not None
     net = inception.load(weights, ranks.device)
-    del net.blocks[1:]  # 90 MB that FID-64 does not need
+    if most == 64:
+        del net.blocks[1:]  # 90 MB that FID-64 does not need
     return net
 
 
-def _features(net: inception.Inception, image: Tensor) -> Features:
+def _features(net: inception.Inception, image: Tensor, most: int) -> Features:
     """By itself, not in a batch: then they do not depend on which images a rank has."""
-    return np.asarray(inception.features(net, image[None], most=64)[64][0].numpy())
+    return {d: f[0].numpy() for d, f in inception.features(net, image[None], most).items() if d in (64, 2048)}
 
 
 @torch.no_grad()
@@ -59,10 +60,11 @@ class Validation:
 
     Args:
         skip_bad: samples that fail their hash and may be left out of a scoring.
-        fid: score FID-64, too, if FID's weights are on every rank's machine.
+        fid: 64: score FID-64, too, if FID's weights are on every rank's machine; 2048: and FID-2048 and KID, which need
+            them.
     """
 
-    def __init__(self, training: Shards, channels: int, ranks: Ranks, skip_bad: int = 0, fid: bool = False):
+    def __init__(self, training: Shards, channels: int, ranks: Ranks, skip_bad: int = 0, fid: int | None = None):
         self._ranks, self._channels, self._skip_bad = ranks, channels, skip_bad
         self._fid = fid
         self._inception: inception.Inception | None = None
@@ -80,14 +82,16 @@ class Validation:
         return sample, sample.sketch
 
     def scores(self, generator: nn.Module, limit: int) -> dict[str, float]:
-        """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank; FID-64 of them.
+        """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank; FID and KID of them.
 
         Raises:
             UserError: more bad samples than are allowed; on all ranks alike.
         """
         if self._fid and self._inception is None:
-            self._inception = _inception(self._ranks)
-            self._fid = self._inception is not None
+            self._inception = _inception(self._ranks, self._fid)
+            if self._inception is None and self._fid > 64:
+                raise SharedError(f"checkpoint.choose = 'kid': no Inception weights on this machine; {inception.WAYS}")
+            self._fid = self._fid if self._inception else None
         sums = torch.zeros(4, dtype=torch.float64)
         features: list[tuple[int, Features, Features]] = []
         for i in self._ranks.share(min(limit or len(self._shards), len(self._shards))):
@@ -98,10 +102,10 @@ class Validation:
                 continue
             fake = pixels.to_rgb(draw(generator, pair[0].line[None], self._ranks.device)[0])
             real = pixels.to_rgb(pair[1])
-            if self._inception is not None:
+            if self._inception is not None and self._fid:
                 if i not in self._real:
-                    self._real[i] = _features(self._inception, real)
-                features.append((i, _features(self._inception, fake), self._real[i]))
+                    self._real[i] = _features(self._inception, real, self._fid)
+                features.append((i, _features(self._inception, fake, self._fid), self._real[i]))
             sums += torch.tensor([metrics.ssim(fake, real), metrics.l1(fake, real), 1, 0], dtype=torch.float64)
         ssim, l1, count, bad = self._ranks.sum(sums.to(self._ranks.device)).tolist()
         if bad > self._skip_bad:
@@ -111,9 +115,13 @@ class Validation:
             )
         found = {"val/ssim": ssim / count, "val/l1": l1 / count} if count else {}
         if self._inception is not None and count >= 2:
-            rows = sorted((row for share in self._ranks.gather(features) for row in share), key=lambda row: row[0])
-            drawn, real_ones = (np.stack([row[side] for row in rows]).astype(np.float64) for side in (1, 2))
-            found["val/fid_64"] = metrics.frechet(drawn, real_ones)
+            rows = sorted((row for part in self._ranks.gather(features) for row in part), key=lambda row: row[0])
+            for dims in rows[0][1]:
+                drawn = np.stack([mine[dims] for _, mine, _ in rows]).astype(np.float64)
+                real_ones = np.stack([theirs[dims] for _, _, theirs in rows]).astype(np.float64)
+                found[f"val/fid_{dims}"] = metrics.frechet(drawn, real_ones)
+                if dims == 2048:
+                    found["val/kid"] = metrics.kid(drawn, real_ones)
         return found
 
     def picture(self, generator: nn.Module, count: int, path: Path) -> None:

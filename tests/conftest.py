@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,6 +93,9 @@ def launch(processes: int, *arguments: object, **env: str) -> subprocess.Complet
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **env}
     return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=600)
 
+
+hypothesis.settings.register_profile("shared", deadline=None)  # on a busy machine a long time is no fault
+hypothesis.settings.load_profile("shared")
 
 # Small and quick, yet everything takes part: 64 px, three steps an epoch.
 TINY = (

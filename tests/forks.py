@@ -187,11 +187,11 @@ def _shrink() -> None:
     """Networks of 8 channels instead of the paper's 512, with all kinds of layers; no search for a noise removal."""
     from torch import nn
 
-    from dist_sketch import networks, train
+    from dist_sketch import calibration, networks
     from dist_sketch.networks import Down, Up
 
     class Generator(nn.Sequential):
-        def __init__(self, *, channels: int, dropout: float, norm: Any):
+        def __init__(self, *, channels: int, dropout: float, norm: Any, **_: Any):
             super().__init__(Down(channels, 8, norm), Up(8, 8, norm, dropout), nn.Conv2d(8, channels, 1), nn.Tanh())
 
     class Discriminator(networks.Discriminator):
@@ -202,7 +202,7 @@ def _shrink() -> None:
 
     networks.Generator = Generator  # type: ignore[misc, assignment]
     networks.Discriminator = Discriminator  # type: ignore[misc]
-    train.CALIBRATION_PAIRS = 1
+    calibration.PAIRS = 1
 
 
 def launched(hook: str) -> None:

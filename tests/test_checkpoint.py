@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import nn
 
 from dist_sketch import checkpoint
-from dist_sketch.checkpoint import check, entries, find, load, load_module, save, step_of, table, verify
+from dist_sketch.checkpoint import check, chosen, entries, find, load, load_module, save, step_of, table, verify
 from dist_sketch.errors import UserError
 from dist_sketch.ranks import Ranks
 
@@ -52,9 +52,9 @@ class Nets:
         self.optimizer.zero_grad()
         self.place = {**self.place, "step": self.place["step"] + 1, "locked": "timer"}
 
-    def save(self, run: Path, ranks: Any, keep: int = 3) -> Path:
+    def save(self, run: Path, ranks: Any, keep: int = 3, best: int | None = None) -> Path:
         state = {"optimizer": self.optimizer.state_dict(), "place": self.place}
-        save(run, self.place["step"], self.modules, state, ranks, keep)
+        save(run, self.place["step"], self.modules, state, ranks, keep, best)
         return run / f"checkpoints/step-{self.place['step']:08d}"
 
     def load(self, folder: Path, ranks: Any) -> None:
@@ -411,6 +411,34 @@ def test_a_damaged_newer_one_does_not_push_out_what_is_saved_now(saved: Path, ra
     folder = nets.save(saved, ranks, keep)  # step 2 again
     assert find(saved, lambda _: None) == folder
     assert verify(folder) == []
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_is_kept_beside_the_newest_and_draws(tmp_path: Path, ranks: Ranks, keep: int) -> None:
+    nets = Nets()
+    for best in (1, 2, 2, 2, 5):
+        nets.step()
+        nets.save(tmp_path, ranks, keep, best)
+        newest = nets.place["step"]
+        kept = {best, *range(max(1, newest + 1 - keep), newest + 1)}
+        assert folders(tmp_path) == [f"step-{n:08d}" for n in sorted(kept)]
+        assert chosen(tmp_path) == tmp_path / f"checkpoints/step-{best:08d}"
+        assert find(tmp_path) == tmp_path / f"checkpoints/step-{newest:08d}"  # where the run goes on
+
+
+def test_a_damaged_best_leaves_the_newest_to_draw(tmp_path: Path, ranks: Ranks) -> None:
+    nets, said = Nets(), []
+    assert chosen(tmp_path) is None
+    for _ in range(3):
+        nets.step()
+        nets.save(tmp_path, ranks, 1, 1)
+    flip(tmp_path / "checkpoints/step-00000001/generator.safetensors")
+    assert chosen(tmp_path, said.append) == tmp_path / "checkpoints/step-00000003"
+    assert len(said) == 1
+    assert said[0].startswith("passed over the best one: ")
+    (tmp_path / "checkpoints/step-00000003/best.json").write_text('{"step": 2}')  # sealed as all files are
+    assert chosen(tmp_path, said.append) is None
+    assert said[1].endswith("best.json: damaged (size or hash)")
 
 
 # Disks and deaths

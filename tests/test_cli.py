@@ -1,7 +1,9 @@
 """Every bad input that users meet, through the command line: the sentence, the exit code 2, and no traceback."""
 
 import shutil
+import signal
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -195,3 +197,14 @@ def test_our_own_fault_is_a_traceback_and_exit_code_1(
         main()
     assert ended.value.code == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_who_has_read_enough_may_leave() -> None:
+    """As in `dist-sketch train --help | head -1`: no traceback, and the exit code that shells give to SIGPIPE."""
+    command = [sys.executable, "-m", "dist_sketch", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from dist_sketch.denoise import Denoise, calibrate, denoise, page_tone
+from dist_sketch.denoise import TRIALS, Denoise, calibrate, denoise, page_tone
 from dist_sketch.errors import UserError
 
 OFF = Denoise(gray=False, filter="none", shadows=False)
@@ -249,6 +249,36 @@ def test_calibrate_takes_shadows_where_they_pay():
     raw = [tensor(drawing(i) * shade) for i in range(4)]
     assert calibrate(raw, real)[0].shadows
     assert not calibrate(raw, real, Denoise(shadows=False))[0].shadows
+
+
+def test_calibrate_leaves_out_what_lies_farther_from_real_sketches():
+    real = [tensor(drawing(i)) for i in range(6)]
+    raw = [tensor(noisy(drawing(i), i)) for i in range(6)]
+    first, rows = calibrate(raw, real)
+    assert all(r["distance"] is None for r in rows)
+    asked = []
+
+    def distance(images):
+        asked.append(images)
+        return float(len(asked) in bad)
+
+    bad = {2}  # gray alone is asked for first, then the one that would have been taken
+    second, rows = calibrate(raw, real, distance=distance)
+    assert second != first
+    known = [(r["filter"], r["strength"], r["shadows"], r["allowed"], r["chosen"]) for r in rows if r["distance"] == 1]
+    assert known == [(first.filter, first.strength, first.shadows, False, False)]
+    assert len(asked) == 3
+    for images, used in zip(asked, (Denoise(filter="none", shadows=False), first, second), strict=True):
+        assert all(torch.equal(i, denoise(r, used)) for i, r in zip(images, raw, strict=True))
+    asked.clear()
+    bad = {2, 3, 4, 5, 6}
+    nothing, rows = calibrate(raw, real, distance=distance)
+    assert nothing == Denoise(filter="none", shadows=False)
+    assert [r["chosen"] for r in rows] == [True] + [False] * (len(rows) - 1)
+    assert len(asked) <= 1 + TRIALS
+    asked.clear()
+    bad = set()  # equal is good enough
+    assert calibrate(raw, real, distance=distance)[0] == first
 
 
 def test_calibrate_takes_nothing_where_everything_harms():

@@ -1,5 +1,6 @@
 """The experiment command: plans, what is missing, stops and failures, verdicts, sweeps; once with real trainings."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -192,6 +193,37 @@ def test_train_s_settings_go_to_all_lines_and_a_row_s_own_win(shards: Path, fold
         plan(shards, "--optim.lr-g", -1)
 
 
+def test_a_row_of_another_preset_starts_from_that(shards: Path, folder: Path) -> None:
+    (folder / "own.toml").write_text("[loss]\nlambda_l1 = 7\n[optim]\nlr_d = 5e-4")
+    text = PRESET.replace("[rows.b]\n", '[rows.b]\nconfig = "own.toml"\n').replace('like = "a"\n', "")
+    (folder / "small.toml").write_text(text)
+    lines = plan(shards, "--seeds", 1, "--epochs", 3, "--optim.beta1", 0.4, name="small.toml")
+    runs = trainings(lines)
+    assert list(runs) == ["a-s0", "b-s0"]  # c is like b: the same training
+    own, demo = cfg.load("own.toml"), cfg.load("demo")
+    assert (runs["a-s0"].loss.lambda_l1, runs["a-s0"].optim.lr_d) == (8, demo.optim.lr_d)
+    assert (runs["b-s0"].loss.lambda_l1, runs["b-s0"].optim.lr_d, runs["b-s0"].conditional.mode) == (7, 5e-4, "off")
+    assert runs["b-s0"].train.validate_interval_epochs == own.train.validate_interval_epochs
+    assert {(c.train.epochs, c.optim.beta1) for c in runs.values()} == {(3, 0.4)}
+    configs = [words[words.index("--config") + 1] for words in lines if words[1] == "train"]
+    assert configs == ["demo", "own.toml"]
+    (folder / "small.toml").write_text(text.replace("own.toml", "nothing"))
+    with pytest.raises(UserError, match="nothing"):
+        plan(shards, name="small.toml")
+
+
+def test_portrait_stands_beside_the_paper_s_recipe_at_the_same_number_of_images(shards: Path, folder: Path) -> None:
+    runs = trainings(plan(shards, name="portrait"))
+    assert list(runs) == [f"{row}-s{seed}" for seed in (0, 1) for row in ("pix2pix", "ct", "portrait")]
+    paper = dataclasses.replace(cfg.load("paper").conditional, mode="off")
+    assert runs["pix2pix-s0"].conditional == paper
+    assert runs["ct-s1"].conditional.mode == "paper"
+    mine = dataclasses.replace(runs["portrait-s1"], track=Config().track, data=cfg.load("portrait").data)
+    assert dataclasses.replace(mine, train=cfg.load("portrait").train) == cfg.load("portrait")
+    assert {c.train.epochs for c in runs.values()} == {50}
+    assert {c.data.batch_size for c in runs.values()} == {8}
+
+
 def test_lines_are_started_as_the_user_wants(shards: Path, folder: Path) -> None:
     lines = plan(shards, "--launch", "accelerate launch --config_file 'my files/cpu2.yaml'", "--only", "fig4")
     start = ["accelerate", "launch", "--config_file", "my files/cpu2.yaml", "-m", "dist_sketch"]
@@ -212,7 +244,7 @@ def test_data_that_cannot_be_scored_are_refused(shards: Path, folder: Path) -> N
     with pytest.raises(UserError, match="nowhere: there is no such folder"):
         plan(folder / "nowhere")
     with pytest.raises(
-        UserError, match=r"papre: neither a .toml file nor an experiment in launch/ \(there: paper, sweep\)"
+        UserError, match=r"papre: neither a .toml file nor an experiment in launch/ \(there: paper, portrait, sweep\)"
     ):
         plan(shards, name="papre")
     (folder / "exp").mkdir()

@@ -1,5 +1,6 @@
 """The networks against the paper's sections 3.2 and 3.3, layer by layer."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ from dist_sketch.errors import UserError
 from dist_sketch.networks import Baseline, Discriminator, check_config, discriminator, generator
 from dist_sketch.networks import Generator as UNet
 
-NORMS = ("batch", "instance", "none")
+NORMS = ("batch", "instance", "group", "none")
 DOWN = [(3, 64), (64, 128), (128, 256), (256, 512), (512, 512), (512, 512)]
 UP = [(512, 512), (1024, 512), (1024, 256), (512, 128), (256, 64)]
 
@@ -121,6 +122,60 @@ def test_instance_norm_takes_mean_and_variance_of_one_channel_of_one_pair() -> N
     assert not list(norm.buffers())  # the same in training and in drawing
 
 
+@pytest.mark.parametrize("groups", [8, 64])
+def test_group_norm_takes_mean_and_variance_of_an_eighth_of_the_channels_of_one_pair(groups: int) -> None:
+    norm = UNet(norm="group" if groups == 8 else "instance").down[0][2]
+    x = torch.randn(3, 64, 6, 10, generator=torch.Generator().manual_seed(0)) * 5 + 2
+    parts = x.reshape(3, groups, -1)
+    by_hand = (parts - parts.mean(2, keepdim=True)) / (parts.var(2, keepdim=True, correction=0) + 1e-5).sqrt()
+    assert torch.allclose(norm(x), by_hand.reshape(x.shape), atol=1e-5)
+    assert not list(norm.buffers())
+
+
+@pytest.mark.parametrize("width", [8, 64])
+@pytest.mark.parametrize("upsample", ["transposed", "resize"])
+@pytest.mark.parametrize("detail", [0, 16])
+def test_widths_upsampling_and_the_block_at_full_size(width: int, upsample: str, detail: int) -> None:
+    with torch.device("meta"):
+        net = UNet(channels=1, width=width, upsample=upsample, detail=detail)
+        assert net(torch.empty(2, 1, 128, 64)).shape == (2, 1, 128, 64)
+    scale = width / 64
+    for block, (i, o) in zip(net.up, UP, strict=True):
+        conv = block[0] if upsample == "transposed" else block[0][1]
+        assert (conv.in_channels, conv.out_channels) == (i * scale, o * scale)
+        assert isinstance(conv, nn.ConvTranspose2d) == (upsample == "transposed")
+    full = [m for m in net.detail.modules() if isinstance(m, nn.Conv2d)] if detail else []
+    assert [(c.in_channels, c.out_channels) for c in full] == ([(17, 16), (16, 1)] if detail else [])
+
+
+def test_resize_draws_no_checkerboard() -> None:
+    """Of an even page an even drawing, away from the border, where a transposed convolution draws a pattern."""
+    torch.manual_seed(0)
+    patterns = {}
+    for upsample in ("transposed", "resize"):
+        net = UNet(channels=1, norm="none", dropout=0.0, upsample=upsample).up[0][0]
+        with torch.no_grad():
+            page = net(torch.ones(1, 512, 8, 8))[..., 4:-4, 4:-4]
+        patterns[upsample] = page.std((2, 3)).max().item()
+    assert patterns["resize"] < 1e-5
+    assert patterns["transposed"] > 1e-3
+
+
+def test_the_block_at_full_size_sees_the_line_to_the_pixel() -> None:
+    """The rest of the network is cut off: what is left of one pixel of the line reaches two pixels around, no more."""
+    torch.manual_seed(0)
+    net = UNet(channels=1, norm="none", dropout=0.0, detail=8).double().eval()
+    for weight in (net.last.weight, net.last.bias):
+        nn.init.zeros_(weight)
+    line = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        before = net(line)
+        line[0, 0, 30, 40] = 1
+        changed = (net(line) != before)[0, 0].nonzero()
+    assert changed.min(0).values.tolist() == [28, 38]
+    assert changed.max(0).values.tolist() == [32, 42]
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_gradients_do_not_depend_on_the_memory_format(norm: str, batch: int) -> None:
@@ -221,7 +276,7 @@ def test_check_config_refuses_exactly_what_cannot_train(size: int, batch: int, n
     else:
         with pytest.raises(UserError, match=r"64 px.*bottleneck"):
             check_config(chosen, size, batch)
-    assert works == (size > 64 or norm == "none" or (norm == "batch" and batch > 1))
+    assert works == (size > 64 or norm in ("none", "group") or (norm == "batch" and batch > 1))
 
 
 def test_check_config_s_sentences() -> None:
@@ -234,7 +289,11 @@ def test_check_config_s_sentences() -> None:
 
 def test_the_configuration_reaches_the_networks() -> None:
     chosen = config(channels=1, norm="instance", dropout=0.25)
+    chosen = replace(chosen, generator=replace(chosen.generator, width=16, upsample="resize", detail=8))
     with torch.device("meta"):
+        assert generator(chosen).down[0][0].out_channels == 16
+        assert isinstance(generator(chosen).last[0], nn.Upsample)
+        assert generator(chosen).detail[-1].in_channels == 8
         for net in (generator(chosen), discriminator(chosen)):
             assert {m.p for m in net.modules() if isinstance(m, nn.Dropout2d)} == {0.25}
             assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())

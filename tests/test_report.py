@@ -276,6 +276,50 @@ def test_not_scored_yet_says_how(out):
     assert f"Not scored yet: run dist-sketch evaluate {out}" in Parsed(page(out)).text
 
 
+def candidate(**values: object) -> dict:
+    plain = {"filter": "none", "strength": 1.0, "shadows": False, "ssim": 0.7, "noise_distance": 1.0}
+    return plain | {"distance": None, "allowed": True, "chosen": False} | values
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([], None),
+        (
+            [candidate(), candidate(filter="tv", shadows=True, chosen=True)],
+            "Chosen on 24 training pairs out of 2 settings.",
+        ),
+        (
+            [candidate(distance=0.1), candidate(filter="tv", chosen=True, distance=0.05),
+             candidate(filter="nlm", strength=0.5, shadows=True, allowed=False, distance=0.25),
+             candidate(shadows=True, allowed=False), candidate(filter="median", allowed=False)],
+            "Chosen on 24 training pairs out of 5 settings; 2 were ruled out because they cost SSIM and nlm of "
+            "strength 0.5 with removal of shadows because it raises KID (0.100 to 0.250). The removal of shadows would "
+            "not have helped: switched off.",
+        ),
+        (
+            [candidate(chosen=True, distance=0.1), candidate(shadows=True, allowed=False, distance=0.2)],
+            "Chosen on 24 training pairs out of 2 settings; removal of shadows because it raises KID (0.100 to 0.200). "
+            "None was left that helps: filter and shadows are switched off.",
+        ),
+        ([candidate(), candidate(shadows=True, chosen=True)],
+         "Chosen on 24 training pairs out of 2 settings. A filter would not have helped: switched off."),
+    ],
+)  # fmt: skip
+def test_what_the_noise_removal_was_chosen_on(out, rows, sentence):
+    run = Path(json.loads((out / "infer.json").read_text())["run"])
+    write_json(run / "denoise.json", {"denoise": {}, "pairs": 24, "candidates": rows})
+    assert report.calibration(run) == sentence
+    assert (sentence or "What turned the raw output") in Parsed(page(out)).text
+
+
+def test_where_the_drawings_differ(out):
+    parsed = Parsed(page(out))
+    assert "Means over 12 denoised drawings" in parsed.text
+    alts = [a["alt"] for t, a in parsed.tags if t == "img"]
+    assert [a.split(":")[0] for a in alts if ":" in a] == ["absolute difference of tone (0 to 1)", "1 − SSIM"]
+
+
 def test_run_is_gone(out):
     run = Path(json.loads((out / "infer.json").read_text())["run"])
     for file in run.iterdir():

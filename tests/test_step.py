@@ -169,9 +169,9 @@ def settings(**changes: Any) -> Config:
     return cfg.validate(config)
 
 
-def build(config: Config, ranks: Ranks, precision: str = "no", seed: int = 0) -> Step:
+def build(config: Config, ranks: Ranks, precision: str = "no", seed: int = 0, total: int = 0) -> Step:
     torch.manual_seed(seed)
-    return Step(config, ranks, precision)
+    return Step(config, ranks, precision, total)
 
 
 def batch(size: int = 64, count: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -611,20 +611,26 @@ def test_a_blank_share_changes_nothing(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "steps", "factors"),
-    [(0, 0, [1, 1, 1, 1]), (1, 2, [1, 1, 0.5, 0, 0]), (0, 4, [1, 0.75, 0.5, 0.25, 0, 0]), (9, 2, [1, 1, 1])],
+    ("decay", "total", "factors"),
+    [
+        (0.0, 4, [1, 1, 1, 1]),
+        (0.5, 4, [1, 1, 1, 0.5, 0]),
+        (1.0, 4, [1, 0.75, 0.5, 0.25, 0]),
+        (0.25, 8, [1] * 7 + [0.5]),
+    ],
 )
-def test_learning_rates_are_a_function_of_the_step(ranks: Ranks, start: int, steps: int, factors: list[float]) -> None:
-    optim = {"lr_g": 1e-3, "lr_d": 2e-3, "decay_start_step": start, "decay_steps": steps}
-    config = settings(norm="none", generator=QUICK, optim=optim)
-    assert [learning_rate_factor(config.optim, n) for n in range(len(factors))] == factors
-    step, seen = build(config, ranks), []
+def test_learning_rates_are_a_function_of_the_step(
+    ranks: Ranks, decay: float, total: int, factors: list[float]
+) -> None:
+    config = settings(norm="none", generator=QUICK, optim={"lr_g": 1e-3, "lr_d": 2e-3, "decay": decay})
+    assert [learning_rate_factor(decay, n, total) for n in range(len(factors))] == factors
+    step, seen = build(config, ranks, total=total), []
     step.optimizer_g.register_step_pre_hook(lambda *_: seen.append(step.optimizer_g.param_groups[0]["lr"]))
     step.optimizer_d.register_step_pre_hook(lambda *_: seen.append(step.optimizer_d.param_groups[0]["lr"]))
     for n in range(2):
         go(step, batch(seed=n))
     assert seen == [lr * f for f in factors[:2] for lr in (2e-3, 1e-3)]
-    later = build(config, ranks)
+    later = build(config, ranks, total=total)
     later.load_state_dict(step.state_dict())  # goes on where it was, not at the first step's rate
     go(later, batch())
     assert later.optimizer_g.param_groups[0]["lr"] == 1e-3 * factors[2]

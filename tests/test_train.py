@@ -10,11 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import TINY, Run, launch, write_pairs
 from safetensors.numpy import load_file
+from skimage.metrics import structural_similarity
 
+from dist_sketch.denoise import Denoise, denoise
+from dist_sketch.hub import SketchGenerator
+from dist_sketch.loader import Shards
 from dist_sketch.track import read_metrics
+from dist_sketch.validation import draw
 
 STEPS = 3  # an epoch of the 13 pairs of `shards` at batch 4
 
@@ -76,6 +83,40 @@ def test_a_run_leaves_what_is_promised(finished: Path) -> None:
     locks = [(r["step"], r["train_d"], r["train_g"]) for r in records if r["kind"] == "lock"]
     assert locks == [(1, True, True), (STEPS + 1, False, True), (2 * STEPS + 1, True, True)]
     assert "timer" in [r for r in records if r["kind"] == "lock"][1]["reason"]
+
+
+def test_the_weights_of_the_lowest_kid_draw(tmp_path: Path, cli: Run, options: tuple[Any, ...]) -> None:
+    """High rates at first, so that a later epoch is not the better one by itself; whichever is best, it draws."""
+    run, more = tmp_path / "run", ("--train.validate-fid", "--train.validate-interval-epochs", 1)
+    command = (*options, *more, "--checkpoint.choose", "kid", "--checkpoint.keep", 1, "--out", run)
+    done = cli(*command, "--optim.lr-g", 0.5, "--optim.lr-d", 1e-5)
+    assert done.returncode == 0, done.stderr
+    scores = {r["step"]: r["val/kid"] for r in read_metrics(run) if r["kind"] == "val"}
+    assert list(scores) == [STEPS, 2 * STEPS, 3 * STEPS]
+    best = min(scores, key=lambda step: scores[step])
+    assert status(run)["draws"] == best
+    kept = {f"step-{step:08d}" for step in (best, 3 * STEPS)}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == kept
+    model = SketchGenerator.load(run)
+    assert model.step == best
+    candidates = json.loads((run / "denoise.json").read_text())["candidates"]
+    assert candidates[0]["distance"] is not None  # calibrated with KID, too
+    assert candidates[0]["ssim"] == pytest.approx(gray_ssim_on_training_pairs(run, model), abs=1e-6)
+
+
+def gray_ssim_on_training_pairs(run: Path, model: SketchGenerator) -> float:
+    """Of what `model` draws, as the calibration measures it."""
+    shards = Shards(Path(json.loads((run / "config.json").read_text())["config"]["data"]["shards"]), "train")
+    found = []
+    for i in range(len(shards)):
+        sample = shards.read(i, 3)
+        assert sample.sketch is not None
+        drawn = denoise(
+            draw(model.net, sample.line[None], torch.device("cpu"))[0], Denoise(filter="none", shadows=False)
+        )
+        real = denoise(sample.sketch, Denoise(filter="none", shadows=False))
+        found.append(structural_similarity(drawn[0].float().numpy(), real[0].float().numpy(), data_range=255))
+    return float(np.mean(found))
 
 
 def test_killed_in_mid_epoch_it_ends_bit_equal(

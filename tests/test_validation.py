@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from dist_sketch import inception, metrics, pixels
+from dist_sketch.calibration import kid_from
+from dist_sketch.errors import UserError
 from dist_sketch.loader import Shards
 from dist_sketch.ranks import Ranks
 from dist_sketch.validation import Validation, draw
@@ -22,7 +24,7 @@ def generator() -> nn.Module:
 
 
 def scores(ranks: Ranks) -> ranked.Result:
-    validation = Validation(Shards(Path(os.environ["SHARDS"]), "train"), 3, ranks, fid=True)
+    validation = Validation(Shards(Path(os.environ["SHARDS"]), "train"), 3, ranks, fid=2048)
     net = generator()
     state = torch.get_rng_state()
     found = {str(limit): validation.scores(net, limit) for limit in (*LIMITS, 0)}
@@ -42,7 +44,7 @@ def test_two_ranks_score_as_one(tmp_path: Path, shards: Path, one: ranked.Result
             assert values == pytest.approx(one[limit], rel=1e-12)
 
 
-def test_fid_64_is_that_of_the_final_scores(shards: Path, one: ranked.Result) -> None:
+def test_fid_and_kid_are_those_of_the_final_scores(shards: Path, one: ranked.Result) -> None:
     weights = inception.find()
     assert weights is not None
     scorer = metrics.Scorer(inception.load(weights, "cpu"))
@@ -54,14 +56,36 @@ def test_fid_64_is_that_of_the_final_scores(shards: Path, one: ranked.Result) ->
         images = {"raw": raw, "denoised": raw, "line": sample.line[None], "real": sample.sketch[None]}
         scorer.add([i], [sample.name], {k: pixels.to_rgb(v) for k, v in images.items()})
     final = metrics.Scorer.result([scorer.state()])["raw"]
-    assert one["0"]["val/fid_64"] == pytest.approx(final["fid_64"], rel=1e-4)
+    for name in ("fid_64", "fid_2048", "kid"):
+        assert one["0"][f"val/{name}"] == pytest.approx(final[name], rel=1e-4)
     assert one["0"]["val/ssim"] == pytest.approx(final["ssim"], rel=1e-9)
     assert "val/fid_64" in one["3"]
     assert one["1"].keys() == {"val/ssim", "val/l1"}  # one picture has no distribution
 
 
-@pytest.mark.parametrize("fid", [True, False])
-def test_without_weights_or_wish_there_is_no_fid(shards: Path, monkeypatch: pytest.MonkeyPatch, fid: bool) -> None:
+def test_kid_is_not_done_without(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inception, "find", lambda: None)
+    validation = Validation(Shards(shards, "train"), 3, Ranks(), fid=2048)
+    with pytest.raises(UserError, match=r"checkpoint.choose = 'kid': no Inception weights on this machine; "):
+        validation.scores(generator(), 0)
+    assert kid_from([], torch.device("cpu")) is None
+
+
+def test_kid_from_real_sketches_is_that_of_the_scores() -> None:
+    weights = inception.find()
+    assert weights is not None
+    real, drawn = torch.randint(0, 256, (2, 5, 3, 64, 64), dtype=torch.uint8)
+    net = inception.load(weights, "cpu")
+    features = [inception.features(net, images)[2048].numpy() for images in (drawn, real)]
+    distance = kid_from(list(real), torch.device("cpu"))
+    assert distance is not None
+    assert distance(list(drawn)) == pytest.approx(metrics.kid(*features), rel=1e-4)
+
+
+@pytest.mark.parametrize("fid", [64, None])
+def test_without_weights_or_wish_there_is_no_fid(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, fid: int | None
+) -> None:
     monkeypatch.setattr(inception, "find", lambda: None if fid else pytest.fail("nobody asked for FID"))
     validation = Validation(Shards(shards, "train"), 3, Ranks(), fid=fid)
     for _ in range(2):

@@ -1,0 +1,113 @@
+"""The model card of an export: what it says, that its scores are its weights' own, and whose file it may replace."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dist_sketch import checkpoint, networks
+from dist_sketch import config as cfg
+from dist_sketch.__main__ import parse
+from dist_sketch.config import Config, Data, Generator, Optim
+from dist_sketch.errors import UserError
+from dist_sketch.fileio import write_json
+from dist_sketch.hub import CARD_MARKER
+from dist_sketch.ranks import Ranks
+
+FACTS = {"size": 64, "run_id": "0badcafe", "pairs": 1058, "data": "fs2k_lines", "license": "MIT (FS2K & others)"}
+FACTS |= {"steps": 20, "device": "cpu", "precision": "bf16", "code": "0123456789abcdef"}
+SCORES = {"ssim": 0.7654, "psnr": 18.0, "l1": 0.1, "fid_64": 1.0, "fid_192": 2.0, "fid_768": 0.5, "fid_2048": 59.87}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder around the 5-layer network, with a checkpoint at step 10 and a calibration."""
+    folder = tmp_path / "faces"
+    config = Config(generator=Generator(network="baseline"), data=Data(channels=1), optim=Optim(decay=0.5))
+    torch.manual_seed(0)
+    modules: dict[str, nn.Module] = {"generator": networks.generator(config)}
+    checkpoint.save(folder, 10, modules, {}, Ranks(), keep=1)
+    write_json(folder / "config.json", {"config": cfg.to_dict(config), "facts": FACTS})
+    denoise = {"gray": True, "filter": "nlm", "strength": 0.5, "shadows": False}
+    write_json(folder / "denoise.json", {"denoise": denoise, "candidates": []})
+    return folder
+
+
+@pytest.fixture
+def scored(tmp_path: Path, run: Path) -> Path:
+    """What `infer` leaves of scores."""
+    folder = tmp_path / "out"
+    write_json(folder / "infer.json", {"run": str(run), "step": 10, "split": "val", "names": ["1"]})
+    scores = {"n": 105, "size": 64, "raw": SCORES | {"kid": None}, "denoised": SCORES | {"kid": 0.0123, "ssim": 0.7777}}
+    scores["baselines"] = {"blank": SCORES | {"ssim": 0.28}, "input": SCORES | {"ssim": 0.69}, "reference": None}
+    write_json(folder / "metrics.json", scores)
+    return folder
+
+
+def export(*arguments: object) -> None:
+    assert parse(["checkpoint", "export", *map(str, arguments)])() == 0
+
+
+def test_it_tells_data_licence_training_scores_and_limits(tmp_path: Path, run: Path, scored: Path) -> None:
+    export(run, "--out", tmp_path / "made", "--scores", scored)
+    text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    head = text.split("---\n")[1]
+    assert "library_name: dist_sketch\npipeline_tag: image-to-image\n" in head
+    for said in (
+        "# faces: from rough lines of a face to a pencil portrait, 64 × 64 px",
+        "1,058 pairs of fs2k_lines",
+        "Licence of the data: MIT (FS2K & others).",
+        "50 epochs, 10 steps of 8 pairs (of 20); seed 0; cpu, bf16; code 0123456789ab.",
+        "| `generator.network` | baseline | unet |",
+        "| `optim.decay` | 0.5 | 0.0 |",
+        "105 validation pairs at 64 × 64 px, 8-bit RGB; n = 105 in every figure.",
+        "| SSIM (higher is better) | 0.765 | 0.778 | 0.280 | 0.690 | – |",
+        "| FID-2048 (lower is better) | 59.9 | 59.9 | 59.9 | 59.9 | – |",
+        "| KID (lower is better) | – | 0.0123 | – | – | – |",
+        "Noise removal after drawing: gray, filter nlm of strength 0.5.",
+        "## Intended use",
+        "## Limits",
+    ):
+        assert said in text, said
+    assert "{{" not in text
+    assert "&amp;" not in text
+    assert str(tmp_path) not in text  # nobody else has these folders
+
+
+def test_without_scores_or_facts_it_says_so(tmp_path: Path, run: Path) -> None:
+    saved = json.loads((run / "config.json").read_text())
+    saved["facts"] = {"size": 64, "run_id": "0badcafe"}  # as an early version wrote them
+    saved["config"] = cfg.to_dict(Config(generator=Generator(network="baseline"), data=Data(channels=1)))
+    write_json(run / "config.json", saved)
+    (run / "denoise.json").unlink()
+    export(run, "--out", tmp_path / "made")
+    text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    for said in (
+        "an unknown number of pairs of a data set without a name. Licence of the data: not stated.",
+        "Not scored: `dist-sketch infer`",
+    ):
+        assert said in text
+
+
+def test_scores_of_other_weights_are_refused(tmp_path: Path, run: Path, scored: Path) -> None:
+    for change in ({"step": 5}, {"run": "/another"}):
+        about = {"run": str(run), "step": 10, "split": "val", "names": ["1"]} | change
+        write_json(scored / "infer.json", about)
+        with pytest.raises(UserError, match=rf"--scores {scored}: was drawn by .*, not by {run}, step 10; draw it: "):
+            export(run, "--out", tmp_path / "made", "--scores", scored)
+    (scored / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"is not an output folder of `dist-sketch infer` with scores"):
+        export(run, "--out", tmp_path / "made", "--scores", scored)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_card_of_ours_is_replaced_and_another_one_is_not(tmp_path: Path, run: Path, scored: Path) -> None:
+    made = tmp_path / "made"
+    export(run, "--out", made)
+    export(run, "--out", made, "--scores", scored)
+    assert "105 validation pairs" in (made / "README.md").read_text(encoding="utf-8")
+    (made / "README.md").write_text((made / "README.md").read_text().replace(CARD_MARKER, ""))
+    with pytest.raises(UserError, match=r"not an earlier export \(it holds README.md"):
+        export(run, "--out", made)
