@@ -91,10 +91,8 @@ class Optim:
     """Adam's decay of the mean squared gradient."""
     clip_norm: float = 0.0
     """Largest gradient norm of a network; 0: no clipping (the paper's)."""
-    decay_start_step: int = 0
-    """Step from which the learning rates fall linearly to 0, in decay_steps steps."""
-    decay_steps: int = 0
-    """Steps of that fall; 0: the rates are constant (the paper's)."""
+    decay: float = 0.0
+    """Share of the run, its end, in which the learning rates fall linearly to 0; 0: constant (the paper's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +103,12 @@ class Loss:
     """LAMBDA: weight of L1 against BCE in the generator's loss."""
     scale: float = 0.1
     """Factor of the whole generator loss."""
+    gan: Literal["bce", "hinge", "lsgan"] = "bce"
+    """Adversarial loss: bce (the paper's), hinge (Lim and Ye 2017), lsgan: least squares (Mao et al. 2017)."""
+    lambda_features: float = 0.0
+    """Weight of feature matching: L1 between D's features of drawn and real sketch (Wang et al. 2018); 0: none."""
+    lambda_ssim: float = 0.0
+    """Weight of 1 - SSIM beside L1 (Zhao et al. 2017); 0: none (the paper's)."""
     d_backward: Literal["separate", "joint"] = "separate"
     """separate: the real term's graph is freed before the fake term's is built (the paper's way)."""
 
@@ -144,9 +148,32 @@ class Generator:
     network: Literal["unet", "baseline"] = "unet"
     """unet: the paper's generator; baseline: its 'normal 5-layer convolution network'."""
     dropout: float = 0.5
-    """Rate of the channel dropout in the generator's up blocks and in the discriminator."""
+    """Rate of the channel dropout in the generator's up blocks."""
+    width: int = 64
+    """Channels of the first block; the others grow with it."""
+    upsample: Literal["transposed", "transposed4", "resize"] = "transposed"
+    """transposed: 3 x 3 (the paper's); transposed4: 4 x 4, which overlap evenly; resize: nearest neighbour, then a
+    convolution (Odena et al. 2016): no checkerboards, three times the work."""
+    detail: int = 0
+    """Channels of a last block at full size that sees the line itself (Ronneberger et al. 2015); 0: none."""
     ema: float = 0.0
     """Decay of an averaged copy of the generator, which is then the one that draws; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discriminator:
+    """The network that judges."""
+
+    dropout: float = 0.5
+    """Rate of the channel dropout before its last layer."""
+    layers: int = 2
+    """Halvings; each more doubles what a patch sees (23 px with two)."""
+    scales: int = 1
+    """Discriminators, each on a picture of half the size (Wang et al. 2018)."""
+    spectral_norm: bool = False
+    """Spectral normalisation (Miyato et al. 2018) in place of the other one."""
+    augment: bool = False
+    """Shift, cut out and change the tone of all that it sees, G's turn too (Zhao et al. 2020)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +214,10 @@ class Config:
     loss: Loss = field(default_factory=Loss)
     conditional: Conditional = field(default_factory=Conditional)
     generator: Generator = field(default_factory=Generator)
+    discriminator: Discriminator = field(default_factory=Discriminator)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     track: Track = field(default_factory=Track)
-    norm: Literal["batch", "instance", "none"] = "batch"
+    norm: Literal["batch", "instance", "group", "none"] = "batch"
     """Normalisation in both networks."""
 
 
@@ -210,7 +238,7 @@ _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
     (
         "data.workers data.memory_mb data.skip_bad data.stall_timeout_s train.sync_interval_steps "
         "train.validate_interval_epochs train.validate_limit train.sample_interval_epochs optim.clip_norm "
-        "optim.decay_start_step optim.decay_steps loss.lambda_l1 conditional.loss_threshold conditional.growth "
+        "loss.lambda_l1 loss.lambda_features loss.lambda_ssim generator.detail conditional.loss_threshold conditional.growth "
         "conditional.longest_lock_steps checkpoint.interval_steps",
         "0 or more",
         lambda v: v >= 0,
@@ -220,7 +248,12 @@ _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
         "above 0",
         lambda v: v > 0,
     ),
-    ("optim.beta1 optim.beta2 generator.dropout generator.ema", "in [0, 1)", lambda v: 0 <= v < 1),
+    (
+        "optim.beta1 optim.beta2 generator.dropout generator.ema discriminator.dropout",
+        "in [0, 1)",
+        lambda v: 0 <= v < 1,
+    ),
+    ("optim.decay", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
     ("train.sample_count", "from 1 to 64", lambda v: 1 <= v <= 64),
 )

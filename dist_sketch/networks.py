@@ -8,13 +8,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+from torch.nn.utils.parametrizations import spectral_norm
 
 from dist_sketch.config import Config
 from dist_sketch.errors import UserError
 
-Norm = Literal["batch", "instance", "none"]
+Norm = Literal["batch", "instance", "group", "none"]
+Upsample = Literal["transposed", "transposed4", "resize"]
 
 SLOPE = 0.01  # of every LeakyReLU
+GROUPS = 8
 
 
 def _norm(kind: Norm, channels: int) -> nn.Module:
@@ -24,6 +28,8 @@ def _norm(kind: Norm, channels: int) -> nn.Module:
         # Instance norm is group norm with one channel a group. torch's InstanceNorm2d gives wrong gradients on CPUs for
         # one sample in channels_last (2.15), that is for one pair a rank.
         return nn.GroupNorm(channels, channels)
+    if kind == "group":
+        return nn.GroupNorm(GROUPS, channels)
     return nn.Identity()
 
 
@@ -38,12 +44,23 @@ class Down(nn.Sequential):
         )
 
 
+def _upsample(kind: Upsample, channels_in: int, channels_out: int) -> nn.Module:
+    """(B, in, H, W) -> (B, out, 2H, 2W)."""
+    if kind == "transposed":
+        return nn.ConvTranspose2d(channels_in, channels_out, 3, stride=2, padding=1, output_padding=1)
+    if kind == "transposed4":
+        return nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1)
+    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels_in, channels_out, 3, padding=1))
+
+
 class Up(nn.Sequential):
     """(B, in, H, W) -> (B, out, 2H, 2W): transposed convolution, activation, norm, channel dropout."""
 
-    def __init__(self, channels_in: int, channels_out: int, norm: Norm, dropout: float):
+    def __init__(
+        self, channels_in: int, channels_out: int, norm: Norm, dropout: float, upsample: Upsample = "transposed"
+    ):
         super().__init__(
-            nn.ConvTranspose2d(channels_in, channels_out, 3, stride=2, padding=1, output_padding=1),
+            _upsample(upsample, channels_in, channels_out),
             nn.LeakyReLU(SLOPE),
             _norm(norm, channels_out),
             nn.Dropout2d(dropout),
@@ -59,14 +76,31 @@ class Generator(nn.Module):
         norm: "batch" is the paper's.
     """
 
-    def __init__(self, *, channels: int = 3, dropout: float = 0.5, norm: Norm = "batch"):
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        dropout: float = 0.5,
+        norm: Norm = "batch",
+        width: int = 64,
+        upsample: Upsample = "transposed",
+        detail: int = 0,
+    ):
         super().__init__()
-        widths = (64, 128, 256, 512, 512, 512)
+        widths = [width * n for n in (1, 2, 4, 8, 8, 8)]
         self.down = nn.ModuleList(Down(i, o, norm) for i, o in zip((channels, *widths), widths, strict=False))
         # Each up block but the first takes the previous one's output and the skip of the same size.
-        ups = ((512, 512), (1024, 512), (1024, 256), (512, 128), (256, 64))
-        self.up = nn.ModuleList(Up(i, o, norm, dropout) for i, o in ups)
-        self.last = nn.ConvTranspose2d(128, channels, 3, stride=2, padding=1, output_padding=1)
+        ups = ((8, 8), (16, 8), (16, 4), (8, 2), (4, 1))
+        self.up = nn.ModuleList(Up(i * width, o * width, norm, dropout, upsample) for i, o in ups)
+        self.last = _upsample(upsample, 2 * width, detail or channels)
+        self.detail = None
+        if detail:
+            self.detail = nn.Sequential(
+                nn.LeakyReLU(SLOPE),
+                nn.Conv2d(detail + channels, detail, 3, padding=1),
+                nn.LeakyReLU(SLOPE),
+                nn.Conv2d(detail, channels, 3, padding=1),
+            )
 
     def forward(self, line: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]."""
@@ -78,7 +112,8 @@ class Generator(nn.Module):
         skips.pop()
         for up in self.up:
             x = torch.cat((up(x), skips.pop()), dim=1)
-        return torch.tanh(self.last(x))
+        x = self.last(x)
+        return torch.tanh(x if self.detail is None else self.detail(torch.cat((x, line), dim=1)))
 
 
 class Discriminator(nn.Module):
@@ -87,21 +122,50 @@ class Discriminator(nn.Module):
     It returns logits, not the paper's sigmoid: `losses` applies the same function in a numerically safe form.
     """
 
-    def __init__(self, *, channels: int = 3, dropout: float = 0.5, norm: Norm = "batch"):
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        dropout: float = 0.5,
+        norm: Norm = "batch",
+        layers: int = 2,
+        scales: int = 1,
+        spectral: bool = False,
+    ):
         super().__init__()
-        self.layers = nn.Sequential(
-            Down(2 * channels, 64, "none"),
-            Down(64, 128, norm),
-            nn.Conv2d(128, 256, 3),
-            nn.LeakyReLU(SLOPE),
-            _norm(norm, 256),
-            nn.Dropout2d(dropout),
-            nn.Conv2d(256, 1, 3),
-        )
+        self.scales = nn.ModuleList(_patches(2 * channels, dropout, norm, layers, spectral) for _ in range(scales))
 
-    def forward(self, *pair: Tensor) -> Tensor:
+    def features(self, *pair: Tensor) -> list[list[Tensor]]:
+        """What each block of each scale answers; the last of each are its logits."""
+        x, found = torch.cat(pair, dim=1), []
+        for n, blocks in enumerate(self.scales):
+            y = avg_pool2d(x, 3, 2**n, 1, count_include_pad=False) if n else x
+            found.append([])
+            for block in blocks:  # type: ignore[attr-defined]
+                y = block(y)
+                found[-1].append(y)
+        return found
+
+    def forward(self, *pair: Tensor) -> Any:
         """Line and sketch, (B, C, H, W) each, or the two joined, (B, 2C, H, W) -> logits (B, 1, H/4 - 4, W/4 - 4)."""
-        return self.layers(torch.cat(pair, dim=1))
+        logits = [f[-1] for f in self.features(*pair)]
+        return logits[0] if len(logits) == 1 else logits
+
+
+def _patches(channels: int, dropout: float, norm: Norm, layers: int, spectral: bool) -> nn.ModuleList:
+    norm = "none" if spectral else norm
+    widths = [min(64 * 2**n, 256) for n in range(layers + 1)]
+    blocks: list[nn.Module] = [Down(channels, 64, "none")]
+    blocks += [Down(i, o, norm) for i, o in pairwise(widths[:-1])]
+    i, o = widths[-2:]
+    blocks.append(nn.Sequential(nn.Conv2d(i, o, 3), nn.LeakyReLU(SLOPE), _norm(norm, o), nn.Dropout2d(dropout)))
+    blocks.append(nn.Conv2d(o, 1, 3))
+    if spectral:
+        for block in blocks:
+            for m in block.modules():
+                if isinstance(m, nn.Conv2d):
+                    spectral_norm(m)
+    return nn.ModuleList(blocks)
 
 
 class Baseline(nn.Sequential):
@@ -147,13 +211,25 @@ def generator(config: Config) -> nn.Module:
     """The generator, or the baseline, that `config` asks for."""
     if config.generator.network == "baseline":
         return Baseline(channels=config.data.channels)
-    return Generator(**_common(config))
+    g = config.generator
+    return Generator(
+        channels=config.data.channels,
+        dropout=g.dropout,
+        norm=config.norm,
+        width=g.width,
+        upsample=g.upsample,
+        detail=g.detail,
+    )
 
 
 def discriminator(config: Config) -> Discriminator:
     """The discriminator that `config` asks for."""
-    return Discriminator(**_common(config))
-
-
-def _common(config: Config) -> dict[str, Any]:
-    return {"channels": config.data.channels, "dropout": config.generator.dropout, "norm": config.norm}
+    d = config.discriminator
+    return Discriminator(
+        channels=config.data.channels,
+        dropout=d.dropout,
+        norm=config.norm,
+        layers=d.layers,
+        scales=d.scales,
+        spectral=d.spectral_norm,
+    )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dist_sketch import losses, networks
 from dist_sketch.conditional import Decision
-from dist_sketch.config import Config, Optim
+from dist_sketch.config import Config
 from dist_sketch.ranks import Ranks
 
 # What a step measures: sums over this rank's pairs, then counts and flags.
@@ -69,7 +69,7 @@ class Step:
         precision: "no", "bf16", "fp16" or "fp64", as `resolve_precision` returns it.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, precision: str):
+    def __init__(self, config: Config, ranks: Ranks, precision: str, total: int = 0):
         self.config, self.ranks = config, ranks
         device = ranks.device
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -85,6 +85,7 @@ class Step:
         self.scaler_g = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.scaler_d = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.steps = self.updates_g = 0
+        self.total = total
         self.share = config.data.batch_size // ranks.world_size
         self.statistics = [b for m in self.modules().values() for b in m.buffers() if b.is_floating_point()]
 
@@ -126,7 +127,7 @@ class Step:
         return result
 
     def _set_learning_rates(self) -> None:
-        factor = learning_rate_factor(self.config.optim, self.steps)
+        factor = learning_rate_factor(self.config.optim.decay, self.steps, self.total)
         self.optimizer_g.param_groups[0]["lr"] = self.config.optim.lr_g * factor
         self.optimizer_d.param_groups[0]["lr"] = self.config.optim.lr_d * factor
 
@@ -138,6 +139,10 @@ class Step:
             Part(a, b, 0.0 if blank else len(a) / self.share, last=n == len(pieces))
             for n, (a, b) in enumerate(pieces, 1)
         ]
+
+    def _seen(self, *images: Tensor) -> tuple[Tensor, ...]:
+        """What D gets to see of a line and its sketches."""
+        return diff_augment(images) if self.config.discriminator.augment else images
 
     def _draw(self, part: Part, train: bool) -> Tensor:
         """G's sketch of a part; with `train` it can be differentiated."""
@@ -160,14 +165,14 @@ class Step:
         separate = self.config.loss.d_backward == "separate"
         with nullcontext() if part.last and not separate else self.ranks.no_sync(self.ddp_d):
             with self._autocast():
-                real_logits = self.ddp_d(part.line, part.sketch)
-            loss = loss_real = losses.bce(real_logits, 1.0)
+                real_logits = self.ddp_d(*self._seen(part.line, part.sketch))
+            loss = loss_real = losses.adversarial(real_logits, 1.0, self.config.loss.gan)
             if separate:  # frees the real term's graph before the fake term's is built
                 self.scaler_d.scale(_spoilt(loss_real) * part.weight).backward()
         with nullcontext() if part.last else self.ranks.no_sync(self.ddp_d):
             with self._autocast():
-                fake_logits = self.ddp_d(part.line, fake)
-            loss_fake = losses.bce(fake_logits, 0.0)
+                fake_logits = self.ddp_d(*self._seen(part.line, fake))
+            loss_fake = losses.adversarial(fake_logits, 0.0, self.config.loss.gan)
             loss = loss_fake if separate else loss_real + loss_fake
             self.scaler_d.scale(_spoilt(loss) * part.weight).backward()
         _add(measured, _terms("real", loss_real, real_logits) | _terms("fake", loss_fake, fake_logits), part.weight)
@@ -177,7 +182,7 @@ class Step:
         """A locked D's real term; its fake term comes from G's turn for nothing."""
         with self._autocast():
             logits = self.d(part.line, part.sketch)
-        _add(measured, _terms("real", losses.bce(logits, 1.0), logits), part.weight)
+        _add(measured, _terms("real", losses.adversarial(logits, 1.0, self.config.loss.gan), logits), part.weight)
 
     def _turn_g(self, parts: list[Part], fake: Tensor | None, decision: Decision, measured: Measures) -> None:
         """Trains G, or measures a locked one."""
@@ -193,14 +198,35 @@ class Step:
 
     def _backward_g(self, part: Part, fake: Tensor, decision: Decision, measured: Measures) -> None:
         with self._autocast(), torch.set_grad_enabled(decision.train_g):
-            logits = self.d(part.line, fake)
+            line, fake_seen, sketch = self._seen(part.line, fake, part.sketch)
+            found = self.d.features(line, fake_seen)
+            logits = [f[-1] for f in found]
         c = self.config.loss
-        loss = losses.generator_loss(logits, fake, part.sketch, lambda_l1=c.lambda_l1, scale=c.scale)
+        matched = None
+        if c.lambda_features:
+            with self._autocast(), torch.no_grad():
+                wanted = self.d.features(line, sketch)
+            matched = losses.feature_matching(found, wanted)
+        loss = losses.generator_loss(
+            logits,
+            fake,
+            part.sketch,
+            lambda_l1=c.lambda_l1,
+            scale=c.scale,
+            gan=c.gan,
+            features=matched,
+            lambda_features=c.lambda_features,
+            lambda_ssim=c.lambda_ssim,
+        )
         if decision.train_g:
             self.scaler_g.scale(_spoilt(loss.total) * part.weight).backward()
         _add(measured, {"loss/g": loss.total, "loss/g_bce": loss.bce, "loss/g_l1": loss.l1}, part.weight)
         if not decision.train_d:
-            _add(measured, _terms("fake", losses.bce(logits.detach(), 0.0), logits), part.weight)
+            _add(
+                measured,
+                _terms("fake", losses.adversarial([x.detach() for x in logits], 0.0, c.gan), logits),
+                part.weight,
+            )
 
     def _update(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Tensor:
         """Updates one network, unless a gradient is not finite. Returns the gradients' norm before clipping.
@@ -316,7 +342,11 @@ def _spoilt(loss: Tensor) -> Tensor:
 
 def _terms(half: str, loss: Tensor, logits: Tensor) -> Measures:
     """What is told of D's answer to the real or the fake half."""
-    return {f"loss/d_{half}": loss, f"d/{half}": logits.detach().float().sigmoid().mean()}
+    each = [logits] if isinstance(logits, Tensor) else logits
+    return {
+        f"loss/d_{half}": loss,
+        f"d/{half}": torch.stack([x.detach().float().sigmoid().mean() for x in each]).mean(),
+    }
 
 
 def _add(measured: Measures, terms: Measures, weight: float = 1.0) -> None:
@@ -325,11 +355,35 @@ def _add(measured: Measures, terms: Measures, weight: float = 1.0) -> None:
         measured[name] = measured[name] + term if name in measured else term
 
 
-def learning_rate_factor(optim: Optim, step: int) -> float:
-    """What the learning rates are multiplied by in step `step` of the run, counted from 0: 1, then linearly to 0."""
-    if not optim.decay_steps:
-        return 1.0
-    return min(1.0, max(0.0, 1 - (step - optim.decay_start_step) / optim.decay_steps))
+def learning_rate_factor(decay: float, step: int, steps: int) -> float:
+    """What the learning rates are multiplied by in step `step` of a run of `steps`, counted from 0.
+
+    1, then linearly to 0 in the last `decay` of the run.
+    """
+    return 1.0 if not decay else min(1.0, (steps - step) / (decay * steps))
+
+
+def diff_augment(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Zhao et al. 2020: one draw a pair."""
+    b, _, h, w = images[0].shape
+    device = images[0].device
+    t = h // 8
+    dy, dx = torch.randint(-t, t + 1, (2, b)).tolist()
+    cy, cx = torch.randint(0, h, (2, b)).tolist()
+    bright, contrast = (torch.rand(2, b, 1, 1, 1) - 0.5).to(device, images[0].dtype)
+    result = []
+    for n, x in enumerate(images):
+        if n:
+            x = x + 0.4 * bright
+            mean = x.mean((1, 2, 3), keepdim=True)
+            x = (x - mean) * (1 + contrast) + mean
+        x = torch.nn.functional.pad(x, (t, t, t, t), value=1.0)
+        x = torch.cat([x[i : i + 1, :, t + dy[i] : t + dy[i] + h, t + dx[i] : t + dx[i] + w] for i in range(b)])
+        mask = torch.ones(b, 1, h, w, device=device, dtype=x.dtype)
+        for i in range(b):
+            mask[i, :, max(0, cy[i] - h // 4) : cy[i] + h // 4, max(0, cx[i] - w // 4) : cx[i] + w // 4] = 0
+        result.append((x * mask).contiguous(memory_format=torch.channels_last))
+    return tuple(result)
 
 
 def read(reduced: Tensor) -> dict[str, float]:

@@ -132,7 +132,7 @@ class Run:
         self.config, self.out, self.ranks, self.facts, self.stop = config, out, ranks, facts, stop
         stop.listen(*self.SIGNALS, orphaned=signal.SIGTERM)
         torch.manual_seed(config.train.seed)  # the same weights on every rank
-        self.step = stepping.Step(config, ranks, facts["precision"])
+        self.step = stepping.Step(config, ranks, facts["precision"], facts["steps"])
         torch.manual_seed(config.train.seed + 1 + ranks.rank)  # dropout of its own on each rank
         self.place = self._resume()
         settings = {"config": cfg.to_dict(config), "facts": facts}
@@ -297,7 +297,7 @@ class Run:
         interval = self.config.track.log_interval_steps
         if (step + 1) % interval:
             return
-        factor = stepping.learning_rate_factor(self.config.optim, step)
+        factor = stepping.learning_rate_factor(self.config.optim.decay, step, self.facts["steps"])
         logged = {k: v for k, v in values.items() if "/" in k}
         logged |= {
             "lock/d": place.locked_d / interval,
