@@ -33,7 +33,7 @@ class Data:
     flip: bool = False
     """Augmentation: mirror half of the pairs."""
     jitter: bool = False
-    """Augmentation of pix2pix: enlarge by 286/256 and crop back, both halves alike."""
+    """Augmentation after pix2pix: enlarge by up to 286/256 and crop back anywhere, both halves alike."""
     workers: int = 1
     """Loader processes a rank; 0 loads in the training process."""
     memory_mb: float = 2000.0

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from dist_sketch import error_map
-from dist_sketch.denoise import noise_features
+from dist_sketch.denoise import NEIGHBOURS, noise_features, page_tone
 from dist_sketch.fileio import read_json
 from dist_sketch.page import METRICS
 from dist_sketch.track import read_metrics
@@ -33,6 +34,8 @@ KINDS = {
     "memory": Kind("peak memory in MB", 0),
     "sharpness": Kind("sharpness (real sketches: 1)", 2),
     "specks": Kind("pixels in specks, ‰", 2),
+    "ink_precision": Kind("ink that lies within 1 px of the real sketch's", 3),
+    "ink_recall": Kind("the real sketch's ink within 1 px of which ink was drawn", 3),
     "variety": Kind("distance between two people's drawings (real sketches: 1)", 2),
 }
 
@@ -89,6 +92,24 @@ def specks(drawn: Planes, real: Planes) -> float | None:
     return 1000 * float(np.mean(shares))
 
 
+def ink_precision(drawn: Planes, real: Planes) -> float | None:
+    """Mean over the pictures of the share of drawn ink that has real ink within one pixel: lines not thickened.
+
+    Ink is what is darker than its own page by `error_map.INK`.
+    """
+    shares = []
+    for d, r in zip(drawn, real, strict=True):
+        mine, theirs = (page_tone(p) - p > error_map.INK for p in (d, r))
+        if mine.any():
+            shares.append(float(ndimage.binary_dilation(theirs, NEIGHBOURS)[mine].mean()))
+    return float(np.mean(shares)) if shares else None
+
+
+def ink_recall(drawn: Planes, real: Planes) -> float | None:
+    """Mean share of real ink that has drawn ink within one pixel: lines not broken."""
+    return ink_precision(real, drawn)
+
+
 def _at_the_end(key: str) -> Callable[[Records], float | None]:
     def mean(records: Records) -> float | None:
         values = [r[key] for r in records if r["kind"] == "epoch" and r.get(key) is not None]
@@ -118,4 +139,6 @@ FROM_PICTURES: dict[str, Callable[[Planes, Planes], float | None]] = {
     "sharpness": sharpness,
     "specks": specks,
     "variety": variety,
+    "ink_precision": ink_precision,
+    "ink_recall": ink_recall,
 }

@@ -22,7 +22,18 @@ from dist_sketch.fileio import find_file, read_toml
 PREFIX = "experiment-"  # of the files in launch/
 OWN = ("data.shards", "train.seed", "track.group", "track.name")  # that the experiment sets itself
 SCORES = ("ssim", "psnr", "l1", "fid_64", "fid_192", "fid_768", "fid_2048", "kid")  # of metrics.json
-MEASURES = (*SCORES, "loss_g", "loss_d", "time", "memory", "sharpness", "specks", "variety")
+MEASURES = (
+    *SCORES,
+    "loss_g",
+    "loss_d",
+    "time",
+    "memory",
+    "sharpness",
+    "specks",
+    "variety",
+    "ink_precision",
+    "ink_recall",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

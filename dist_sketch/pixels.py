@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-JITTER = 286 / 256  # pix2pix (Isola et al. 2017, section 6.2): resize to 286, crop back to 256
+JITTER = 286 / 256  # pix2pix (Isola et al. 2017, section 6.2) enlarges by it and crops; here it is the most
 
 
 def decode(data: bytes, channels: int) -> Tensor:
@@ -68,11 +68,12 @@ def pair_generator(seed: int, epoch: int, key: str) -> torch.Generator:
 def augment(
     line: Tensor, sketch: Tensor, generator: torch.Generator, *, flip: bool, jitter: bool
 ) -> tuple[Tensor, Tensor]:
-    """Mirrors and shifts a pair of uint8 (C, H, W) images: one draw, applied to both halves."""
+    """Mirrors, enlarges and shifts a pair of uint8 (C, H, W) images: one draw, applied to both halves."""
     height, width = line.shape[-2:]
-    draw = torch.rand(3, generator=generator).tolist()  # always three, so that one option does not shift another's draw
+    draw = torch.rand(4, generator=generator).tolist()  # always four, so that one option does not shift another's draw
     if jitter:
-        big_h, big_w = round(height * JITTER), round(width * JITTER)
+        zoom = 1 + (JITTER - 1) * draw[3]  # down to none: what is drawn later is not enlarged
+        big_h, big_w = round(height * zoom), round(width * zoom)
         top, left = int(draw[0] * (big_h - height + 1)), int(draw[1] * (big_w - width + 1))
         line, sketch = (resize(i, big_h, big_w)[:, top : top + height, left : left + width] for i in (line, sketch))
     if flip and draw[2] < 0.5:

@@ -104,11 +104,16 @@ def run_id(out: Path) -> str:
     return new_id()
 
 
-def show(config: Config, facts: dict[str, Any], out: Path) -> None:
-    """Prints the resolved run: every setting that is not the default, then the facts."""
+def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, Any] | None) -> None:
+    """Prints the resolved run: every setting that is not the default, then the facts; and what more epochs change."""
     default = dict(cfg.items(Config()))
     lines = {"out": out} | {k: v for k, v in cfg.items(config) if v != default[k]}
     lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256")}
     Console(soft_wrap=True, highlight=False).print(
         "\n".join(f"[bold]{k:28}[/bold] {escape(str(v))}" for k, v in lines.items())
     )
+    if previous and config.optim.decay and previous["epochs"] < config.train.epochs:
+        print(
+            f"warning: the learning rates were to fall to 0 over {previous['epochs']} epochs, and fall over "
+            f"{config.train.epochs} from here on: not what {config.train.epochs} epochs from the start give"
+        )

@@ -87,7 +87,7 @@ def train(
     config = replace(config, data=replace(config.data, shards=config.data.shards.resolve()))
     previous = ranks.main_decides(lambda: resolve.previous_leg(out, config, facts))
     if ranks.is_main:
-        resolve.show(config, facts, out)
+        resolve.show(config, facts, out, previous)
     if dry_run:
         return 0
     if previous and previous["status"].get("state") == "finished" and previous["epochs"] >= config.train.epochs:

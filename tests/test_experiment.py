@@ -568,6 +568,30 @@ def test_measures_of_pictures() -> None:
     assert measures.specks(noisy, page) == pytest.approx(1000 * 12 / 4096 / 2, rel=1e-3)
 
 
+def test_measures_of_ink() -> None:
+    """A stroke three pixels wide, drawn too thick, with a gap, or a pixel away."""
+
+    def stroke(top: int, bottom: int, *gap: int) -> np.ndarray:
+        page = np.full((1, 64, 64), 250, np.float32)
+        page[:, top:bottom, 4:60] = 60
+        page[:, :, slice(*gap) if gap else slice(0)] = 250
+        return page
+
+    real = stroke(30, 33)
+    for drawn, precision, recall in (
+        (real, 1, 1),
+        (stroke(29, 34), 1, 1),  # a pixel to either side is still the line
+        (stroke(27, 36), 5 / 9, 1),  # three are not
+        (stroke(30, 33, 20, 31), 1, 1 - 9 / 56),  # a gap of 11 pixels, less one on either side
+        (stroke(31, 34), 1, 1),
+        (np.full((1, 64, 64), 250, np.float32), None, 0),
+        (real - 100, 1, 1),  # a darker page is no ink
+    ):
+        assert measures.ink_precision(drawn, real) == (precision and pytest.approx(precision))
+        assert measures.ink_recall(drawn, real) == pytest.approx(recall)
+    assert set(measures.KINDS) == set(experiment_preset.MEASURES)
+
+
 def test_measures_of_the_log(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = [
         {"kind": "epoch", "step": i, "loss/g": float(i), "loss/d": 1.0} for i in range(1, 21)

@@ -113,16 +113,22 @@ def test_flip_mirrors_half_of_the_pairs() -> None:
     assert 160 < sum(flipped) < 240
 
 
-def test_jitter_is_a_crop_of_the_enlarged_image_at_any_offset() -> None:
+def test_jitter_is_a_crop_of_the_more_or_less_enlarged_image_at_any_offset() -> None:
     image = noise(1, 64, 64)
-    big = pixels.resize(image, 72, 72)  # 64 * 286 / 256 = 71.5
-    crops = {(top, left): big[:, top : top + 64, left : left + 64] for top in range(9) for left in range(9)}
+    crops = {}
+    for size in range(64, 72):  # to 64 * 286 / 256 = 71.5
+        big = pixels.resize(image, size, size)
+        places = [(size, top, left) for top in range(size - 63) for left in range(size - 63)]
+        crops |= {(s, top, left): big[:, top : top + 64, left : left + 64] for s, top, left in places}
     found = []
-    for seed in range(400):
+    for seed in range(1000):
         crop = augment(image, seed, flip=False, jitter=True)
         found.append(next(place for place, c in crops.items() if torch.equal(c, crop)))
-    assert {top for top, _ in found} == {left for _, left in found} == set(range(9))
-    assert len(set(found)) > 75  # of 81: top and left are drawn apart
+    assert {size for size, _, _ in found} == set(range(64, 72))
+    for size in range(66, 72):
+        every = set(range(size - 63))
+        assert {top for s, top, _ in found if s == size} == {left for s, _, left in found if s == size} == every
+    assert len({(top, left) for s, top, left in found if s == 71}) > 20  # not always the same corner
 
 
 def test_one_option_does_not_shift_the_other_ones_draw() -> None:

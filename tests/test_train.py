@@ -193,6 +193,19 @@ def test_more_epochs_go_on_and_other_settings_are_refused(
     assert status(run)["step"] == 4 * STEPS
 
 
+def test_more_epochs_of_a_run_whose_rates_fall_come_with_a_warning(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...]
+) -> None:
+    command = (*options, "--out", tmp_path / "run", "--optim.decay", 1.0)
+    first = cli(*command, "--train.epochs", 1)
+    assert first.returncode == 0, first.stderr
+    more = cli(*command, "--train.epochs", 2)
+    assert "were to fall to 0 over 1 epochs, and fall over 2 from here on" in more.stdout
+    rates = [r["lr/g"] / 2e-3 for r in read_metrics(tmp_path / "run") if r["kind"] == "train"]
+    assert rates == pytest.approx([1, 2 / 3, 1 / 3, 3 / 6, 2 / 6, 1 / 6])
+    assert "fall to 0" not in first.stdout + cli(*command, "--train.epochs", 2).stdout
+
+
 def test_other_data_are_refused(
     tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path, pairs: Path
 ) -> None:
