@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dist_sketch import config as cfg
 from dist_sketch import fileio, inception, metrics, pixels
 from dist_sketch.denoise import Denoise, calibrate
+from dist_sketch.errors import UserError
 from dist_sketch.validation import Validation
 
 PAIRS = 24
@@ -22,13 +23,21 @@ def choose(run: Path, validation: Validation, drawing: nn.Module, device: torch.
 
     Args:
         drawing: the generator that draws.
-        with_kid: leave out what raises KID, where this machine has the weights of FID's network.
+        with_kid: leave out what raises KID, where this machine has the weights of FID's network. Without them it goes
+            on, whatever is wrong with them: the training is done and must end well.
     """
     raw, real = validation.draw_training_pairs(drawing, PAIRS)
-    chosen, table = Denoise(), list[Any]()
+    chosen, table, kid = Denoise(), list[Any](), None
     if len(raw) > 1:
-        chosen, table = calibrate(raw, real, distance=kid_from(real, device) if with_kid else None)
-    fileio.write_json(run / "denoise.json", {"denoise": cfg.to_dict(chosen), "pairs": len(raw), "candidates": table})
+        try:
+            kid = kid_from(real, device) if with_kid else None
+        except (UserError, OSError) as e:
+            print(f"warning: noise removal is chosen without KID ({e})")
+        chosen, table = calibrate(raw, real, distance=kid)
+    fileio.write_json(
+        run / "denoise.json",
+        {"denoise": cfg.to_dict(chosen), "pairs": len(raw), "with_kid": kid is not None, "candidates": table},
+    )
     return chosen
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_sketch import page, report
+from dist_sketch.config import to_dict
 from dist_sketch.errors import UserError
 from dist_sketch.fileio import read_json
 from dist_sketch.hub import CARD_MARKER, SketchGenerator
@@ -11,17 +12,18 @@ from dist_sketch.hub import CARD_MARKER, SketchGenerator
 COLUMNS = ("blank", "input", "reference")  # baselines beside raw and denoised
 
 
-def card(model: SketchGenerator, run: Path, scored: Path | None = None) -> str:
+def card(model: SketchGenerator, name: str, weights_sha256: str, scored: Path | None = None) -> str:
     """The card as Markdown, with the head that the Hugging Face Hub reads.
 
     Args:
-        run: the run (or export) that the generator is of.
-        scored: output folder of `infer`, drawn by the same weights.
+        name: of the run (or export) that the generator is of.
+        weights_sha256: of the file that its weights came from.
+        scored: output folder of `infer`, drawn by the same weights as the generator draws by itself.
 
     Raises:
         UserError: `scored` is no such folder.
     """
-    scores = _scores(model, run, scored) if scored is not None else None
+    about, scores = _scores(model, weights_sha256, scored) if scored is not None else ({}, None)
     columns = (
         [scores["raw"], scores["denoised"], *(scores["baselines"].get(c) or {} for c in COLUMNS)] if scores else []
     )
@@ -31,7 +33,7 @@ def card(model: SketchGenerator, run: Path, scored: Path | None = None) -> str:
     return page.render(
         "card.md.j2",
         marker=CARD_MARKER,
-        title=run.resolve().name,
+        title=name,
         model=model,
         facts=dict.fromkeys(("pairs", "data", "license", "steps", "device", "code")) | model.saved["facts"],
         parameters=sum(p.numel() for p in model.parameters()),
@@ -39,20 +41,21 @@ def card(model: SketchGenerator, run: Path, scored: Path | None = None) -> str:
             row for row in report.changed(model.saved["config"]) if not row[0].startswith(("track.", "data.shards"))
         ],
         scores=scores,
-        split={"val": "validation"}.get(read_json(scored / "infer.json")["split"], "") if scored else "",
+        split={"val": "validation", "train": "TRAINING"}.get(about.get("split", ""), about.get("split", "")),
+        chosen=about.get("split") == "val" and model.config.checkpoint.choose == "kid",
         rows=[(m, [c.get(m.key) for c in columns]) for m in page.METRICS],
         noise=", ".join(noise) or "none",
     )
 
 
-def _scores(model: SketchGenerator, run: Path, scored: Path) -> dict[str, Any]:
+def _scores(model: SketchGenerator, weights_sha256: str, scored: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """infer.json and metrics.json."""
     if not all((scored / name).is_file() for name in ("infer.json", "metrics.json")):
         raise UserError(f"--scores {scored}: is not an output folder of `dist-sketch infer` with scores (metrics.json)")
     about = read_json(scored / "infer.json")
-    if (about.get("run"), about.get("step")) != (str(run.resolve()), model.step):
-        raise UserError(
-            f"--scores {scored}: was drawn by {about.get('run')}, step {about.get('step')}, not by {run.resolve()}, "
-            f"step {model.step}; draw it: dist-sketch infer --run {run} --step {model.step} --input DATA --out {scored}"
-        )
-    found: dict[str, Any] = read_json(scored / "metrics.json")
-    return found
+    anew = "draw it anew with `dist-sketch infer`"
+    if about.get("weights_sha256") != weights_sha256:
+        raise UserError(f"--scores {scored}: was drawn by other weights ({about.get('run')}); {anew}")
+    if about.get("denoise") != to_dict(model.denoise) or about.get("mode", {}).get("statistics") != "running":
+        raise UserError(f"--scores {scored}: was drawn with --denoise... or --mode, not as the export draws; {anew}")
+    return about, read_json(scored / "metrics.json")

@@ -58,7 +58,7 @@ def save(
 def _write(
     run: Path, step: int, modules: dict[str, nn.Module], state: dict[str, Any], rng: Any, keep: int, best: int | None
 ) -> None:
-    final = run / FOLDER / f"step-{step:08d}"
+    final = folder(run, step)
     temporary = final.with_name(f".{final.name}.part")
     try:
         for part in final.parent.glob(".step-*.part"):  # of a leg that was killed while it saved
@@ -163,6 +163,11 @@ def find(run: Path, say: Callable[[str], None] = print, *, until: int | None = N
     return None
 
 
+def folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or would."""
+    return run / FOLDER / f"step-{step:08d}"
+
+
 def step_of(folder: Path) -> int:
     """The step of a checkpoint's folder."""
     return int(folder.name.removeprefix("step-"))
@@ -173,11 +178,11 @@ def chosen(run: Path, say: Callable[[str], None] = print) -> Path | None:
     newest = find(run, say)
     if newest is None or not (newest / BEST).is_file():
         return newest
-    folder = run / FOLDER / f"step-{read_json(newest / BEST)['step']:08d}"
-    if problems := verify(folder):
+    best = folder(run, read_json(newest / BEST)["step"])
+    if problems := verify(best):
         say(f"passed over the best one: {'; '.join(problems)}")
         return newest
-    return folder
+    return best
 
 
 class Entry(NamedTuple):

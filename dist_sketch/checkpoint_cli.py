@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+if TYPE_CHECKING:
+    from dist_sketch.hub import SketchGenerator
 
 Run = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
 
@@ -59,11 +62,15 @@ class Export:
     def run(self) -> int:
         """Runs the command."""
         from dist_sketch import hub
-        from dist_sketch.card import card
 
-        model = hub.export(self.folder, self.out, self.step, lambda made: card(made, self.folder, self.scores))
+        model = hub.export(self.folder, self.out, self.step, self._card)
         print(f"{self.out}: the generator of step {model.step}, for {model.size} px")
         return 0
+
+    def _card(self, model: "SketchGenerator", weights_sha256: str) -> str:
+        from dist_sketch.card import card
+
+        return card(model, self.folder.resolve().name, weights_sha256, self.scores)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,11 +66,12 @@ class Train:
     rank_timeout_s: float = 1800.0
     """How long a rank waits for the others before it gives up."""
     validate_interval_epochs: int = 5
-    """Epochs between two SSIM scores of the validation split; 0: never."""
+    """Epochs between two scorings of the validation split; 0: never."""
     validate_limit: int = 256
     """Validation pairs scored each time (the first ones); 0: all."""
     validate_fid: bool = True
-    """FID-64 of these pairs, too, where this machine has FID's weights; on CPUs a third more of validation's time."""
+    """FID-64 of these pairs, too, where this machine has FID's weights; on CPUs a third more of validation's time. At
+    the end of the run, leave out a noise removal that raises KID."""
     sample_interval_epochs: int = 5
     """Epochs between two pictures of the same few validation pairs; 0: never."""
     sample_count: int = 4
@@ -165,8 +166,8 @@ class Checkpoint:
     keep: int = 3
     """Newest checkpoints that are kept."""
     choose: Literal["last", "kid"] = "last"
-    """The weights that draw, of a finished run: the last, or those whose drawings of the validation pairs had the
-    lowest KID (then scored at each validation, and kept besides)."""
+    """The weights that draw: the last, or those whose drawings of the validation pairs had the lowest KID so far
+    (which is then scored at each validation; they are kept besides)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +204,14 @@ class Config:
     """Normalisation in both networks."""
 
 
+# Settings that are gone, at the value at which they said nothing: runs of before are still read.
+GONE = {"optim.decay_start_step": 0, "optim.decay_steps": 0}
+
 # May differ between the legs of one run: where things lie, how long it goes on, what it tolerates and what it tells.
 FREE = (
     *("data.shards", "data.workers", "data.memory_mb", "data.stall_timeout_s", "data.skip_bad"),
-    *("train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s", "checkpoint.", "track."),
+    *("train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s"),
+    *("checkpoint.interval_steps", "checkpoint.keep", "track."),
 )
 
 # (keys, what they must be, holds); infinity is refused for all: JSON cannot hold it
@@ -258,6 +263,9 @@ def validate(config: Config) -> Config:
             f"conditional.g_threshold = {c.g_threshold}: must be above loss_threshold * hysteresis = "
             f"{c.loss_threshold * c.hysteresis:g}, or both networks would be locked at once"
         )
+    g, plain = config.generator, Generator()
+    if g.network == "baseline" and (g.width, g.upsample, g.detail) != (plain.width, plain.upsample, plain.detail):
+        raise SharedError("generator.network = 'baseline': has no width, upsample or detail; leave them out")
     if config.train.sync_batchnorm and config.norm != "batch":
         raise SharedError(f"train.sync_batchnorm = true: norm = {config.norm!r} has no batch statistics")
     if c.mode == "paper" and (c.timer_net, c.timer_unit) != ("d", "epochs"):
@@ -307,6 +315,8 @@ def from_dict(cls: type[T], values: Any, where: str, prefix: str = "") -> T:
     for raw, value in values.items():
         name = raw.replace("-", "_")
         if name not in known:
+            if prefix + name in GONE and value == GONE[prefix + name]:
+                continue
             near = _nearest(name, known)
             raise UserError(f"{where}: there is no setting {prefix}{raw}; {near}")
         arguments[name] = _convert(hints[name], value, where, prefix + name)

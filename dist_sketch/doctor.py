@@ -82,8 +82,11 @@ def _training(request: Request, config: Config, run: Path, made: Sequence[Path])
     if request.slurm("ntasks-per-node") != "1":
         yield Check("ranks", "bad", "--ntasks-per-node must be 1: one launcher a node, which starts a process a GPU")
     yield _cpus(request, ranks_a_node * (config.data.workers + 1), f"{config.data.workers} loader(s) a rank")
-    yield _disk(run, (config.checkpoint.keep + 1) * _checkpoint_bytes(config), f"{config.checkpoint.keep} checkpoints")
-    if config.train.validate_fid and config.train.validate_interval_epochs:
+    yield _disk(run, _checkpoints(config) * _checkpoint_bytes(config), f"{config.checkpoint.keep} checkpoints")
+    if config.checkpoint.choose == "kid":
+        fid = _fid("checkpoint.choose = 'kid' needs them")
+        yield fid if fid.state == "good" else fid._replace(state="bad")
+    elif config.train.validate_fid and config.train.validate_interval_epochs:
         yield _fid("validation leaves FID out")
     if config.data.shards in made:
         yield Check("shards", "good", f"{config.data.shards}: an earlier job of the chain packs them")
@@ -158,12 +161,12 @@ def _experiment(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     left = [job for job in jobs if not job.drawn()]
     done = f", {len(jobs) - len(left)} of them done" if len(left) < len(jobs) else ""
     yield Check("plan", "good", f"{len(jobs)} training(s){done}")
-    # All trainings are alike in what is looked at here; the disk has to hold them all.
-    first = (left or jobs)[0]
-    data = replace(first.config.data, shards=Path(request.setting("data")))
-    config = replace(first.config, data=data)
-    yield from _training(request, config, first.run, made)
-    wanted = len(jobs) * (config.checkpoint.keep + 1) * _checkpoint_bytes(config)
+    # Trainings of one batch size, network and choice of weights are alike in what is looked at here.
+    kinds = {(c.data, c.norm, c.generator, c.checkpoint): job for job in reversed(left or jobs) if (c := job.config)}
+    for job in reversed(kinds.values()):
+        config = replace(job.config, data=replace(job.config.data, shards=Path(request.setting("data"))))
+        yield from _training(request, config, job.run, made)
+    wanted = sum(_checkpoints(job.config) * _checkpoint_bytes(job.config) for job in jobs)
     yield _disk(Path(request.setting("out")), wanted, "checkpoints of all trainings")
 
 
@@ -227,6 +230,11 @@ def _disk(folder: Path, wanted: float, what: str) -> Check:
     free = shutil.disk_usage(there).free
     found = f"{what} take {wanted / GB:.1f} GB, {free / GB:.0f} GB are free"
     return Check("disk", "good" if free > wanted else "bad", found)
+
+
+def _checkpoints(config: Config) -> int:
+    """That lie on the disk at once: those that are kept, the best one, and the one that is being written."""
+    return config.checkpoint.keep + 1 + (config.checkpoint.choose != "last")
 
 
 def _checkpoint_bytes(config: Config) -> int:

@@ -20,11 +20,12 @@ class Experiment:
     """Run an experiment: the paper's tables and figures, a sweep, your own; ends with OUT/compare.html.
 
     OUT/plan.txt says what is run, one plain command a line. Started again, it does only what is missing. What `train`
-    takes as settings (`--data.batch-size 4`) goes to all its trainings; a row's own settings win over it.
+    takes as settings (`--data.batch-size 4`) goes to all its trainings (unless the preset that the experiment names
+    says the same); a row's own settings win over it.
     """
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
-    """paper, sweep (launch/experiment-NAME.toml), or a .toml file of that form."""
+    """paper, portrait, sweep (launch/experiment-NAME.toml), or a .toml file of that form."""
     data: Path
     """Folder of packed shards with a train and a val split."""
     out: Path
@@ -78,15 +79,13 @@ class Experiment:
         from dist_sketch.experiment_preset import load
 
         preset = load(self.name)
-        common = self.settings
-        if self.epochs is not None:
-            common = replace(common, train=replace(common.train, epochs=self.epochs))
         plan = experiment_plan.make(
             preset,
             data=self.data,
             out=self.out,
             base=cfg.load(preset.config),
-            common=common,
+            common=self.settings,
+            epochs=self.epochs,
             seeds=self.seeds,
             only=[name.strip() for name in self.only.split(",") if name.strip()],
             launch=self.launch,

@@ -120,6 +120,7 @@ def make(
     base: Config,
     common: Config,
     seeds: int | None = None,
+    epochs: int | None = None,
     only: Sequence[str] = (),
     launch: str = "dist-sketch",
 ) -> Plan:
@@ -129,6 +130,7 @@ def make(
         base: the configuration that `preset.config` names.
         common: the same with the user's settings for all trainings, which go to rows of another preset, too; a row's
             own settings win over them.
+        epochs: of all trainings; default: what their presets say.
         only: names of parts; default: all but the optional ones.
         launch: how a line is started, in the place of `dist-sketch`.
 
@@ -145,12 +147,13 @@ def make(
             raise UserError(f"{data}: has no {split} split with sketches; an experiment needs train and val")
     if common.data.shards != base.data.shards or common.train.seed != base.train.seed:
         raise UserError("--data.shards and --train.seed are set by the experiment itself: use --data and --seeds")
-    track = dataclasses.replace(common.track, group=common.track.group or preset.name)
-    common = dataclasses.replace(common, track=track)
+    everywhere: dict[str, Any] = {"track.group": common.track.group or preset.name}
+    if epochs is not None:
+        everywhere["train.epochs"] = epochs
     shared: dict[str, list[str]] = {}  # a configuration -> the rows that have it
     configs: dict[str, Config] = {}
     for name, row in preset.rows.items():
-        config = _configure(_moved(base, common, row, preset), row, f"rows.{name}")
+        config = _configure(_moved(base, common, row, preset, everywhere), row, f"rows.{name}")
         key = json.dumps(cfg.to_dict(config))
         configs[name] = config
         shared.setdefault(key, []).append(name)
@@ -180,11 +183,11 @@ def _base(base: Config, row: Row, preset: Preset) -> Config:
     return base if row.config == preset.config else cfg.load(row.config)
 
 
-def _moved(base: Config, common: Config, row: Row, preset: Preset) -> Config:
+def _moved(base: Config, common: Config, row: Row, preset: Preset, everywhere: dict[str, Any]) -> Config:
     """What the user set for all trainings, upon what the row starts from."""
-    was, own = dict(cfg.items(base)), _base(base, row, preset)
+    was = dict(cfg.items(base))
     changed = {k: v for k, v in cfg.items(common) if v != was[k]}
-    return own if not changed else _configure(own, Row(settings=changed), "the command line")
+    return _configure(_base(base, row, preset), Row(settings=changed | everywhere), "the command line")
 
 
 def _configure(common: Config, row: Row, where: str) -> Config:

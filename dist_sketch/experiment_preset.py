@@ -147,7 +147,7 @@ def load(name: str) -> Preset:
     claims = [_read(Claim, t, f"{path}: claims {i}") for i, t in enumerate(raw.claims, 1)]
     if raw.grid:
         found = _expand(_read(Grid, raw.grid, f"{path}: grid"), f"{path}: grid")
-        rows |= found
+        rows |= {n: dataclasses.replace(r, config=_beside(path, raw.config)) for n, r in found.items()}
         parts.setdefault("grid", Part(title=raw.title, rows=list(found), head="settings"))
     preset = Preset(
         name=path.stem.removeprefix(PREFIX),

@@ -7,6 +7,7 @@ DIR/
     README.md              the model card, of an export
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
         if step not in (None, exported):
             raise UserError(f"--step {step}: {run} is an exported generator of step {exported}")
         return run, exported
-    folder = checkpoint.chosen(run) if step is None else run / checkpoint.FOLDER / f"step-{step:08d}"
+    folder = checkpoint.chosen(run) if step is None else checkpoint.folder(run, step)
     if folder is None:
         raise UserError(f"{run}: has no complete checkpoint, and no {WEIGHTS}")
     if step is not None and (problems := checkpoint.verify(folder)):
@@ -54,6 +55,12 @@ def weights_file(folder: Path) -> Path:
     """The file of the weights that draw, in a checkpoint's folder or an export's: the averaged ones if there are."""
     average = folder / "ema.safetensors"
     return average if average.is_file() else folder / WEIGHTS
+
+
+def weights_sha256(folder: Path) -> str:
+    """The hash of the file of the weights that draw, in a checkpoint's folder or an export's."""
+    with open(weights_file(folder), "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _facts(saved: Any, folder: Path) -> dict[str, Any]:
@@ -167,25 +174,26 @@ class SketchGenerator(
 
 
 def export(
-    run: Path, out: Path, step: int | None = None, card: Callable[[SketchGenerator], str] | None = None
+    run: Path, out: Path, step: int | None = None, card: Callable[[SketchGenerator, str], str] | None = None
 ) -> SketchGenerator:
     """Writes the generator that draws, or that of a checkpoint's `step`, to the folder `out`: whole or not.
 
     Args:
-        card: gives the text of README.md, the model card.
+        card: gives the text of README.md, the model card, for the generator and the hash of its weights.
 
     Raises:
         UserError: no complete checkpoint (of that step), `out` holds anything but an earlier export, or the disk.
     """
     target = Path(os.path.realpath(out))  # it gets a sibling, which '.' and links do not have
     _check_out(target)
-    model = SketchGenerator.load(run, find_weights(run, step))
+    weights = find_weights(run, step)
+    model = SketchGenerator.load(run, weights)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         temporary.mkdir(parents=True)
         model.save_pretrained(temporary)
         if card is not None:
-            fileio.write_atomic(temporary / CARD, card(model))
+            fileio.write_atomic(temporary / CARD, card(model, weights_sha256(weights[0])))
         _replace(temporary, target)
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e

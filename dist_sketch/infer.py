@@ -49,7 +49,7 @@ class Options:
     split: str = "val"
     """Split of shards, or of a folder with splits, to draw."""
     step: int | None = None
-    """Checkpoint to use; default: the newest."""
+    """Checkpoint to use; default: the one that the run chose (checkpoint.choose), else the newest."""
     batch_size: int = 8
     """Images drawn at once on each rank; does not change the result."""
     part: str = ""
@@ -105,6 +105,7 @@ def _infer(
     about: dict[str, Any] = {
         "run": str(run.resolve()),
         "step": model.step,
+        "weights_sha256": ranks.main_decides(lambda: hub.weights_sha256(weights[0])),
         "config": cfg.to_dict(model.config),
         "input": str(source.resolve()),
         "split": options.split,

@@ -60,7 +60,7 @@ def build(out: Path) -> Path:
         listed=[portrait(n, THUMB_PX, True) for n in shortlist(names, scored)],
         differences=differences(out) if "real" in folders else None,
         table_end=TABLE_END,
-        calibration=calibration(run),
+        calibration=calibrated(run, infer.get("denoise")),
         history=history(run),
     )
     write_atomic(out / "report.html", html)
@@ -140,21 +140,26 @@ def _compare(mine: Table, other: Table) -> tuple[list[Metric], list[Metric]]:
     return better, [m for m in known if m not in better]
 
 
-def calibration(run: Path) -> str | None:
-    """What the noise removal was chosen on, and which part of it was switched off for harm; None: not known."""
+def calibrated(run: Path, used: Table | None) -> str | None:
+    """What the noise removal was chosen on, and which part of it was switched off for harm.
+
+    Args:
+        used: what the drawings were made with.
+
+    Returns:
+        A sentence or two; None if it is not known, or not what the run has chosen now.
+    """
     saved = read_json(run / "denoise.json") if (run / "denoise.json").is_file() else {}
     rows = saved.get("candidates") or []
-    if not rows:
+    if not rows or saved.get("denoise") != used:
         return None
     plain, chosen = rows[0], next(r for r in rows if r["chosen"])
     harm = [r for r in rows if not r["allowed"]]
     far = [r for r in harm if r.get("distance") is not None]
-    words = f"Chosen on {saved['pairs']} training pairs out of {len(rows)} settings" if "pairs" in saved else "Chosen"
-    why = []
-    if len(harm) > len(far):
-        why.append(f"{len(harm) - len(far)} were ruled out because they cost SSIM")
+    words = f"Chosen on {saved['pairs']} training pairs" if "pairs" in saved else "Chosen on training pairs"
+    why = [f"{len(harm) - len(far)} because they cost SSIM"] if len(harm) > len(far) else []
     why += [f"{_candidate(r)} because it raises KID ({plain['distance']:.3f} to {r['distance']:.3f})" for r in far]
-    words += f"; {conjoin(why)}." if why else "."
+    words += f" out of {len(rows)} settings{'; ruled out: ' if why else ''}{'; '.join(why)}."
     if chosen is plain:
         return f"{words} None was left that helps: filter and shadows are switched off."
     off = [

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dist_sketch import config as cfg
-from dist_sketch import fileio, inception, networks, pack
+from dist_sketch import fileio, networks, pack
 from dist_sketch.config import Config
 from dist_sketch.errors import UserError
 from dist_sketch.loader import Shards, check_batch, steps_an_epoch
@@ -31,8 +31,13 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
         raise UserError(f"{config.data.shards}: its training split has lines without sketches; pack pairs")
     if config.train.sync_batchnorm and ranks.device.type == "cpu":
         raise UserError("train.sync_batchnorm = true: CPUs have no synchronized BatchNorm; use norm = 'instance'")
-    if config.checkpoint.choose == "kid" and inception.find() is None:
-        raise UserError(f"checkpoint.choose = 'kid': no Inception weights on this machine; {inception.WAYS}")
+    if config.checkpoint.choose == "kid":
+        count = len(Shards(config.data.shards, "val")) if shards.paired.get("val") else 0
+        if min(count, config.train.validate_limit or count) < 2:
+            raise UserError(
+                f"checkpoint.choose = 'kid': needs two validation pairs at least; {config.data.shards} has {count}, "
+                f"and train.validate_limit is {config.train.validate_limit}"
+            )
     check(config, shards, ranks.world_size)
     steps = steps_an_epoch(len(shards), config.data.batch_size)
     manifest = pack.read_manifest(config.data.shards)
@@ -114,6 +119,6 @@ def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, A
     )
     if previous and config.optim.decay and previous["epochs"] < config.train.epochs:
         print(
-            f"warning: the learning rates were to fall to 0 over {previous['epochs']} epochs, and fall over "
-            f"{config.train.epochs} from here on: not what {config.train.epochs} epochs from the start give"
+            f"warning: the learning rates were to be 0 after {previous['epochs']} epochs, and will be after "
+            f"{config.train.epochs}: not the same run as one of {config.train.epochs} epochs from the start"
         )

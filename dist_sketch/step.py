@@ -86,6 +86,7 @@ class Step:
         self.scaler_g = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.scaler_d = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.steps = self.updates_g = 0
+        assert total or not config.optim.decay
         self.total = total
         self.share = config.data.batch_size // ranks.world_size
         self.statistics = [b for m in self.modules().values() for b in m.buffers() if b.is_floating_point()]
@@ -332,7 +333,7 @@ def learning_rate_factor(decay: float, step: int, total: int) -> float:
 
     1, then linearly to 0 in the last `decay` (0 to 1) of the run.
     """
-    return min(1.0, (total - step) / (decay * total)) if decay else 1.0
+    return min(1.0, max(0, total - step) / (decay * total)) if decay else 1.0
 
 
 def read(reduced: Tensor) -> dict[str, float]:

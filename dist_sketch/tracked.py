@@ -1,6 +1,5 @@
 """What W&B is told at the end of each job: pairs side by side with their scores, and what was made of what."""
 
-import hashlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +27,12 @@ def generator(run: Path, weights: Path) -> Artifact:
     Args:
         weights: the checkpoint's folder, or the export's.
     """
-    with open(hub.weights_file(weights), "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    return wandb_log.model(read_json(run / hub.SETTINGS)["facts"].get("run_id", "unknown"), digest)
+    run_id = read_json(run / hub.SETTINGS)["facts"].get("run_id", "unknown")
+    return wandb_log.model(run_id, hub.weights_sha256(weights))
 
 
 def after_training(log: Log, run: Path, validation: Validation, drawing: nn.Module, settings: Denoise) -> None:
-    """Validation pairs as `drawing` draws them, and the newest checkpoint's generator. Never fails."""
+    """Validation pairs as `drawing` draws them, and the generator that draws. Never fails."""
     if not log.is_on:
         return
     try:

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from dist_sketch.config import Config
 from dist_sketch.errors import SharedError, UserError
 from dist_sketch.loader import Batch, Loader, Shards
 from dist_sketch.pixels import to_float
+from dist_sketch.place import Place
 from dist_sketch.progress import Progress
 from dist_sketch.ranks import Ranks, lost_peer
 from dist_sketch.stop import SCHEDULER_SIGNALS, StopRequest
@@ -24,38 +25,6 @@ from dist_sketch.track import Speed, Tracker
 from dist_sketch.validation import Validation
 
 STOPPED = os.EX_TEMPFAIL  # exit code of a run that was asked to stop: start it again and it goes on
-
-
-@dataclass(kw_only=True)
-class Place:
-    """Where the run stands: `step` updates are done; the next batch is `batch` of `epoch`."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    policy: conditional.State = field(default_factory=conditional.State)
-    sums: dict[str, float] = field(default_factory=dict)  # of this epoch, for its means
-    reason: str = ""  # of the last decision
-    locked_d: int = 0  # steps since the last line of the log
-    locked_g: int = 0
-    policy_d: int = 0  # steps that D was locked, of the whole run
-    policy_g: int = 0
-    bad: int = 0
-    nonfinite: int = 0  # steps in which a loss was not finite
-    overflow_d: int = 0  # steps in which D's gradients alone were not
-    overflow_g: int = 0
-    void_in_a_row: int = 0  # of all these
-    best_kid: float | None = None  # of the validations so far; the step that had it
-    best_step: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the checkpoint."""
-        return {**vars(self), "policy": self.policy.to_dict(), "sums": dict(self.sums)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Place":
-        """The inverse of `to_dict`."""
-        return cls(**{**values, "policy": conditional.State(**values["policy"])})
 
 
 def train(
@@ -175,7 +144,11 @@ class Run:
             self.step.set_statistics(state["statistics"][self.ranks.rank])
         if self.ranks.is_main:
             print(f"resumed from {folder}")
-        return Place.from_dict(state["place"])
+        place = Place.from_dict(state["place"])
+        best = place.best_step
+        if best is not None and self.ranks.main_decides(lambda: checkpoint.verify(checkpoint.folder(self.out, best))):
+            place.best_kid = place.best_step = None  # it is gone: no bar for those to come
+        return place
 
     def train(self) -> int:
         """The loop. Returns the exit code."""
@@ -363,17 +336,17 @@ class Run:
         """Chooses the noise removal on training pairs, for the weights that draw; returns their step."""
         from dist_sketch import calibration, tracked  # its filters take half a second that a start need not wait
 
-        def choose() -> None:
+        def choose() -> int:
             drawing, with_kid = self.step.drawing, self.config.train.validate_fid
+            folder, step = hub.find_weights(self.out)
+            if step != self.place.step:
+                checkpoint.load_module(hub.weights_file(folder), drawing)
             denoise = calibration.choose(self.out, self.validation, drawing, self.ranks.device, with_kid)
             tracked.after_training(self.tracker.wandb, self.out, self.validation, drawing, denoise)
+            return step
 
-        folder, step = self.ranks.main_decides(lambda: hub.find_weights(self.out))
         with self.step.averaged():
-            if step != self.place.step:
-                checkpoint.load_module(hub.weights_file(folder), self.step.drawing)
-            self.ranks.main_decides(choose)
-        return step
+            return self.ranks.main_decides(choose)
 
     def failed(self, error: Exception) -> None:
         """Leaves the reason in `status.json`."""

@@ -15,6 +15,8 @@ from dist_sketch.fileio import write_atomic
 from dist_sketch.loader import BadSample, Sample, Shards
 from dist_sketch.ranks import Ranks, eval_mode
 
+WAYS = "`dist-sketch weights` says where they can lie, and fetches them"
+
 Features = dict[int, NDArray[np.float32]]  # by their number, one image's
 
 
@@ -33,6 +35,17 @@ def _inception(ranks: Ranks, most: int) -> inception.Inception | None:
 def _features(net: inception.Inception, image: Tensor, most: int) -> Features:
     """By itself, not in a batch: then they do not depend on which images a rank has."""
     return {d: f[0].numpy() for d, f in inception.features(net, image[None], most).items() if d in (64, 2048)}
+
+
+def _distances(rows: list[tuple[int, Features, Features]]) -> dict[str, float]:
+    found = {}
+    for dims in rows[0][1]:
+        drawn = np.stack([mine[dims] for _, mine, _ in rows]).astype(np.float64)
+        real = np.stack([theirs[dims] for _, _, theirs in rows]).astype(np.float64)
+        found[f"val/fid_{dims}"] = metrics.frechet(drawn, real)
+        if dims == 2048:
+            found["val/kid"] = metrics.kid(drawn, real)
+    return found
 
 
 @torch.no_grad()
@@ -62,11 +75,16 @@ class Validation:
         skip_bad: samples that fail their hash and may be left out of a scoring.
         fid: 64: score FID-64, too, if FID's weights are on every rank's machine; 2048: and FID-2048 and KID, which need
             them.
+
+    Raises:
+        UserError: `fid` is 2048 and a rank's machine has no weights of FID's network; on all ranks alike.
     """
 
     def __init__(self, training: Shards, channels: int, ranks: Ranks, skip_bad: int = 0, fid: int | None = None):
         self._ranks, self._channels, self._skip_bad = ranks, channels, skip_bad
         self._fid = fid
+        if fid == 2048 and not all(ranks.gather(inception.find() is not None)):
+            raise SharedError(f"checkpoint.choose = 'kid': a rank's machine has no Inception weights; {WAYS}")
         self._inception: inception.Inception | None = None
         self._real: dict[int, Features] = {}  # real sketches do not change
         self._training = self._shards = training
@@ -89,8 +107,6 @@ class Validation:
         """
         if self._fid and self._inception is None:
             self._inception = _inception(self._ranks, self._fid)
-            if self._inception is None and self._fid > 64:
-                raise SharedError(f"checkpoint.choose = 'kid': no Inception weights on this machine; {inception.WAYS}")
             self._fid = self._fid if self._inception else None
         sums = torch.zeros(4, dtype=torch.float64)
         features: list[tuple[int, Features, Features]] = []
@@ -116,12 +132,8 @@ class Validation:
         found = {"val/ssim": ssim / count, "val/l1": l1 / count} if count else {}
         if self._inception is not None and count >= 2:
             rows = sorted((row for part in self._ranks.gather(features) for row in part), key=lambda row: row[0])
-            for dims in rows[0][1]:
-                drawn = np.stack([mine[dims] for _, mine, _ in rows]).astype(np.float64)
-                real_ones = np.stack([theirs[dims] for _, _, theirs in rows]).astype(np.float64)
-                found[f"val/fid_{dims}"] = metrics.frechet(drawn, real_ones)
-                if dims == 2048:
-                    found["val/kid"] = metrics.kid(drawn, real_ones)
+            # rank 0's figures: what is decided by them, and another machine's last digits, must not part the ranks
+            found |= self._ranks.main_decides(lambda: _distances(rows))
         return found
 
     def picture(self, generator: nn.Module, count: int, path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dist_sketch import checkpoint, networks
+from dist_sketch import checkpoint, hub, networks
 from dist_sketch import config as cfg
 from dist_sketch.__main__ import parse
 from dist_sketch.config import Config, Data, Generator, Optim
@@ -18,6 +18,7 @@ from dist_sketch.ranks import Ranks
 
 FACTS = {"size": 64, "run_id": "0badcafe", "pairs": 1058, "data": "fs2k_lines", "license": "MIT (FS2K & others)"}
 FACTS |= {"steps": 20, "device": "cpu", "precision": "bf16", "code": "0123456789abcdef"}
+DENOISE = {"gray": True, "filter": "nlm", "strength": 0.5, "shadows": False}
 SCORES = {"ssim": 0.7654, "psnr": 18.0, "l1": 0.1, "fid_64": 1.0, "fid_192": 2.0, "fid_768": 0.5, "fid_2048": 59.87}
 
 
@@ -30,16 +31,22 @@ def run(tmp_path: Path) -> Path:
     modules: dict[str, nn.Module] = {"generator": networks.generator(config)}
     checkpoint.save(folder, 10, modules, {}, Ranks(), keep=1)
     write_json(folder / "config.json", {"config": cfg.to_dict(config), "facts": FACTS})
-    denoise = {"gray": True, "filter": "nlm", "strength": 0.5, "shadows": False}
-    write_json(folder / "denoise.json", {"denoise": denoise, "candidates": []})
+    write_json(folder / "denoise.json", {"denoise": DENOISE, "candidates": []})
     return folder
+
+
+def about(folder: Path, **changes: object) -> dict[str, object]:
+    """infer.json."""
+    sha256 = hub.weights_sha256(folder / "checkpoints/step-00000010")
+    found = {"run": str(folder), "step": 10, "weights_sha256": sha256, "split": "val", "names": ["1"]}
+    return found | {"denoise": DENOISE, "mode": {"statistics": "running"}} | changes
 
 
 @pytest.fixture
 def scored(tmp_path: Path, run: Path) -> Path:
     """What `infer` leaves of scores."""
     folder = tmp_path / "out"
-    write_json(folder / "infer.json", {"run": str(run), "step": 10, "split": "val", "names": ["1"]})
+    write_json(folder / "infer.json", about(run))
     scores = {"n": 105, "size": 64, "raw": SCORES | {"kid": None}, "denoised": SCORES | {"kid": 0.0123, "ssim": 0.7777}}
     scores["baselines"] = {"blank": SCORES | {"ssim": 0.28}, "input": SCORES | {"ssim": 0.69}, "reference": None}
     write_json(folder / "metrics.json", scores)
@@ -92,15 +99,36 @@ def test_without_scores_or_facts_it_says_so(tmp_path: Path, run: Path) -> None:
 
 
 def test_scores_of_other_weights_are_refused(tmp_path: Path, run: Path, scored: Path) -> None:
-    for change in ({"step": 5}, {"run": "/another"}):
-        about = {"run": str(run), "step": 10, "split": "val", "names": ["1"]} | change
-        write_json(scored / "infer.json", about)
-        with pytest.raises(UserError, match=rf"--scores {scored}: was drawn by .*, not by {run}, step 10; draw it: "):
+    for change, words in (
+        ({"weights_sha256": "0" * 64}, rf"was drawn by other weights \({run}\)"),
+        ({"denoise": DENOISE | {"strength": 1.0}}, "was drawn with --denoise... or --mode"),
+        ({"mode": {"statistics": "paper"}}, "was drawn with --denoise... or --mode"),
+    ):
+        write_json(scored / "infer.json", about(run, **change))
+        with pytest.raises(UserError, match=rf"--scores {scored}: {words}"):
             export(run, "--out", tmp_path / "made", "--scores", scored)
     (scored / "metrics.json").unlink()
     with pytest.raises(UserError, match=r"is not an output folder of `dist-sketch infer` with scores"):
         export(run, "--out", tmp_path / "made", "--scores", scored)
     assert not (tmp_path / "made").exists()
+
+
+def test_scores_of_an_export_of_these_weights_and_of_another_split(tmp_path: Path, run: Path, scored: Path) -> None:
+    export(run, "--out", tmp_path / "made")
+    write_json(scored / "infer.json", about(run, run=str(tmp_path / "made"), split="train"))
+    export(tmp_path / "made", "--out", tmp_path / "made", "--scores", scored)
+    text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    assert "\n105 TRAINING pairs at 64" in text
+    assert "lowest KID" not in text
+
+
+def test_weights_that_were_chosen_on_the_scored_pairs_are_told(tmp_path: Path, run: Path, scored: Path) -> None:
+    saved = json.loads((run / "config.json").read_text())
+    saved["config"]["checkpoint"]["choose"] = "kid"
+    write_json(run / "config.json", saved)
+    export(run, "--out", tmp_path / "made", "--scores", scored)
+    text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    assert "The weights are those of the training's validations on these pairs that had the lowest KID" in text
 
 
 def test_a_card_of_ours_is_replaced_and_another_one_is_not(tmp_path: Path, run: Path, scored: Path) -> None:

@@ -330,13 +330,23 @@ def test_help_tells_every_setting_with_the_papers_names(capsys: pytest.CaptureFi
 def test_difference_names_what_would_make_another_run() -> None:
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: v + "x"}
     may_change = {"data.shards", "data.workers", "data.memory_mb", "data.skip_bad", "data.stall_timeout_s"}
+    may_change |= {"checkpoint.interval_steps", "checkpoint.keep"}
     may_change |= {"train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s"}
     assert cfg.difference(Config(), Config()) == []
     for key, value in DEFAULTS.items():
         changed = Path("elsewhere") if value is None else other[type(value)](value)
         lines = cfg.difference(Config(), with_(**{key.replace(".", "__"): changed}))
-        free = key in may_change or key.startswith(("checkpoint.", "track."))
+        free = key in may_change or key.startswith("track.")
         assert lines == ([] if free else [f"{key}: {value} -> {changed}"])
+
+
+def test_a_run_of_before_is_read_where_its_gone_settings_said_nothing() -> None:
+    old = cfg.to_dict(Config())
+    old["optim"] |= {"decay_start_step": 0, "decay_steps": 0}
+    assert cfg.from_dict(Config, old, "config.json") == Config()
+    old["optim"]["decay_steps"] = 100
+    with pytest.raises(UserError, match=r"config.json: there is no setting optim.decay_steps"):
+        cfg.from_dict(Config, old, "config.json")
 
 
 def test_epochs_may_only_grow() -> None:

@@ -530,7 +530,10 @@ def test_the_sweep_for_a_server_is_the_grid_without_one(
         for a in values["loss.lambda_l1"] for b in values["optim.lr_g"] for c in values["optim.lr_d"]
     ]  # fmt: skip
     assert sweep["metric"] == {"name": "val/ssim", "goal": "maximize"}
-    assert len(trainings(plan(shards, name="sweep"))) == 12
+    runs = trainings(plan(shards, name="sweep"))
+    assert len(runs) == 12
+    for run in runs.values():  # what the server's runs start from, too
+        assert (run.conditional, run.data.shuffle) == (cfg.load("paper").conditional, False)
     # What W&B's agent makes of it, and starts with the run's id in the environment
     chosen = {key: {"value": each["values"][-1]} for key, each in sweep["parameters"].items()}
     macros = {f"${{{k}}}": v for k, v in create_sweep_command_args({"args": chosen}).items()}

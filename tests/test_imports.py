@@ -48,6 +48,7 @@ ORDER = (
         "infer",
         "progress",
         "resolve",
+        "place",
         "train",
         "train_cli",
         "page",

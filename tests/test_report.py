@@ -293,13 +293,14 @@ def candidate(**values: object) -> dict:
             [candidate(distance=0.1), candidate(filter="tv", chosen=True, distance=0.05),
              candidate(filter="nlm", strength=0.5, shadows=True, allowed=False, distance=0.25),
              candidate(shadows=True, allowed=False), candidate(filter="median", allowed=False)],
-            "Chosen on 24 training pairs out of 5 settings; 2 were ruled out because they cost SSIM and nlm of "
+            "Chosen on 24 training pairs out of 5 settings; ruled out: 2 because they cost SSIM; nlm of "
             "strength 0.5 with removal of shadows because it raises KID (0.100 to 0.250). The removal of shadows would "
             "not have helped: switched off.",
         ),
         (
             [candidate(chosen=True, distance=0.1), candidate(shadows=True, allowed=False, distance=0.2)],
-            "Chosen on 24 training pairs out of 2 settings; removal of shadows because it raises KID (0.100 to 0.200). "
+            "Chosen on 24 training pairs out of 2 settings; ruled out: removal of shadows because it raises KID "
+            "(0.100 to 0.200). "
             "None was left that helps: filter and shadows are switched off.",
         ),
         ([candidate(), candidate(shadows=True, chosen=True)],
@@ -308,9 +309,11 @@ def candidate(**values: object) -> dict:
 )  # fmt: skip
 def test_what_the_noise_removal_was_chosen_on(out, rows, sentence):
     run = Path(json.loads((out / "infer.json").read_text())["run"])
-    write_json(run / "denoise.json", {"denoise": {}, "pairs": 24, "candidates": rows})
-    assert report.calibration(run) == sentence
+    used = json.loads((out / "infer.json").read_text())["denoise"]
+    write_json(run / "denoise.json", {"denoise": used, "pairs": 24, "candidates": rows})
+    assert report.calibrated(run, used) == sentence
     assert (sentence or "What turned the raw output") in Parsed(page(out)).text
+    assert report.calibrated(run, used | {"strength": 3.0}) is None  # the drawings were made with something else
 
 
 def test_where_the_drawings_differ(out):

@@ -65,9 +65,8 @@ def test_fid_and_kid_are_those_of_the_final_scores(shards: Path, one: ranked.Res
 
 def test_kid_is_not_done_without(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inception, "find", lambda: None)
-    validation = Validation(Shards(shards, "train"), 3, Ranks(), fid=2048)
-    with pytest.raises(UserError, match=r"checkpoint.choose = 'kid': no Inception weights on this machine; "):
-        validation.scores(generator(), 0)
+    with pytest.raises(UserError, match=r"checkpoint.choose = 'kid': a rank's machine has no Inception weights; "):
+        Validation(Shards(shards, "train"), 3, Ranks(), fid=2048)
     assert kid_from([], torch.device("cpu")) is None
 
 
