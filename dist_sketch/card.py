@@ -42,7 +42,7 @@ def card(model: SketchGenerator, name: str, weights_sha256: str, scored: Path | 
         ],
         scores=scores,
         split={"val": "validation", "train": "TRAINING"}.get(about.get("split", ""), about.get("split", "")),
-        chosen=about.get("split") == "val" and model.config.checkpoint.choose == "kid",
+        flattered=page.FLATTERED if about.get("split") == "val" and model.config.checkpoint.choose == "kid" else "",
         rows=[(m, [c.get(m.key) for c in columns]) for m in page.METRICS],
         noise=", ".join(noise) or "none",
     )

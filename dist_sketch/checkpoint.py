@@ -238,11 +238,13 @@ def check(run: Path, step: int | None = None, say: Callable[[str], None] = print
 
 
 def table(found: list[Entry]) -> Table:
-    """The checkpoints for the console."""
+    """The checkpoints for the console: the newest complete one is marked, and the one that draws if it is another."""
     result = Table(*(Column(name, no_wrap=True) for name in ("step", "size", "files", "written")), "state")
     newest = next((e for e in found if not e.problems), None)
+    best = read_json(newest.folder / BEST)["step"] if newest and (newest.folder / BEST).is_file() else None
     for e in found:
         state = "; ".join(p.replace(f"{e.folder}{os.sep}", "") for p in e.problems) or "complete"
+        state += ", draws" * (step_of(e.folder) == best and not e.problems)
         when = f"{datetime.fromtimestamp(e.written):%Y-%m-%d %H:%M} ({_age(time.time() - e.written)})"
         cells = (str(step_of(e.folder)), decimal(e.bytes), str(e.files), when, state + ", newest" * (e is newest))
         result.add_row(*map(escape, cells), style="bold" if e is newest else "red" if e.problems else None)

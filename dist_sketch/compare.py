@@ -116,13 +116,13 @@ def subject(found: list[Entry], parts: list[Group]) -> str:
 
 
 def verdicts(found: list[Entry], parts: list[Group]) -> list[tuple[str, str]]:
-    """(mood, sentence): each group against the first; then what is unfinished, gone or without scores."""
+    """(mood, sentence): each group against the first; then what is unfinished, gone, flattered or without scores."""
     said = [tables.verdict(group, parts[0]) for group in parts[1:]]
     said = said or [("note", "There is one setting only: nothing to compare it with.")]
     told = " ".join(sentence for _, sentence in said)
     for e in found:
         unscored = "has no scores" if e.kind == "output" and e.scores is None else ""
-        wrong = [w for w in (unscored, e.unfinished, e.note) if w and f"{e.name} {w}" not in told]
+        wrong = [w for w in (unscored, e.unfinished, e.note, e.flattered) if w and f"{e.name} {w}" not in told]
         said += [("warn", f"{e.name} {conjoin(wrong)}.")] if wrong else []
     return said
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from dist_sketch.config import FREE
 from dist_sketch.errors import UserError
 from dist_sketch.fileio import read_json
-from dist_sketch.page import flat
+from dist_sketch.page import FLATTERED, flat
 from dist_sketch.track import read_metrics
 
 
@@ -45,6 +45,16 @@ class Entry:
         return self.facts.get("steps") or self.status.get("steps")
 
     @property
+    def chosen(self) -> bool:
+        """Whether it was drawn with the weights that its finished run chose, whatever their step."""
+        return self.config.get("checkpoint.choose") == "kid" and self.about.get("step") == self.status.get("draws", -1)
+
+    @property
+    def flattered(self) -> str:
+        """Words for scores of the very pairs by which the weights were chosen; else empty."""
+        return FLATTERED if self.chosen and self.about.get("split") == "val" else ""
+
+    @property
     def seed(self) -> Any:
         """Of the run's weights, order and dropout."""
         return self.config.get("train.seed")
@@ -53,7 +63,7 @@ class Entry:
     def unfinished(self) -> str:
         """Words that say how far it came; empty for one that is finished, or of which nothing is known."""
         if self.kind == "output":
-            short = self.steps is not None and self.step < self.steps
+            short = self.steps is not None and self.step < self.steps and not self.chosen
             return f"was drawn at step {self.step:,} of {self.steps:,}" if short else ""
         state = self.status.get("state") or "without a status"
         planned = f" of {self.steps:,}" if self.steps else ""

@@ -119,7 +119,8 @@ def _identity(entry: Entry) -> str:
     facts = {k: entry.facts.get(k) for k in DECISIVE}
     terms = _terms(entry)
     config = essential(entry.config, (*HARMLESS, "train.seed"))
-    return json.dumps([entry.kind, entry.step, config, about, facts, terms], sort_keys=True, default=str)
+    step = "chosen" if entry.chosen else entry.step
+    return json.dumps([entry.kind, step, config, about, facts, terms], sort_keys=True, default=str)
 
 
 def _common(names: list[str]) -> str:

@@ -17,6 +17,11 @@ from scipy.ndimage import gaussian_filter1d
 
 Table = dict[str, Any]
 
+# Of scores of the very pairs by which the weights were chosen (checkpoint.choose).
+FLATTERED = (
+    "draws with those weights of its validations on these pairs that had the lowest KID, which flatters it a little"
+)
+
 CURVE_POINTS = 1400  # in a drawn curve; more cannot be told apart on a screen
 
 

@@ -128,7 +128,7 @@ def test_weights_that_were_chosen_on_the_scored_pairs_are_told(tmp_path: Path, r
     write_json(run / "config.json", saved)
     export(run, "--out", tmp_path / "made", "--scores", scored)
     text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
-    assert "The weights are those of the training's validations on these pairs that had the lowest KID" in text
+    assert "The generator draws with those weights of its validations on these pairs that had the lowest KID" in text
 
 
 def test_a_card_of_ours_is_replaced_and_another_one_is_not(tmp_path: Path, run: Path, scored: Path) -> None:

@@ -387,6 +387,17 @@ def test_the_table_marks_the_newest_complete_one(saved: Path) -> None:
     assert all(r[1].endswith(("kB", "bytes")) for r in rows)
 
 
+def test_the_table_marks_the_one_that_draws(tmp_path: Path, ranks: Ranks) -> None:
+    nets = Nets()
+    for best in (1, 1, 1):
+        nets.step()
+        nets.save(tmp_path, ranks, best=best)
+    states = list(table(entries(tmp_path)).columns[-1].cells)
+    assert states == ["complete, newest", "complete", "complete, draws"]
+    flip(tmp_path / "checkpoints/step-00000001/state.pt")
+    assert "draws" not in " ".join(map(str, table(entries(tmp_path)).columns[-1].cells))
+
+
 # Which are kept
 
 

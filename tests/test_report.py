@@ -176,6 +176,12 @@ def test_verdicts_name_what_is_not_beaten():
     assert report.verdicts(metrics(raw=scores()))[-1] == ("note", "Noise removal changes no figure.")
 
 
+def test_scores_of_the_pairs_that_chose_the_weights_are_told():
+    kid = {"checkpoint": {"choose": "kid"}}
+    assert "lowest KID" in report.flattered({"split": "val"}, kid)[0][1]
+    assert report.flattered({"split": "train"}, kid) == report.flattered({"split": "val"}, {}) == []
+
+
 def test_missing_figures_are_dashes_with_a_reason(out):
     none = dict.fromkeys(("fid_64", "fid_192", "fid_768", "fid_2048", "kid"))
     made = metrics(raw=scores(**none), denoised=scores(**none))
