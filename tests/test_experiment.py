@@ -322,6 +322,18 @@ def test_lines_run_in_turn_and_a_second_start_does_what_is_missing(shards: Path,
     assert calls() == ["a-s0-infer", "a-s1-infer"]
 
 
+def test_the_weights_that_a_run_chose_are_to_draw(shards: Path, folder: Path) -> None:
+    assert run(shards, "--only", "three").returncode == 0
+    calls()
+    for name, drawn in (("a-s0", 20), ("a-s1", 30)):
+        status = {"state": "finished", "draws": 20, "step": 30, "epochs": 3}
+        (folder / f"exp/runs/{name}/status.json").write_text(json.dumps(status))
+        (folder / f"exp/outputs/{name}/infer.json").write_text(json.dumps({"step": drawn, "mode": {}}))
+        (folder / f"exp/outputs/{name}/metrics.json").touch()
+    run(shards, "--only", "three")
+    assert calls() == ["a-s1-infer"]
+
+
 def test_other_options_of_inference_draw_again(shards: Path, folder: Path) -> None:
     assert run(shards, "--only", "three").returncode == 0
     preset = folder / "small.toml"
@@ -511,6 +523,8 @@ def test_a_grid_is_every_combination_or_a_seeded_sample(folder: Path) -> None:
     ):
         with pytest.raises(UserError, match=error):
             names(options)
+    (folder / "g.toml").write_text('config = "portrait"\n' + grid.format(""))
+    assert {row.config for row in experiment_preset.load("g.toml").rows.values()} == {"portrait"}
     (folder / "g.toml").write_text(grid.format("").replace("[1, 2, 3]", "[1, 1]"))
     with pytest.raises(UserError, match=r"loss.lambda_l1 = \[1, 1\]: must be a list of different values"):
         experiment_preset.load("g.toml")
