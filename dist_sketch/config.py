@@ -32,8 +32,8 @@ class Data:
     """3: RGB, as the paper; 1: gray lines to gray sketches."""
     flip: bool = False
     """Augmentation: mirror half of the pairs."""
-    jitter: bool = False
-    """Augmentation after pix2pix: enlarge by up to 286/256 and crop back anywhere, both halves alike."""
+    shift: bool = False
+    """Augmentation: move by up to a sixteenth of the side each way, both halves alike; what is missing is mirrored."""
     workers: int = 1
     """Loader processes a rank; 0 loads in the training process."""
     memory_mb: float = 2000.0
@@ -205,7 +205,7 @@ class Config:
 
 
 # Settings that are gone, at the value at which they said nothing: runs of before are still read.
-GONE = {"optim.decay_start_step": 0, "optim.decay_steps": 0}
+GONE = {"optim.decay_start_step": 0, "optim.decay_steps": 0, "data.jitter": False}
 
 # May differ between the legs of one run: where things lie, how long it goes on, what it tolerates and what it tells.
 FREE = (

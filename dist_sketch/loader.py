@@ -204,15 +204,15 @@ class _Pairs(Dataset[Any]):
             pair = self._read(i)
         except BadSample as e:
             return e  # counted by the training loop, which knows the budget
-        if not (self.data.flip or self.data.jitter):
+        if not (self.data.flip or self.data.shift):
             return pair
         generator = pixels.pair_generator(self.seed, epoch, pair.key)
-        line, sketch = pixels.augment(pair.line, pair.sketch, generator, flip=self.data.flip, jitter=self.data.jitter)
+        line, sketch = pixels.augment(pair.line, pair.sketch, generator, flip=self.data.flip, shift=self.data.shift)
         return pair._replace(line=line, sketch=sketch)
 
     def at_hand(self) -> bool:
         """Whether a pair is there for the asking: cheaper than to have it from another process."""
-        made = self.data.flip or self.data.jitter
+        made = self.data.flip or self.data.shift
         return not made and self._decoded is not None and self._decoded.complete()
 
     def _read(self, i: int) -> _Pair:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-JITTER = 286 / 256  # pix2pix (Isola et al. 2017, section 6.2) enlarges by it and crops; here it is the most
+SHIFT = 1 / 16  # most that an augmented image moves, as share of its side; pix2pix enlarges by 286/256 and crops
 
 
 def decode(data: bytes, channels: int) -> Tensor:
@@ -66,16 +66,25 @@ def pair_generator(seed: int, epoch: int, key: str) -> torch.Generator:
 
 
 def augment(
-    line: Tensor, sketch: Tensor, generator: torch.Generator, *, flip: bool, jitter: bool
+    line: Tensor, sketch: Tensor, generator: torch.Generator, *, flip: bool, shift: bool
 ) -> tuple[Tensor, Tensor]:
-    """Mirrors, enlarges and shifts a pair of uint8 (C, H, W) images: one draw, applied to both halves."""
-    height, width = line.shape[-2:]
-    draw = torch.rand(4, generator=generator).tolist()  # always four, so that one option does not shift another's draw
-    if jitter:
-        zoom = 1 + (JITTER - 1) * draw[3]  # down to none: what is drawn later is not enlarged
-        big_h, big_w = round(height * zoom), round(width * zoom)
-        top, left = int(draw[0] * (big_h - height + 1)), int(draw[1] * (big_w - width + 1))
-        line, sketch = (resize(i, big_h, big_w)[:, top : top + height, left : left + width] for i in (line, sketch))
+    """Moves and mirrors a pair of uint8 (C, H, W) images: one draw, applied to both halves.
+
+    Nothing is resampled, which would soften the strokes that are to be learned.
+    """
+    draw = torch.rand(
+        3, generator=generator
+    ).tolist()  # always three, so that one option does not change another's draw
+    if shift:
+        rows, columns = (_moved(n, u) for n, u in zip(line.shape[-2:], draw, strict=False))
+        line, sketch = (i[:, rows][:, :, columns] for i in (line, sketch))
     if flip and draw[2] < 0.5:
         line, sketch = line.flip(-1), sketch.flip(-1)
     return line, sketch
+
+
+def _moved(length: int, draw: float) -> Tensor:
+    """Where the pixels of a side come from when the image moves by up to SHIFT of it; what is missing is mirrored."""
+    most = int(SHIFT * length)
+    places = torch.arange(length) + int(draw * (2 * most + 1)) - most
+    return length - 1 - (length - 1 - places.abs()).abs()

@@ -33,7 +33,7 @@ PAPER = {
     "data.shuffle": True,
     "data.channels": 3,
     "data.flip": False,
-    "data.jitter": False,
+    "data.shift": False,
     "train.epochs": 50,
     "train.precision": "auto",
     "train.seed": 0,

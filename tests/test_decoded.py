@@ -62,8 +62,8 @@ def test_only_what_fits_as_a_whole_is_kept(
 
 def test_what_augmentation_makes_of_a_pair_does_not_stay(shards: Path) -> None:
     """An augmented pair must not be written back over the decoded one."""
-    epochs = [loaded(shards, range(e, e + 1), flip=True, jitter=True, workers=0, batch_size=1) for e in (0, 7)]
-    together = loaded(shards, range(8), flip=True, jitter=True, workers=0, batch_size=1)
+    epochs = [loaded(shards, range(e, e + 1), flip=True, shift=True, workers=0, batch_size=1) for e in (0, 7)]
+    together = loaded(shards, range(8), flip=True, shift=True, workers=0, batch_size=1)
     for alone, part in zip(epochs, (together[:13], together[-13:]), strict=True):
         for (key, line, _), (other_key, other_line, _) in zip(alone, part, strict=True):
             assert key == other_key

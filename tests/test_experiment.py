@@ -224,6 +224,14 @@ def test_portrait_stands_beside_the_paper_s_recipe_at_the_same_number_of_images(
     assert {c.data.batch_size for c in runs.values()} == {8}
 
 
+def test_the_steps_to_portrait_end_there(shards: Path, folder: Path) -> None:
+    runs = trainings(plan(shards, "--only", "steps", "--seeds", 1, name="portrait"))
+    assert list(runs) == [f"{row}-s0" for row in ("pix2pix", "portrait", "rates", "gray", "group", "resize")]
+    last, portrait = dict(cfg.items(runs["resize-s0"])), dict(cfg.items(runs["portrait-s0"]))
+    differ = {k for k in last if last[k] != portrait[k] and not k.startswith(("checkpoint.", "conditional."))}
+    assert differ == {"loss.lambda_ssim"}
+
+
 def test_lines_are_started_as_the_user_wants(shards: Path, folder: Path) -> None:
     lines = plan(shards, "--launch", "accelerate launch --config_file 'my files/cpu2.yaml'", "--only", "fig4")
     start = ["accelerate", "launch", "--config_file", "my files/cpu2.yaml", "-m", "dist_sketch"]

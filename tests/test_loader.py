@@ -185,7 +185,7 @@ def test_global_random_numbers_are_left_alone(shards: Path, workers: int) -> Non
     # Dropout draws from torch's: a loader that took from it would make the run depend on its workers.
     train = Loader(
         Shards(shards, "train"),
-        replace(DATA, workers=workers, flip=True, jitter=True),
+        replace(DATA, workers=workers, flip=True, shift=True),
         seed=0,
         rank=0,
         world_size=1,
@@ -208,31 +208,31 @@ def by_key(batches: list[Batch]) -> dict[str, bytes]:
 
 
 def test_augmentation_depends_on_seed_epoch_and_key_alone(shards: Path) -> None:
-    data = replace(DATA, batch_size=13, flip=True, jitter=True)  # an epoch has all 13 keys
+    data = replace(DATA, batch_size=13, flip=True, shift=True)  # an epoch has all 13 keys
     expected = by_key(epoch_of(shards, data))
     assert by_key(epoch_of(shards, replace(data, workers=2))) == expected
     assert by_key(epoch_of(shards, data, ranks=13)) == expected
     assert by_key(epoch_of(shards, replace(data, shuffle=False))) == expected
     assert by_key(epoch_of(shards, data)) == expected
-    plain = by_key(epoch_of(shards, replace(data, flip=False, jitter=False)))
+    plain = by_key(epoch_of(shards, replace(data, flip=False, shift=False)))
     for other in (by_key(epoch_of(shards, data, epoch=1)), by_key(epoch_of(shards, data, seed=4)), plain):
         assert sum(other[k] != v for k, v in expected.items()) > 9
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("flip", "jitter"), [(True, False), (False, True), (True, True)])
-def test_both_halves_get_one_draw(tmp_path: Path, flip: bool, jitter: bool, workers: int) -> None:
+@pytest.mark.parametrize(("flip", "shift"), [(True, False), (False, True), (True, True)])
+def test_both_halves_get_one_draw(tmp_path: Path, flip: bool, shift: bool, workers: int) -> None:
     for side in ("line", "sketch"):
         (tmp_path / f"data/train_{side}").mkdir(parents=True)
         for n in range(1, 17):  # both halves are the same picture
             face(n)[0].save(tmp_path / f"data/train_{side}/{n}.png")
     pack.pack(recipe.load(str(tmp_path / "data")), tmp_path / "shards", size=64, workers=1)
-    data = replace(DATA, flip=flip, jitter=jitter, workers=workers)
+    data = replace(DATA, flip=flip, shift=shift, workers=workers)
     batches = epoch_of(tmp_path / "shards", data)
     assert all(torch.equal(b.line, b.sketch) for b in batches)
     plain = by_key(epoch_of(tmp_path / "shards", DATA))
     changed = sum(by_key(batches)[k] != v for k, v in plain.items())
-    assert changed > 12 if jitter else 2 < changed < 14
+    assert changed > 12 if shift else 2 < changed < 14
 
 
 # Damage

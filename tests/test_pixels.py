@@ -85,19 +85,19 @@ def test_resize() -> None:
 @settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.booleans(), st.booleans(), st.sampled_from([1, 3]), st.integers(8, 40))
 def test_augment_does_the_same_to_both_and_keeps_sizes(
-    seed: int, flip: bool, jitter: bool, channels: int, width: int
+    seed: int, flip: bool, shift: bool, channels: int, width: int
 ) -> None:
     line = noise(channels, 32, width)
 
     def draw(sketch: Tensor) -> tuple[Tensor, Tensor]:
-        return pixels.augment(line, sketch, pixels.pair_generator(seed, 0, "k"), flip=flip, jitter=jitter)
+        return pixels.augment(line, sketch, pixels.pair_generator(seed, 0, "k"), flip=flip, shift=shift)
 
     one, other = draw(line.clone())
     assert torch.equal(one, other)
     assert one.shape == line.shape
     assert one.dtype == torch.uint8
     assert torch.equal(draw(noise(channels, 32, width, seed=1))[0], one)  # the draw does not look at the pixels
-    if not flip and not jitter:
+    if not flip and not shift:
         assert torch.equal(one, line)
 
 
@@ -107,37 +107,30 @@ def augment(image: Tensor, seed: int, **options: bool) -> Tensor:
 
 def test_flip_mirrors_half_of_the_pairs() -> None:
     image = noise(3)
-    flipped = [torch.equal(augment(image, s, flip=True, jitter=False), image.flip(-1)) for s in range(400)]
-    same = [torch.equal(augment(image, s, flip=True, jitter=False), image) for s in range(400)]
+    flipped = [torch.equal(augment(image, s, flip=True, shift=False), image.flip(-1)) for s in range(400)]
+    same = [torch.equal(augment(image, s, flip=True, shift=False), image) for s in range(400)]
     assert [not f for f in flipped] == same
     assert 160 < sum(flipped) < 240
 
 
-def test_jitter_is_a_crop_of_the_more_or_less_enlarged_image_at_any_offset() -> None:
-    image = noise(1, 64, 64)
-    crops = {}
-    for size in range(64, 72):  # to 64 * 286 / 256 = 71.5
-        big = pixels.resize(image, size, size)
-        places = [(size, top, left) for top in range(size - 63) for left in range(size - 63)]
-        crops |= {(s, top, left): big[:, top : top + 64, left : left + 64] for s, top, left in places}
-    found = []
+def test_shift_moves_by_up_to_a_sixteenth_each_way_and_mirrors_what_is_missing() -> None:
+    image = noise(1, 48, 64)
+    big = torch.nn.functional.pad(image.float(), (4, 4, 3, 3), mode="reflect").to(torch.uint8)
+    crops = {(top, left): big[:, top : top + 48, left : left + 64] for top in range(7) for left in range(9)}
+    found = set()
     for seed in range(1000):
-        crop = augment(image, seed, flip=False, jitter=True)
-        found.append(next(place for place, c in crops.items() if torch.equal(c, crop)))
-    assert {size for size, _, _ in found} == set(range(64, 72))
-    for size in range(66, 72):
-        every = set(range(size - 63))
-        assert {top for s, top, _ in found if s == size} == {left for s, _, left in found if s == size} == every
-    assert len({(top, left) for s, top, left in found if s == 71}) > 20  # not always the same corner
+        moved = augment(image, seed, flip=False, shift=True)
+        found.add(next(place for place, crop in crops.items() if torch.equal(crop, moved)))
+    assert found == set(crops)
 
 
-def test_one_option_does_not_shift_the_other_ones_draw() -> None:
+def test_one_option_does_not_change_the_other_ones_draw() -> None:
     image = noise(1, 64, 64)
     for seed in range(20):
-        jittered = augment(image, seed, flip=False, jitter=True)
-        mirrored = torch.equal(augment(image, seed, flip=True, jitter=False), image.flip(-1))
-        both = augment(image, seed, flip=True, jitter=True)
-        assert torch.equal(both, jittered.flip(-1) if mirrored else jittered)
+        moved = augment(image, seed, flip=False, shift=True)
+        mirrored = torch.equal(augment(image, seed, flip=True, shift=False), image.flip(-1))
+        both = augment(image, seed, flip=True, shift=True)
+        assert torch.equal(both, moved.flip(-1) if mirrored else moved)
 
 
 def test_each_seed_epoch_and_key_has_a_stream_of_its_own() -> None:
