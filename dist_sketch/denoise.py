@@ -28,6 +28,8 @@ SIDE = 128  # pixel lengths below hold at this side and grow with the image
 NEIGHBOURS = np.ones((3, 3), bool)
 MARGIN = 2  # pixels at the edge in which a shadow may end abruptly
 FADED = 10.0  # gray levels: less than this below the page's tone is paper
+GRAIN = 4.0  # and so much above it, too; brighter is glare,
+GLARE = 0.25  # unless so much of the image is: then the commonest light tone is not the page's
 STEP = 24.0  # a step by more within two pixels is an outline;
 NARROW = 12  # in a shadow so narrow, which is steep, only one of nearly half of the whole fall
 TEXTURE = 24.0  # a wider interquartile range along the border is hair or hatching
@@ -47,7 +49,8 @@ class Denoise:
     """How much the filter removes; 0: nothing. median: specks of up to 6 * strength pixels (at 128 px);
     tv: weight 0.05 * strength; nlm: h 0.06 * strength; bilateral: sigma of tone 0.1 * strength (black 0, white 1)."""
     shadows: bool = True
-    """Flatten what darkens smoothly towards the page's edge to the page's own tone; ink is kept."""
+    """Give the page its own tone where it darkens smoothly towards its edge, and where it is brighter than it is; ink
+    is kept."""
 
     def check(self) -> "Denoise":
         """Returns itself, or raises UserError where a value is out of its range."""
@@ -67,7 +70,7 @@ def denoise(image: Tensor, settings: Denoise) -> Tensor:
         return image
     planes = [_filter(p, settings.filter, settings.strength) for p in _planes(image, settings.gray)]
     if settings.shadows:
-        planes = flatten_edges(planes)
+        planes = flatten_page(planes)
     array = np.rint(np.stack(planes).clip(0, 255)).astype(np.uint8)
     return torch.from_numpy(array).to(image.device).expand(image.shape).contiguous()
 
@@ -133,13 +136,23 @@ def page_tone(plane: Array) -> float:
     return float(np.median(plane[np.abs(plane - mode) <= 20]))
 
 
-def flatten_edges(planes: list[Array]) -> list[Array]:
-    """Divides out the shadows at the page's edge, found on the planes' mean, down to the page's own tone."""
+def flatten_page(planes: list[Array]) -> list[Array]:
+    """Brings the page to its own tone, found on the planes' mean where it is about shadows.
+
+    Shadows at the edge are divided out. Nothing is brighter than paper: spots where a network's output is saturated and
+    light rows at the edge go down to the page.
+    """
     gray: Array = np.stack(planes).mean(axis=0)
     page = page_tone(gray)
     gain = page / np.maximum(page - _edge_shadow(gray, page), 1.0)
     fringe = _fringe(page - gray * gain)
-    return [np.where(fringe, page_tone(p), p * gain).astype(np.float32) for p in planes]
+    flat = [np.where(fringe, page_tone(p), p * gain).astype(np.float32) for p in planes]
+    return [_without_glare(p) for p in flat]
+
+
+def _without_glare(plane: Array) -> Array:
+    top = page_tone(plane) + GRAIN
+    return np.minimum(plane, top) if (plane > top).mean() < GLARE else plane
 
 
 def _edge_shadow(gray: Array, page: float) -> Array:

@@ -158,6 +158,23 @@ def test_shading_inside_the_page_is_no_shadow():
     assert (denoise(image, Denoise()).int() - image.int()).abs().max() <= 2
 
 
+def test_what_is_brighter_than_the_page_goes():
+    clean = drawing(side=128, page=226)
+    image = clean.copy()
+    image[40:52, 60:70] = 255  # where the network is saturated
+    image[1, ::2] = 242
+    out = denoise(tensor(image), Denoise(filter="none"))[0].numpy().astype(float)
+    assert (np.abs(out - clean)[clean == 226] <= 4).all()
+    assert np.array_equal(out[clean < 200], np.rint(image[clean < 200]).clip(0, 230))
+    assert torch.equal(denoise(tensor(image), Denoise(filter="none", shadows=False)), tensor(image))
+
+
+def test_a_bright_face_before_much_dark_hair_is_no_glare():
+    image = np.full((128, 128), 150.0)
+    image[30:100, 40:100] = 240
+    assert torch.equal(denoise(tensor(image), Denoise(filter="none")), tensor(image))
+
+
 def test_dotted_column_at_the_edge_goes():
     clean = drawing(side=128)
     clean[70, :60] = 80
