@@ -153,8 +153,19 @@ class Generator:
     checkerboard (Odena et al. 2016), more arithmetic."""
     detail: int = 0
     """Channels of a last block at full size, which sees the line itself (Ronneberger et al. 2015); 0: none."""
+    noise: int = 0
+    """Channels of noise that this block sees, too, for the grain of the paper (Karras et al. 2019)."""
     ema: float = 0.0
     """Decay of an averaged copy of the generator, which is then the one that draws; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discriminator:
+    """The network that judges."""
+
+    fine: float = 0.0
+    """Gain of a further plane that it sees: the sketch's finest band, with the paper's grain (Denton et al. 2015); 0:
+    none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +209,7 @@ class Config:
     loss: Loss = field(default_factory=Loss)
     conditional: Conditional = field(default_factory=Conditional)
     generator: Generator = field(default_factory=Generator)
+    discriminator: Discriminator = field(default_factory=Discriminator)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     track: Track = field(default_factory=Track)
     norm: Literal["batch", "instance", "group", "none"] = "batch"
@@ -225,7 +237,7 @@ _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
     (
         "data.workers data.memory_mb data.skip_bad data.stall_timeout_s train.sync_interval_steps "
         "train.validate_interval_epochs train.validate_limit train.sample_interval_epochs optim.clip_norm "
-        "loss.lambda_l1 loss.lambda_ssim generator.detail "
+        "loss.lambda_l1 loss.lambda_ssim generator.detail generator.noise discriminator.fine "
         "conditional.loss_threshold conditional.growth "
         "conditional.longest_lock_steps checkpoint.interval_steps",
         "0 or more",
@@ -264,8 +276,11 @@ def validate(config: Config) -> Config:
             f"{c.loss_threshold * c.hysteresis:g}, or both networks would be locked at once"
         )
     g, plain = config.generator, Generator()
-    if g.network == "baseline" and (g.width, g.upsample, g.detail) != (plain.width, plain.upsample, plain.detail):
-        raise SharedError("generator.network = 'baseline': has no width, upsample or detail; leave them out")
+    own = [n for n in ("width", "upsample", "detail", "noise") if getattr(g, n) != getattr(plain, n)]
+    if g.network == "baseline" and own:
+        raise SharedError(f"generator.network = 'baseline': has no {' and no '.join(own)}; leave that out")
+    if g.noise and not g.detail:
+        raise SharedError(f"generator.noise = {g.noise}: is seen by the last block; set generator.detail, too")
     if config.train.sync_batchnorm and config.norm != "batch":
         raise SharedError(f"train.sync_batchnorm = true: norm = {config.norm!r} has no batch statistics")
     if c.mode == "paper" and (c.timer_net, c.timer_unit) != ("d", "epochs"):

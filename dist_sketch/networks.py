@@ -78,6 +78,8 @@ class Generator(nn.Module):
         upsample: "transposed" is the paper's.
         detail: channels of a last block at full size. The paper's U-Net has no skip there; with this block the line
             itself is one, as in the first U-Net (Ronneberger et al. 2015). 0: none.
+        noise: channels of Gaussian noise that this block sees, too (as in Karras et al. 2019): what a line cannot tell,
+            the grain of the paper, need not be left out. Fresh in training; otherwise the same for every picture.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Generator(nn.Module):
         width: int = 64,
         upsample: Upsample = "transposed",
         detail: int = 0,
+        noise: int = 0,
     ):
         super().__init__()
         widths = [width * n for n in (1, 2, 4, 8, 8, 8)]
@@ -97,7 +100,8 @@ class Generator(nn.Module):
         ups = ((8, 8), (16, 8), (16, 4), (8, 2), (4, 1))
         self.up = nn.ModuleList(Up(i * width, o * width, norm, dropout, upsample) for i, o in ups)
         self.last = _upsample(upsample, 2 * width, detail or channels)
-        self.detail = _detail(channels, detail) if detail else None
+        self.detail = _detail(channels + noise, detail, channels) if detail else None
+        self.noise = noise
 
     def forward(self, line: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]."""
@@ -110,13 +114,22 @@ class Generator(nn.Module):
         for up in self.up:
             x = torch.cat((up(x), skips.pop()), dim=1)
         x = self.last(x)
-        return torch.tanh(x if self.detail is None else self.detail(torch.cat((x, line), dim=1)))
+        return torch.tanh(x if self.detail is None else self.detail(torch.cat((x, line, *self._noise(x)), dim=1)))
+
+    def _noise(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, noise, H, W) for x (B, C, H, W), or nothing."""
+        if not self.noise:
+            return ()
+        if self.training:
+            return (torch.randn(len(x), self.noise, *x.shape[-2:], dtype=x.dtype, device=x.device),)
+        fixed = torch.randn(self.noise, *x.shape[-2:], generator=torch.Generator().manual_seed(0))  # on all devices
+        return (fixed.to(x).expand(len(x), -1, -1, -1),)
 
 
-def _detail(channels: int, width: int) -> nn.Module:
+def _detail(more: int, width: int, channels: int) -> nn.Module:
     return nn.Sequential(
         nn.LeakyReLU(SLOPE),
-        nn.Conv2d(width + channels, width, 3, padding=1),
+        nn.Conv2d(width + more, width, 3, padding=1),
         nn.LeakyReLU(SLOPE),
         nn.Conv2d(width, channels, 3, padding=1),
     )
@@ -126,12 +139,18 @@ class Discriminator(nn.Module):
     """PatchGAN: (line, sketch) -> one logit a patch; 256 px gives 60 x 60 of them.
 
     It returns logits, not the paper's sigmoid: `losses` applies the same function in a numerically safe form.
+
+    Args:
+        fine: gain of a further plane, tanh(fine * (sketch - its mean over 3 x 3 pixels)); 0: none. The grain of paper
+            is a hundredth of the range of tones: unless it is shown, nobody judges it. Denton et al. (2015) judge each
+            band of a Laplacian pyramid by itself; this is their finest.
     """
 
-    def __init__(self, *, channels: int = 3, dropout: float = 0.5, norm: Norm = "batch"):
+    def __init__(self, *, channels: int = 3, dropout: float = 0.5, norm: Norm = "batch", fine: float = 0.0):
         super().__init__()
+        self.fine = fine
         self.layers = nn.Sequential(
-            Down(2 * channels, 64, "none"),
+            Down((3 if fine else 2) * channels, 64, "none"),
             Down(64, 128, norm),
             nn.Conv2d(128, 256, 3),
             nn.LeakyReLU(SLOPE),
@@ -142,7 +161,12 @@ class Discriminator(nn.Module):
 
     def forward(self, *pair: Tensor) -> Tensor:
         """Line and sketch, (B, C, H, W) each, or the two joined, (B, 2C, H, W) -> logits (B, 1, H/4 - 4, W/4 - 4)."""
-        return self.layers(torch.cat(pair, dim=1))
+        both = torch.cat(pair, dim=1)
+        if self.fine:
+            sketch = both[:, both.shape[1] // 2 :]
+            band = sketch - nn.functional.avg_pool2d(sketch, 3, stride=1, padding=1, count_include_pad=False)
+            both = torch.cat((both, torch.tanh(self.fine * band)), dim=1)
+        return self.layers(both)
 
 
 class Baseline(nn.Sequential):
@@ -189,12 +213,12 @@ def generator(config: Config) -> nn.Module:
     if config.generator.network == "baseline":
         return Baseline(channels=config.data.channels)
     g = config.generator
-    return Generator(**_common(config), width=g.width, upsample=g.upsample, detail=g.detail)
+    return Generator(**_common(config), width=g.width, upsample=g.upsample, detail=g.detail, noise=g.noise)
 
 
 def discriminator(config: Config) -> Discriminator:
     """The discriminator that `config` asks for."""
-    return Discriminator(**_common(config))
+    return Discriminator(**_common(config), fine=config.discriminator.fine)
 
 
 def _common(config: Config) -> dict[str, Any]:

@@ -195,8 +195,9 @@ def _shrink() -> None:
             super().__init__(Down(channels, 8, norm), Up(8, 8, norm, dropout), nn.Conv2d(8, channels, 1), nn.Tanh())
 
     class Discriminator(networks.Discriminator):
-        def __init__(self, *, channels: int, dropout: float, norm: Any):
+        def __init__(self, *, channels: int, dropout: float, norm: Any, **_: Any):
             nn.Module.__init__(self)
+            self.fine = 0.0
             last = (nn.Dropout2d(dropout), nn.Conv2d(8, 1, 3))
             self.layers = nn.Sequential(Down(2 * channels, 8, "none"), Down(8, 8, norm), *last)
 

@@ -57,7 +57,9 @@ PAPER = {
     "generator.width": 64,
     "generator.upsample": "transposed",
     "generator.detail": 0,
+    "generator.noise": 0,
     "generator.ema": 0.0,
+    "discriminator.fine": 0.0,
     "norm": "batch",
 }
 
@@ -97,6 +99,8 @@ LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "conditional.longest_lock_steps": ([0], [-1]),
     "generator.width": ([8, 64], [0, -8, 12]),
     "generator.detail": ([0], [-1]),
+    "generator.noise": ([0], [-1]),
+    "discriminator.fine": ([0.0], [-0.1, math.nan, math.inf]),
     "generator.dropout": ([0.0, 0.99], [-0.1, 1.0, math.nan]),
     "generator.ema": ([0.0, 0.9999], [-0.1, 1.0, math.nan]),
     "checkpoint.interval_steps": ([0], [-1]),
@@ -269,6 +273,10 @@ def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(UserError, match=r"must be above loss_threshold \* hysteresis = 2, "):
         cfg.validate(with_(**equal, conditional__g_threshold=2.0))
     cfg.validate(with_(**equal, conditional__g_threshold=2.01))
+    with pytest.raises(UserError, match=r"^generator.noise = 1: is seen by the last block; set generator.detail, too"):
+        cfg.validate(with_(generator__noise=1))
+    with pytest.raises(UserError, match=r"^generator.network = 'baseline': has no width and no detail; leave that out"):
+        cfg.validate(with_(generator__network="baseline", generator__width=32, generator__detail=8))
     with pytest.raises(UserError, match=r"^train.sync_batchnorm = true: norm = 'none' has no batch statistics"):
         cfg.validate(with_(train__sync_batchnorm=True, norm="none"))
     for change in ({"timer_net": "g"}, {"timer_unit": "steps"}):

@@ -1,5 +1,6 @@
 """The networks against the paper's sections 3.2 and 3.3, layer by layer."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from dist_sketch import config as cfg
 from dist_sketch.config import Config, Data, Generator
 from dist_sketch.errors import UserError
 from dist_sketch.networks import Baseline, Discriminator, check_config, discriminator, generator
@@ -176,6 +178,39 @@ def test_the_block_at_full_size_sees_the_line_to_the_pixel() -> None:
     assert changed.max(0).values.tolist() == [32, 42]
 
 
+def test_the_finest_band_is_a_plane_of_its_own() -> None:
+    """Grain is amplified to 1, whatever the tone of the paper; a page without grain has none, to its very edge."""
+    net, seen = Discriminator(channels=1, norm="none", dropout=0.0, fine=100.0), []
+    net.layers.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    line, sketch = torch.ones(1, 1, 64, 64), torch.full((1, 1, 64, 64), 0.7)
+    net(line, sketch)
+    sketch[0, 0, 32, 32] += 0.02
+    net(line, sketch)
+    net(torch.cat((line, sketch), dim=1))
+    assert all(torch.equal(x[:, :2], torch.cat((line, x[:, 1:2]), dim=1)) for x in seen)
+    assert seen[0][:, 2].abs().max() < 1e-4
+    assert seen[1][0, 2, 32, 32].item() == pytest.approx(math.tanh(100 * 0.02 * 8 / 9), abs=1e-4)
+    assert seen[1][0, 2, 31, 32].item() == pytest.approx(math.tanh(-100 * 0.02 / 9), abs=1e-4)
+    assert torch.equal(seen[1], seen[2])
+    assert Discriminator(channels=1).layers[0][0].in_channels == 2
+
+
+def test_noise_is_fresh_in_training_and_the_same_for_every_drawing() -> None:
+    torch.manual_seed(0)
+    net = UNet(channels=1, norm="none", dropout=0.0, detail=8, noise=2).double()
+    line = torch.rand(1, 1, 64, 128, dtype=torch.float64).expand(2, -1, -1, -1)
+    with torch.no_grad():
+        first, other = net(line), net(line)
+        assert len({first[0].sum().item(), first[1].sum().item(), other[0].sum().item()}) == 3
+        state = torch.get_rng_state()
+        drawn = net.eval()(line)
+        assert torch.equal(torch.get_rng_state(), state)  # nothing that comes later may depend on a validation
+        torch.manual_seed(1)
+        assert torch.equal(net(line), drawn)
+        assert torch.allclose(drawn[0], drawn[1], rtol=1e-12)
+        assert torch.allclose(net(line[:1])[0], drawn[0], rtol=1e-12)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_gradients_do_not_depend_on_the_memory_format(norm: str, batch: int) -> None:
@@ -289,11 +324,12 @@ def test_check_config_s_sentences() -> None:
 
 def test_the_configuration_reaches_the_networks() -> None:
     chosen = config(channels=1, norm="instance", dropout=0.25)
-    chosen = replace(chosen, generator=replace(chosen.generator, width=16, upsample="resize", detail=8))
+    chosen = replace(chosen, generator=replace(chosen.generator, width=16, upsample="resize", detail=8, noise=2))
     with torch.device("meta"):
         assert generator(chosen).down[0][0].out_channels == 16
         assert isinstance(generator(chosen).last[0], nn.Upsample)
-        assert generator(chosen).detail[-1].in_channels == 8
+        assert [generator(chosen).detail[i].in_channels for i in (1, 3)] == [8 + 1 + 2, 8]
+        assert discriminator(replace(chosen, discriminator=cfg.Discriminator(fine=4.0))).fine == 4
         for net in (generator(chosen), discriminator(chosen)):
             assert {m.p for m in net.modules() if isinstance(m, nn.Dropout2d)} == {0.25}
             assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
