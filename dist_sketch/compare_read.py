@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_sketch.config import FREE
+from dist_sketch.config import FREE, GONE, Config, to_dict
 from dist_sketch.errors import UserError
 from dist_sketch.fileio import read_json
 from dist_sketch.page import FLATTERED, flat
@@ -104,7 +104,7 @@ def _output(path: Path) -> Entry:
         raise UserError(f"{path}: the inference there is not finished (infer.json); run `dist-sketch infer` again")
     if not isinstance(about.get("config"), dict) or not isinstance(about.get("run"), str):
         raise UserError(f"{path / 'infer.json'}: is damaged (no run, or no config); run `dist-sketch infer` again")
-    run, config = Path(about["run"]), dict(flat(about["config"]))
+    run, config = Path(about["run"]), _filled(about["config"])
     facts: dict[str, Any] = {}
     records: list[dict[str, Any]] = []
     status: dict[str, Any] = {}
@@ -136,7 +136,16 @@ def _saved(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):
         raise UserError(f"{run / 'config.json'}: is not the configuration of a run")
     facts = saved.get("facts")
-    return dict(flat(saved["config"])), facts if isinstance(facts, dict) else {}
+    return _filled(saved["config"]), facts if isinstance(facts, dict) else {}
+
+
+def _filled(config: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration, flat; what its version of the program did not know yet, or alone knew, is at its default.
+
+    As when such a run goes on: defaults do not change.
+    """
+    known = {k: v for k, v in flat(config) if k not in GONE or v != GONE[k]}
+    return dict(flat(to_dict(Config()))) | known
 
 
 def _status(run: Path) -> dict[str, Any]:

@@ -235,6 +235,19 @@ def test_a_run_that_has_gone_on_is_still_the_same(output: Make) -> None:
     assert entry.unfinished == "was drawn at step 40 of 80"
 
 
+def test_runs_of_before_a_setting_and_after_it_are_one_setting(output: Make) -> None:
+    old, new = output("a-s0", seed=0), output("a-s1", seed=1)
+    for file in (old / "infer.json", compare.read(old).run / "config.json"):
+        saved = json.loads(file.read_text())
+        del saved["config"]["discriminator"]
+        saved["config"]["data"]["jitter"] = False
+        write_json(file, saved)
+    found = entries([old, new])
+    assert found[0].records
+    assert len(compare.groups(found)) == 1
+    assert "data.jitter" not in found[0].config
+
+
 def test_weights_that_the_run_chose_are_one_setting_whatever_their_step(output: Make) -> None:
     paths = []
     for seed, step in ((0, 20), (1, 40)):
@@ -504,13 +517,14 @@ def test_paths_and_tracking_are_no_difference(run: Make, page: Callable) -> None
     assert rows == [["train.seed", "0", "0"], ["loss.scale", "0.1", "0.2"]]
 
 
-def test_a_setting_that_an_older_run_did_not_know_differs(run: Make, page: Callable) -> None:
-    old, new = run("old"), run("new")
+def test_a_setting_that_an_older_run_did_not_know_was_at_its_default(run: Make, page: Callable) -> None:
+    old, new = run("old"), run("new", generator__ema=0.9)
     saved = json.loads((old / "config.json").read_text())
-    del saved["config"]["generator"]["ema"], saved["facts"]["device"]
+    del saved["config"]["generator"]["ema"], saved["config"]["discriminator"], saved["facts"]["device"]
     write_json(old / "config.json", saved)
     rows = table(page(old, new), "setting", "old", "new")
-    assert ["generator.ema", "–", "0"] in rows
+    assert ["generator.ema", "0", "0.9"] in rows
+    assert "discriminator.fine" not in [r[0] for r in rows]
     assert "device" not in [r[0] for r in rows]  # of which nothing is known
 
 
