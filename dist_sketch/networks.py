@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, conv_transpose2d, leaky_relu, pad
 
 from dist_sketch.config import Config
 from dist_sketch.errors import UserError
@@ -43,14 +44,28 @@ class Down(nn.Sequential):
 
 
 def _upsample(kind: Upsample, channels_in: int, channels_out: int) -> nn.Module:
-    """(B, in, H, W) -> (B, out, 2H, 2W).
-
-    A transposed convolution of 3 x 3 and stride 2 reaches its pixels unevenly often, which shows as a checkerboard; one
-    at full size after enlarging by the nearest neighbour does not (Odena et al. 2016).
-    """
+    """(B, in, H, W) -> (B, out, 2H, 2W)."""
     if kind == "transposed":
         return nn.ConvTranspose2d(channels_in, channels_out, 3, stride=2, padding=1, output_padding=1)
-    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels_in, channels_out, 3, padding=1))
+    return Resize(channels_in, channels_out, 3)
+
+
+class Resize(nn.Conv2d):
+    """(B, in, H, W) -> (B, out, 2H, 2W): enlarged by the nearest neighbour, then a convolution of 3 x 3.
+
+    A transposed convolution of 3 x 3 and stride 2 reaches its pixels unevenly often, which shows as a checkerboard;
+    this does not (Odena et al. 2016).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, 2H, 2W)."""
+        # Both steps are one: a transposed convolution whose 4 x 4 kernel is ours, smeared over 2 x 2. It reads the
+        # small image: 2.25 times less arithmetic, and nothing enlarged to keep.
+        mirror = torch.eye(3, dtype=self.weight.dtype, device=x.device).flip(0)
+        rows = pad(mirror, (0, 1)) + pad(mirror, (1, 0))  # (3, 4)
+        smear = torch.einsum("yu,xv->yxuv", rows, rows)
+        kernel = torch.einsum("oiyx,yxuv->iouv", self.weight, smear)
+        return conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
 class Up(nn.Sequential):
@@ -75,6 +90,8 @@ class Generator(nn.Module):
         dropout: rate of the channel dropout in the up blocks.
         norm: "batch" is the paper's.
         width: channels of the first block, 64 in the paper; the others grow with it.
+        depth: halvings, 6 in the paper; 5 leaves out the innermost and its doubling, which hold two fifths of the
+            weights.
         upsample: "transposed" is the paper's.
         detail: channels of a last block at full size. The paper's U-Net has no skip there; with this block the line
             itself is one, as in the first U-Net (Ronneberger et al. 2015). 0: none.
@@ -89,15 +106,16 @@ class Generator(nn.Module):
         dropout: float = 0.5,
         norm: Norm = "batch",
         width: int = 64,
+        depth: int = 6,
         upsample: Upsample = "transposed",
         detail: int = 0,
         noise: int = 0,
     ):
         super().__init__()
-        widths = [width * n for n in (1, 2, 4, 8, 8, 8)]
+        widths = [width * n for n in (1, 2, 4, 8, 8, 8)[:depth]]
         self.down = nn.ModuleList(Down(i, o, norm) for i, o in zip((channels, *widths), widths, strict=False))
         # Each up block but the first takes the previous one's output and the skip of the same size.
-        ups = ((8, 8), (16, 8), (16, 4), (8, 2), (4, 1))
+        ups = ((8, 8), *((16, 8), (16, 4), (8, 2), (4, 1))[6 - depth :])
         self.up = nn.ModuleList(Up(i * width, o * width, norm, dropout, upsample) for i, o in ups)
         self.last = _upsample(upsample, 2 * width, detail or channels)
         self.detail = _detail(channels + noise, detail, channels) if detail else None
@@ -114,7 +132,11 @@ class Generator(nn.Module):
         for up in self.up:
             x = torch.cat((up(x), skips.pop()), dim=1)
         x = self.last(x)
-        return torch.tanh(x if self.detail is None else self.detail(torch.cat((x, line, *self._noise(x)), dim=1)))
+        if self.detail is not None:
+            # In x's type and memory format: cat would widen all, and rearrange it
+            beside = torch.cat((line, *self._noise(line)), dim=1).to(x.dtype, memory_format=torch.channels_last)
+            x = self.detail(torch.cat((leaky_relu(x, SLOPE), beside), dim=1))
+        return torch.tanh(x)
 
     def _noise(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, noise, H, W) for x (B, C, H, W), or nothing."""
@@ -128,7 +150,6 @@ class Generator(nn.Module):
 
 def _detail(more: int, width: int, channels: int) -> nn.Module:
     return nn.Sequential(
-        nn.LeakyReLU(SLOPE),
         nn.Conv2d(width + more, width, 3, padding=1),
         nn.LeakyReLU(SLOPE),
         nn.Conv2d(width, channels, 3, padding=1),
@@ -164,7 +185,7 @@ class Discriminator(nn.Module):
         both = torch.cat(pair, dim=1)
         if self.fine:
             sketch = both[:, both.shape[1] // 2 :]
-            band = sketch - nn.functional.avg_pool2d(sketch, 3, stride=1, padding=1, count_include_pad=False)
+            band = sketch - avg_pool2d(sketch, 3, stride=1, padding=1, count_include_pad=False)
             both = torch.cat((both, torch.tanh(self.fine * band)), dim=1)
         return self.layers(both)
 
@@ -213,7 +234,9 @@ def generator(config: Config) -> nn.Module:
     if config.generator.network == "baseline":
         return Baseline(channels=config.data.channels)
     g = config.generator
-    return Generator(**_common(config), width=g.width, upsample=g.upsample, detail=g.detail, noise=g.noise)
+    return Generator(
+        **_common(config), width=g.width, depth=g.depth, upsample=g.upsample, detail=g.detail, noise=g.noise
+    )
 
 
 def discriminator(config: Config) -> Discriminator:

@@ -11,7 +11,7 @@ from torch import nn
 from dist_sketch import config as cfg
 from dist_sketch.config import Config, Data, Generator
 from dist_sketch.errors import UserError
-from dist_sketch.networks import Baseline, Discriminator, check_config, discriminator, generator
+from dist_sketch.networks import Baseline, Discriminator, Resize, check_config, discriminator, generator
 from dist_sketch.networks import Generator as UNet
 
 NORMS = ("batch", "instance", "group", "none")
@@ -143,7 +143,7 @@ def test_widths_upsampling_and_the_block_at_full_size(width: int, upsample: str,
         assert net(torch.empty(2, 1, 128, 64)).shape == (2, 1, 128, 64)
     scale = width / 64
     for block, (i, o) in zip(net.up, UP, strict=True):
-        conv = block[0] if upsample == "transposed" else block[0][1]
+        conv = block[0]
         assert (conv.in_channels, conv.out_channels) == (i * scale, o * scale)
         assert isinstance(conv, nn.ConvTranspose2d) == (upsample == "transposed")
     full = [m for m in net.detail.modules() if isinstance(m, nn.Conv2d)] if detail else []
@@ -161,6 +161,28 @@ def test_resize_draws_no_checkerboard() -> None:
         patterns[upsample] = page.std((2, 3)).max().item()
     assert patterns["resize"] < 1e-5
     assert patterns["transposed"] > 1e-3
+
+
+def test_resize_is_the_nearest_neighbour_and_a_convolution() -> None:
+    torch.manual_seed(0)
+    layer, x = Resize(5, 7, 3).double(), torch.randn(2, 5, 6, 10, dtype=torch.float64, requires_grad=True)
+    enlarged = nn.functional.interpolate(x, scale_factor=2)
+    expected = nn.functional.conv2d(enlarged, layer.weight, layer.bias, padding=1)
+    assert torch.allclose(layer(x), expected, rtol=1e-12)
+    weights = torch.randn_like(expected)
+    found, wanted = (
+        torch.autograd.grad((y * weights).sum(), (x, layer.weight, layer.bias)) for y in (layer(x), expected)
+    )
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, wanted, strict=True))
+
+
+def test_five_halvings_leave_out_the_innermost() -> None:
+    with torch.device("meta"):
+        deep, shallow = UNet(channels=1, width=32), UNet(channels=1, width=32, depth=5)
+        assert shallow(torch.empty(2, 1, 128, 64)).shape == (2, 1, 128, 64)
+    assert [d[0].out_channels for d in shallow.down] == [32, 64, 128, 256, 256]
+    assert [(u[0].in_channels, u[0].out_channels) for u in shallow.up] == [(256, 256), (512, 128), (256, 64), (128, 32)]
+    assert count(shallow) / count(deep) == pytest.approx(0.57, abs=0.01)
 
 
 def test_the_block_at_full_size_sees_the_line_to_the_pixel() -> None:
@@ -327,8 +349,8 @@ def test_the_configuration_reaches_the_networks() -> None:
     chosen = replace(chosen, generator=replace(chosen.generator, width=16, upsample="resize", detail=8, noise=2))
     with torch.device("meta"):
         assert generator(chosen).down[0][0].out_channels == 16
-        assert isinstance(generator(chosen).last[0], nn.Upsample)
-        assert [generator(chosen).detail[i].in_channels for i in (1, 3)] == [8 + 1 + 2, 8]
+        assert isinstance(generator(chosen).last, Resize)
+        assert [generator(chosen).detail[i].in_channels for i in (0, 2)] == [8 + 1 + 2, 8]
         assert discriminator(replace(chosen, discriminator=cfg.Discriminator(fine=4.0))).fine == 4
         for net in (generator(chosen), discriminator(chosen)):
             assert {m.p for m in net.modules() if isinstance(m, nn.Dropout2d)} == {0.25}
