@@ -51,19 +51,24 @@ class Export:
     """Write the generator and its model card to a folder, for `infer --run` and `SketchGenerator.from_pretrained`."""
 
     folder: Run
-    """Run folder; it is not written to, unless --out lies in it."""
+    """Run folder, or an exported generator's; it is not written to, unless --out lies in it."""
     out: Path
     """Folder of the generator; an earlier export there is replaced, anything else refused."""
     step: int | None = None
     """Checkpoint to export; default: the one that `infer` draws with."""
     scores: Path | None = None
     """Output folder of an `infer` with these weights, whose scores the model card (README.md) shall hold."""
+    half: bool = False
+    """Store the weights as float16, in half the space; tones change by less than one step of 255."""
 
     def run(self) -> int:
         """Runs the command."""
+        import torch
+
         from dist_sketch import hub
 
-        model = hub.export(self.folder, self.out, self.step, self._card)
+        stored = torch.float16 if self.half else torch.float32
+        model = hub.export(hub.located(self.folder), self.out, self.step, self._card, stored)
         print(f"{self.out}: the generator of step {model.step}, for {model.size} px")
         return 0
 

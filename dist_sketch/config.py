@@ -148,8 +148,6 @@ class Generator:
     """Rate of the channel dropout in the generator's up blocks and in the discriminator."""
     width: int = 64
     """Channels of the first block; the others grow with it."""
-    depth: Literal[5, 6] = 6
-    """Halvings, 6 in the paper; 5 leaves out the innermost, and with it two fifths of the weights."""
     upsample: Literal["transposed", "resize"] = "transposed"
     """How the up blocks double: transposed convolution (the paper's); resize: enlarge, then a convolution: no
     checkerboard (Odena et al. 2016), more arithmetic."""
@@ -278,7 +276,7 @@ def validate(config: Config) -> Config:
             f"{c.loss_threshold * c.hysteresis:g}, or both networks would be locked at once"
         )
     g, plain = config.generator, Generator()
-    own = [n for n in ("width", "depth", "upsample", "detail", "noise") if getattr(g, n) != getattr(plain, n)]
+    own = [n for n in ("width", "upsample", "detail", "noise") if getattr(g, n) != getattr(plain, n)]
     if g.network == "baseline" and own:
         raise SharedError(f"generator.network = 'baseline': has no {' and no '.join(own)}; leave that out")
     if g.noise and not g.detail:

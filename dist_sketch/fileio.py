@@ -40,14 +40,19 @@ def find_file(folder: Literal["launch", "shards", "slurm"], name: str, suffix: s
     """
     if Path(name).suffix == suffix and Path(name).is_file():
         return Path(name)
-    package = Path(__file__).resolve().parent
-    for home in (package / "files" / folder, package.parent / folder):
+    for home in homes(folder):
         if (home / f"{name}{suffix}").is_file():
             return home / f"{name}{suffix}"
-    homes = (package / "files" / folder, package.parent / folder)
     # `experiment` adds the first word to the names that it is given, and lists its own
-    names = sorted({p.stem for h in homes for p in h.glob("*" + suffix) if not p.stem.startswith("experiment-")})
+    found = {p.stem for h in homes(folder) for p in h.glob("*" + suffix)}
+    names = sorted(n for n in found if not n.startswith("experiment-"))
     raise UserError(f"{name}: neither a {suffix} file nor a name in {folder}/ (there: {', '.join(names)})")
+
+
+def homes(folder: Literal["launch", "shards", "slurm"]) -> tuple[Path, Path]:
+    """Where files that users name may lie: the wheel's copy, the repository's folder (editable install)."""
+    package = Path(__file__).resolve().parent
+    return package / "files" / folder, package.parent / folder
 
 
 def read_json(path: Path) -> Any:

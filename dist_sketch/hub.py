@@ -1,8 +1,9 @@
 """A trained generator by itself: found in a run, exported, loaded and saved again through huggingface_hub's mixin.
 
 DIR/
-    generator.safetensors  the weights that draw (the averaged ones where the run has them), float32
-    config.json            {"config": the run's settings, "facts": the run's, "size" and "step" among them}
+    generator.safetensors  the weights that draw (the averaged ones where the run has them), float32 or float16
+    config.json            {"config": the run's settings, "facts": the run's, "size" and "step" among them}; an export's
+                           does not tell where the shards lay
     denoise.json           noise removal, calibrated at the end of a run; missing where the run has none
     README.md              the model card, of an export
 """
@@ -30,6 +31,12 @@ CARD, CARD_MARKER = "README.md", "<!-- Written by dist-sketch checkpoint export,
 FILES = (WEIGHTS, SETTINGS, DENOISE) = ("generator.safetensors", "config.json", "denoise.json")
 
 
+def located(run: Path) -> Path:
+    """`run` where there is such a folder, else the generator of that name that comes with dist_sketch, trained."""
+    shipped = [home / run for home in fileio.homes("launch") if (home / run / WEIGHTS).is_file()]
+    return run if run.exists() or not shipped else shipped[0]
+
+
 def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
     """The folder of the weights in a run, or in an exported generator's folder, and their step.
 
@@ -37,7 +44,11 @@ def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
         UserError: no such folder, or no complete checkpoint (of that step).
     """
     if not (run / SETTINGS).is_file():
-        raise UserError(f"{run}: is neither a run nor an exported generator (no {SETTINGS})")
+        names = sorted({p.parent.name for home in fileio.homes("launch") for p in home.glob(f"*/{WEIGHTS}")})
+        raise UserError(
+            f"{run}: is neither a run nor an exported generator (no {SETTINGS}), nor one of those that come with "
+            f"dist_sketch ({', '.join(names)})"
+        )
     if (run / WEIGHTS).is_file():
         exported = _facts(fileio.read_json(run / SETTINGS), run).get("step", 0)
         if step not in (None, exported):
@@ -75,7 +86,7 @@ def _facts(saved: Any, folder: Path) -> dict[str, Any]:
 class SketchGenerator(
     nn.Module, ModelHubMixin, library_name="dist_sketch", pipeline_tag="image-to-image", tags=["pix2pix", "sketch"]
 ):
-    """The generator that draws, and what belongs to it: `config`, `size` (px), `step`, `denoise`.
+    """The generator that draws, and what belongs to it: `config`, `size` (px), `step`, `denoise`, `stored`.
 
     The mixin's generic form, not its PyTorch one: that falls back to pickled weights and loads them loosely.
 
@@ -100,6 +111,7 @@ class SketchGenerator(
             values = calibration.get("denoise") if isinstance(calibration, dict) else calibration
             self.denoise = cfg.from_dict(Denoise, values, str(folder / DENOISE))
         self.net = networks.generator(self.config)
+        self.stored = torch.float32
 
     def forward(self, line: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]; H and W multiples of 64."""
@@ -125,10 +137,10 @@ class SketchGenerator(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """Loads an exported generator's folder, a run's, or a repository of the Hugging Face Hub.
+        """Loads an exported generator's folder, a run's, one that comes with dist_sketch, or a repository of the Hub.
 
         Args:
-            pretrained_model_name_or_path: a folder that exists, else the name of a repository.
+            pretrained_model_name_or_path: a folder that exists, else a name (`located`), else a repository's name.
             options: the mixin's, for the download: revision, token, cache_dir, local_files_only, force_download.
 
         Raises:
@@ -136,8 +148,9 @@ class SketchGenerator(
             huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: the Hub has no such thing, or cannot be
                 reached.
         """
-        if Path(pretrained_model_name_or_path).is_dir():
-            return cls.load(Path(pretrained_model_name_or_path))
+        folder = located(Path(pretrained_model_name_or_path))
+        if folder.is_dir():
+            return cls.load(folder)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **options)
         except HFValidationError as e:
@@ -148,7 +161,7 @@ class SketchGenerator(
         return cls.load(Path(snapshot_download(model_id, allow_patterns=list(FILES), **options)))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Writes the files of an export into a folder, float32 and in standard layout, whatever the model is now.
+        """Writes the files of an export into a folder, in `stored` and in standard layout, whatever the model is now.
 
         Args:
             save_directory: made where it is missing; other files there are left alone.
@@ -164,21 +177,28 @@ class SketchGenerator(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
-        plain = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
+        plain = {k: v.to(self.stored) if v.is_floating_point() else v for k, v in tensors.items()}
         fileio.write_atomic(save_directory / WEIGHTS, to_bytes(plain))
         if self.calibration is not None:
             fileio.write_json(save_directory / DENOISE, self.calibration)
         else:
             (save_directory / DENOISE).unlink(missing_ok=True)
-        fileio.write_json(save_directory / SETTINGS, self.saved)
+        settings = self.saved["config"]
+        anywhere = settings | {"data": settings.get("data", {}) | {"shards": None}}
+        fileio.write_json(save_directory / SETTINGS, self.saved | {"config": anywhere})
 
 
 def export(
-    run: Path, out: Path, step: int | None = None, card: Callable[[SketchGenerator, str], str] | None = None
+    run: Path,
+    out: Path,
+    step: int | None = None,
+    card: Callable[[SketchGenerator, str], str] | None = None,
+    stored: torch.dtype = torch.float32,
 ) -> SketchGenerator:
     """Writes the generator that draws, or that of a checkpoint's `step`, to the folder `out`: whole or not.
 
     Args:
+        stored: type of the weights in the file.
         card: gives the text of README.md, the model card, for the generator and the hash of its weights.
 
     Raises:
@@ -188,6 +208,7 @@ def export(
     _check_out(target)
     weights = find_weights(run, step)
     model = SketchGenerator.load(run, weights)
+    model.stored = stored
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         temporary.mkdir(parents=True)

@@ -13,7 +13,7 @@ from rich.progress import track as progress_bar
 from torch import Tensor, nn
 
 from dist_sketch import config as cfg
-from dist_sketch import fileio, hub, inception, loader, metrics, networks, parts, pixels, recipe
+from dist_sketch import fileio, hub, inception, loader, metrics, networks, pack, parts, pixels, recipe
 from dist_sketch.config import Config
 from dist_sketch.errors import SharedError, UserError
 from dist_sketch.finish import Finish, Finishers
@@ -114,7 +114,7 @@ def _infer(
         "format": options.format,
         "denoise": cfg.to_dict(settings),
         "mode": {"statistics": options.mode, "seed": options.seed, "precision": options.precision},
-        "reference": _reference(model.config),
+        "reference": _reference(model.config, source),
     }
     if not ranks.main_decides(lambda: _make_room(out, source, part, about)):
         if ranks.is_main:
@@ -290,10 +290,17 @@ def _images(items: list[Item], raw: list[Tensor], clean: list[Tensor]) -> dict[s
     }
 
 
-def _reference(config: Config) -> str | None:
-    """The shards whose training sketches show what a perfect artist would score: those of the run, if still there."""
-    folder = config.data.shards
-    return str(folder.resolve()) if folder is not None and (folder / "manifest.json").is_file() else None
+def _reference(config: Config, source: Path) -> str | None:
+    """The shards whose training sketches show what a perfect artist would score: the run's if there, else the input's.
+
+    An exported generator does not know where the run's lay.
+    """
+    for folder in (config.data.shards, source):
+        if folder is not None and (folder / pack.MANIFEST).is_file():
+            train = pack.read_manifest(folder)["splits"].get("train")
+            if train is not None and train["has_sketch"]:
+                return str(folder.resolve())
+    return None
 
 
 class _Reference:
@@ -302,7 +309,7 @@ class _Reference:
     def __init__(self, folder: str | None, count: int, size: int):
         self._size = size
         self._shards = None
-        if folder is not None and (Path(folder) / "manifest.json").is_file():
+        if folder is not None and (Path(folder) / pack.MANIFEST).is_file():
             self._shards = loader.Shards(Path(folder), "train")
             self._places = loader.order(len(self._shards), 0, 0, shuffle=True)[:count]
 

@@ -26,7 +26,8 @@ def command() -> Any:
         """
 
         run_folder: Annotated[Path, tyro.conf.arg(name="run")]
-        """Run folder, or an exported generator's; it is never written to."""
+        """Run folder, an exported generator's, or the name of one that comes with dist_sketch (portrait-128); it is
+        never written to."""
         input: Path
         """Shards, a folder of images (with or without splits and sketches), or one image."""
         out: Path
@@ -36,10 +37,10 @@ def command() -> Any:
 
         def run(self) -> int:
             """Runs the command."""
-            from dist_sketch import infer
+            from dist_sketch import hub, infer
 
             began = time.monotonic()
-            result = infer.infer(self.run_folder, self.input, self.out, self.options)
+            result = infer.infer(hub.located(self.run_folder), self.input, self.out, self.options)
             if self.options.part:
                 return 0  # the scores come with `merge`
             _track(self.out, self.track, seconds=time.monotonic() - began)

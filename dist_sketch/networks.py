@@ -90,8 +90,6 @@ class Generator(nn.Module):
         dropout: rate of the channel dropout in the up blocks.
         norm: "batch" is the paper's.
         width: channels of the first block, 64 in the paper; the others grow with it.
-        depth: halvings, 6 in the paper; 5 leaves out the innermost and its doubling, which hold two fifths of the
-            weights.
         upsample: "transposed" is the paper's.
         detail: channels of a last block at full size. The paper's U-Net has no skip there; with this block the line
             itself is one, as in the first U-Net (Ronneberger et al. 2015). 0: none.
@@ -106,16 +104,15 @@ class Generator(nn.Module):
         dropout: float = 0.5,
         norm: Norm = "batch",
         width: int = 64,
-        depth: int = 6,
         upsample: Upsample = "transposed",
         detail: int = 0,
         noise: int = 0,
     ):
         super().__init__()
-        widths = [width * n for n in (1, 2, 4, 8, 8, 8)[:depth]]
+        widths = [width * n for n in (1, 2, 4, 8, 8, 8)]
         self.down = nn.ModuleList(Down(i, o, norm) for i, o in zip((channels, *widths), widths, strict=False))
         # Each up block but the first takes the previous one's output and the skip of the same size.
-        ups = ((8, 8), *((16, 8), (16, 4), (8, 2), (4, 1))[6 - depth :])
+        ups = ((8, 8), (16, 8), (16, 4), (8, 2), (4, 1))
         self.up = nn.ModuleList(Up(i * width, o * width, norm, dropout, upsample) for i, o in ups)
         self.last = _upsample(upsample, 2 * width, detail or channels)
         self.detail = _detail(channels + noise, detail, channels) if detail else None
@@ -234,9 +231,7 @@ def generator(config: Config) -> nn.Module:
     if config.generator.network == "baseline":
         return Baseline(channels=config.data.channels)
     g = config.generator
-    return Generator(
-        **_common(config), width=g.width, depth=g.depth, upsample=g.upsample, detail=g.detail, noise=g.noise
-    )
+    return Generator(**_common(config), width=g.width, upsample=g.upsample, detail=g.detail, noise=g.noise)
 
 
 def discriminator(config: Config) -> Discriminator:

@@ -176,15 +176,6 @@ def test_resize_is_the_nearest_neighbour_and_a_convolution() -> None:
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, wanted, strict=True))
 
 
-def test_five_halvings_leave_out_the_innermost() -> None:
-    with torch.device("meta"):
-        deep, shallow = UNet(channels=1, width=32), UNet(channels=1, width=32, depth=5)
-        assert shallow(torch.empty(2, 1, 128, 64)).shape == (2, 1, 128, 64)
-    assert [d[0].out_channels for d in shallow.down] == [32, 64, 128, 256, 256]
-    assert [(u[0].in_channels, u[0].out_channels) for u in shallow.up] == [(256, 256), (512, 128), (256, 64), (128, 32)]
-    assert count(shallow) / count(deep) == pytest.approx(0.57, abs=0.01)
-
-
 def test_the_block_at_full_size_sees_the_line_to_the_pixel() -> None:
     """The rest of the network is cut off: what is left of one pixel of the line reaches two pixels around, no more."""
     torch.manual_seed(0)
