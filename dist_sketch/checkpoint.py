@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from dist_sketch.compact import whole
 from dist_sketch.errors import UserError
 from dist_sketch.fileio import read_json
 from dist_sketch.ranks import Ranks
@@ -303,7 +304,7 @@ def load_module(path: Path, module: nn.Module) -> None:
         UserError: the file is missing or damaged, or belongs to another network.
     """
     try:
-        module.load_state_dict(load_file(path))
+        module.load_state_dict(whole(load_file(path)))
     except FileNotFoundError as e:
         raise UserError(f"{path}: missing") from e
     except Exception as e:  # safetensors' own error type is not public; torch raises RuntimeError

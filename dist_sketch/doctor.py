@@ -119,7 +119,7 @@ def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     if run in made:
         yield Check("run", "good", f"{run}: an earlier job of the chain trains it")
     else:
-        yield _try("run", lambda: f"{run}: step {hub.find_weights(run)[1]}")
+        yield _try("run", lambda: f"{run}: step {hub.find_weights(hub.located(run))[1]}")
     if source in made:
         yield Check("input", "good", f"{source}: an earlier job of the chain packs it")
     elif (source / "manifest.json").is_file():

@@ -1,7 +1,7 @@
 """A trained generator by itself: found in a run, exported, loaded and saved again through huggingface_hub's mixin.
 
 DIR/
-    generator.safetensors  the weights that draw (the averaged ones where the run has them), float32 or float16
+    generator.safetensors  the weights that draw (the averaged ones where the run has them), float32 or 8 bits
     config.json            {"config": the run's settings, "facts": the run's, "size" and "step" among them}; an export's
                            does not tell where the shards lay
     denoise.json           noise removal, calibrated at the end of a run; missing where the run has none
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dist_sketch import checkpoint, fileio, networks
 from dist_sketch import config as cfg
+from dist_sketch.compact import compact
 from dist_sketch.config import Config
 from dist_sketch.denoise import Denoise
 from dist_sketch.errors import UserError
@@ -86,7 +87,7 @@ def _facts(saved: Any, folder: Path) -> dict[str, Any]:
 class SketchGenerator(
     nn.Module, ModelHubMixin, library_name="dist_sketch", pipeline_tag="image-to-image", tags=["pix2pix", "sketch"]
 ):
-    """The generator that draws, and what belongs to it: `config`, `size` (px), `step`, `denoise`, `stored`.
+    """The generator that draws, and what belongs to it: `config`, `size` (px), `step`, `denoise`.
 
     The mixin's generic form, not its PyTorch one: that falls back to pickled weights and loads them loosely.
 
@@ -111,7 +112,7 @@ class SketchGenerator(
             values = calibration.get("denoise") if isinstance(calibration, dict) else calibration
             self.denoise = cfg.from_dict(Denoise, values, str(folder / DENOISE))
         self.net = networks.generator(self.config)
-        self.stored = torch.float32
+        self.compact = False  # when saved
 
     def forward(self, line: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]; H and W multiples of 64."""
@@ -161,7 +162,7 @@ class SketchGenerator(
         return cls.load(Path(snapshot_download(model_id, allow_patterns=list(FILES), **options)))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Writes the files of an export into a folder, in `stored` and in standard layout, whatever the model is now.
+        """Writes the files of an export into a folder, float32 and in standard layout, whatever the model is now.
 
         Args:
             save_directory: made where it is missing; other files there are left alone.
@@ -177,8 +178,8 @@ class SketchGenerator(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
-        plain = {k: v.to(self.stored) if v.is_floating_point() else v for k, v in tensors.items()}
-        fileio.write_atomic(save_directory / WEIGHTS, to_bytes(plain))
+        plain = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
+        fileio.write_atomic(save_directory / WEIGHTS, to_bytes(compact(plain) if self.compact else plain))
         if self.calibration is not None:
             fileio.write_json(save_directory / DENOISE, self.calibration)
         else:
@@ -193,12 +194,12 @@ def export(
     out: Path,
     step: int | None = None,
     card: Callable[[SketchGenerator, str], str] | None = None,
-    stored: torch.dtype = torch.float32,
+    small: bool = False,
 ) -> SketchGenerator:
     """Writes the generator that draws, or that of a checkpoint's `step`, to the folder `out`: whole or not.
 
     Args:
-        stored: type of the weights in the file.
+        small: write the weights in 8 bits.
         card: gives the text of README.md, the model card, for the generator and the hash of its weights.
 
     Raises:
@@ -208,7 +209,7 @@ def export(
     _check_out(target)
     weights = find_weights(run, step)
     model = SketchGenerator.load(run, weights)
-    model.stored = stored
+    model.compact = small
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         temporary.mkdir(parents=True)

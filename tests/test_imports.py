@@ -33,7 +33,7 @@ ORDER = (
         "node",
         "loader",
     ),
-    *("networks", "losses", "conditional", "step", "checkpoint", "wandb_log", "track"),
+    *("networks", "losses", "conditional", "step", "compact", "checkpoint", "wandb_log", "track"),
     *(
         "denoise",
         "inception",
