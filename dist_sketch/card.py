@@ -29,7 +29,7 @@ def card(model: SketchGenerator, name: str, weights_sha256: str, scored: Path | 
     )
     d = model.denoise
     noise = ["gray"] * d.gray + [f"filter {d.filter} of strength {d.strength:g}"] * (d.filter != "none")
-    noise += ["shadows at the edges"] * d.shadows
+    noise += ["shadows at the edges, glare"] * d.shadows
     return page.render(
         "card.md.j2",
         marker=CARD_MARKER,
@@ -42,7 +42,7 @@ def card(model: SketchGenerator, name: str, weights_sha256: str, scored: Path | 
         ],
         scores=scores,
         split={"val": "validation", "train": "TRAINING"}.get(about.get("split", ""), about.get("split", "")),
-        flattered=page.FLATTERED if about.get("split") == "val" and model.config.checkpoint.choose == "kid" else "",
+        flattered=page.FLATTERED if about.get("chosen_on_these") else "",
         rows=[(m, [c.get(m.key) for c in columns]) for m in page.METRICS],
         noise=", ".join(noise) or "none",
     )

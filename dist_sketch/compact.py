@@ -6,7 +6,7 @@ from torch import Tensor
 SCALE = ".scale"  # joined to a tensor's name: what its integers are multiples of, one for each slice of its first axis
 
 
-def compact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def rounded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rounds all but vectors and integers to 255 steps, from minus to plus the largest of a slice of the first axis."""
     result = dict(tensors)
     for name, tensor in tensors.items():
@@ -18,6 +18,6 @@ def compact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that `compact` was given, rounded; others as they are."""
+    """The tensors that `rounded` was given, rounded; others as they are."""
     own = {n: t for n, t in tensors.items() if not n.endswith(SCALE)}
     return {n: t * tensors[n + SCALE] if n + SCALE in tensors else t for n, t in own.items()}

@@ -46,13 +46,13 @@ class Entry:
 
     @property
     def chosen(self) -> bool:
-        """Whether it was drawn with the weights that its finished run chose, whatever their step."""
-        return self.config.get("checkpoint.choose") == "kid" and self.about.get("step") == self.status.get("draws", -1)
+        """Whether it was drawn with the weights that its finished run chose by their scores, whatever their step."""
+        return bool(self.about.get("chosen"))
 
     @property
     def flattered(self) -> str:
         """Words for scores of the very pairs by which the weights were chosen; else empty."""
-        return FLATTERED if self.chosen and self.about.get("split") == "val" else ""
+        return FLATTERED if self.about.get("chosen_on_these") else ""
 
     @property
     def seed(self) -> Any:

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from dist_sketch import checkpoint, fileio, networks
 from dist_sketch import config as cfg
-from dist_sketch.compact import compact
+from dist_sketch.compact import rounded
 from dist_sketch.config import Config
 from dist_sketch.denoise import Denoise
 from dist_sketch.errors import UserError
 
 CARD, CARD_MARKER = "README.md", "<!-- Written by dist-sketch checkpoint export, which may replace it. -->"
 FILES = (WEIGHTS, SETTINGS, DENOISE) = ("generator.safetensors", "config.json", "denoise.json")
+STATUS = "status.json"
 
 
 def located(run: Path) -> Path:
@@ -87,7 +88,8 @@ def _facts(saved: Any, folder: Path) -> dict[str, Any]:
 class SketchGenerator(
     nn.Module, ModelHubMixin, library_name="dist_sketch", pipeline_tag="image-to-image", tags=["pix2pix", "sketch"]
 ):
-    """The generator that draws, and what belongs to it: `config`, `size` (px), `step`, `denoise`.
+    """The generator that draws, and what belongs to it: `config`, `size` (px), `step`, `denoise`, and whether
+    its weights were `chosen` by their scores.
 
     The mixin's generic form, not its PyTorch one: that falls back to pickled weights and loads them loosely.
 
@@ -107,6 +109,7 @@ class SketchGenerator(
         self.config = cfg.from_dict(Config, saved["config"], str(folder / SETTINGS))
         self.size: int = facts["size"]
         self.step: int = facts.get("step", 0)
+        self.chosen: bool = facts.get("chosen", False)
         self.denoise = Denoise()
         if calibration is not None:
             values = calibration.get("denoise") if isinstance(calibration, dict) else calibration
@@ -131,6 +134,9 @@ class SketchGenerator(
         folder, step = weights or find_weights(run)
         saved = fileio.read_json(run / SETTINGS)
         saved["facts"] = {**_facts(saved, run), "step": step}
+        if (run / STATUS).is_file():  # of a run; an export brings what was found then
+            by_kid = cfg.from_dict(Config, saved["config"], str(run / SETTINGS)).checkpoint.choose == "kid"
+            saved["facts"]["chosen"] = by_kid and fileio.read_json(run / STATUS).get("draws") == step
         calibration = fileio.read_json(run / DENOISE) if (run / DENOISE).is_file() else None
         model = cls(saved, calibration, run)
         checkpoint.load_module(weights_file(folder), model.net)
@@ -179,7 +185,7 @@ class SketchGenerator(
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
         plain = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
-        fileio.write_atomic(save_directory / WEIGHTS, to_bytes(compact(plain) if self.compact else plain))
+        fileio.write_atomic(save_directory / WEIGHTS, to_bytes(rounded(plain) if self.compact else plain))
         if self.calibration is not None:
             fileio.write_json(save_directory / DENOISE, self.calibration)
         else:
@@ -194,12 +200,12 @@ def export(
     out: Path,
     step: int | None = None,
     card: Callable[[SketchGenerator, str], str] | None = None,
-    small: bool = False,
+    compact: bool = False,
 ) -> SketchGenerator:
     """Writes the generator that draws, or that of a checkpoint's `step`, to the folder `out`: whole or not.
 
     Args:
-        small: write the weights in 8 bits.
+        compact: write the weights in 8 bits.
         card: gives the text of README.md, the model card, for the generator and the hash of its weights.
 
     Raises:
@@ -209,13 +215,13 @@ def export(
     _check_out(target)
     weights = find_weights(run, step)
     model = SketchGenerator.load(run, weights)
-    model.compact = small
+    model.compact = compact
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         temporary.mkdir(parents=True)
         model.save_pretrained(temporary)
-        if card is not None:
-            fileio.write_atomic(temporary / CARD, card(model, weights_sha256(weights[0])))
+        if card is not None:  # rounded weights draw a little otherwise than those that they were made of
+            fileio.write_atomic(temporary / CARD, card(model, weights_sha256(temporary if compact else weights[0])))
         _replace(temporary, target)
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e

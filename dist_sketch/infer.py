@@ -39,7 +39,7 @@ class DenoiseOverride:
     strength: float | None = None
     """Strength of the filter."""
     shadows: bool | None = None
-    """Remove shadows at the edges of the page."""
+    """Remove shadows at the edges of the page, and what is brighter than the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,8 @@ def _infer(
         "denoise": cfg.to_dict(settings),
         "mode": {"statistics": options.mode, "seed": options.seed, "precision": options.precision},
         "reference": _reference(model.config, source),
+        "chosen": model.chosen,
+        "chosen_on_these": model.chosen and options.split == "val" and _is_data_of(model, source),
     }
     if not ranks.main_decides(lambda: _make_room(out, source, part, about)):
         if ranks.is_main:
@@ -288,6 +290,12 @@ def _images(items: list[Item], raw: list[Tensor], clean: list[Tensor]) -> dict[s
         "line": torch.stack([pixels.to_rgb(i.line) for i in items]),
         "real": torch.stack([pixels.to_rgb(i.sketch) for i in items if i.sketch is not None]),
     }
+
+
+def _is_data_of(model: hub.SketchGenerator, source: Path) -> bool:
+    """Whether these are the shards that the run was trained and validated on."""
+    is_shards = (source / pack.MANIFEST).is_file()
+    return is_shards and pack.manifest_hash(source) == model.saved["facts"].get("manifest_sha256")
 
 
 def _reference(config: Config, source: Path) -> str | None:

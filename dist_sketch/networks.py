@@ -141,7 +141,9 @@ class Generator(nn.Module):
             return ()
         if self.training:
             return (torch.randn(len(x), self.noise, *x.shape[-2:], dtype=x.dtype, device=x.device),)
-        fixed = torch.randn(self.noise, *x.shape[-2:], generator=torch.Generator().manual_seed(0))  # on all devices
+        fixed = torch.randn(  # on the CPU: the same on all devices
+            self.noise, *x.shape[-2:], generator=torch.Generator().manual_seed(0), device="cpu"
+        )
         return (fixed.to(x).expand(len(x), -1, -1, -1),)
 
 

@@ -54,7 +54,7 @@ def build(out: Path) -> Path:
         settings=settings,
         changed=changed(settings),
         rows=score_rows(metrics) if metrics else [],
-        verdicts=[*verdicts(metrics), *flattered(infer, settings)] if metrics else [],
+        verdicts=[*verdicts(metrics), *flattered(infer)] if metrics else [],
         captions=[CAPTIONS[f] for f in folders],
         groups=groups,
         listed=[portrait(n, THUMB_PX, True) for n in shortlist(names, scored)],
@@ -133,10 +133,9 @@ def verdicts(metrics: Table) -> list[tuple[str, str]]:
     return [*found, ("note", f"Noise removal {words or 'changes no figure'}.")]
 
 
-def flattered(infer: Table, settings: Table) -> list[tuple[str, str]]:
+def flattered(infer: Table) -> list[tuple[str, str]]:
     """(mood, sentence) where the scores are of the very pairs by which the weights were chosen."""
-    chosen = infer.get("split") == "val" and (settings.get("checkpoint") or {}).get("choose") == "kid"
-    return [("note", f"The generator {page.FLATTERED}.")] if chosen else []
+    return [("note", f"The generator {page.FLATTERED}.")] if infer.get("chosen_on_these") else []
 
 
 def _compare(mine: Table, other: Table) -> tuple[list[Metric], list[Metric]]:

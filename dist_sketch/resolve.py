@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from dist_sketch import config as cfg
-from dist_sketch import fileio, networks, pack
+from dist_sketch import fileio, inception, networks, pack
 from dist_sketch.config import Config
 from dist_sketch.errors import UserError
 from dist_sketch.loader import Shards, check_batch, steps_an_epoch
 from dist_sketch.ranks import Ranks
 from dist_sketch.step import resolve_precision
 from dist_sketch.track import revision, versions
+from dist_sketch.validation import WAYS
 from dist_sketch.wandb_log import new_id
 
 
@@ -38,6 +39,8 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
                 f"checkpoint.choose = 'kid': needs two validation pairs at least; {config.data.shards} has {count}, "
                 f"and train.validate_limit is {config.train.validate_limit}"
             )
+        if inception.find() is None:
+            raise UserError(f"checkpoint.choose = 'kid': no weights of FID's network on this machine; {WAYS}")
     check(config, shards, ranks.world_size)
     steps = steps_an_epoch(len(shards), config.data.batch_size)
     manifest = pack.read_manifest(config.data.shards)

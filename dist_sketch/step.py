@@ -2,7 +2,8 @@
 
     fake = G(line)
     D's turn:  loss_D = BCE(D(line, sketch), 1) + BCE(D(line, fake), 0);  update D
-    G's turn:  loss_G = scale * (BCE(D(line, fake), 1) + lambda * L1(fake, sketch));  update G
+    G's turn:  loss_G = scale * (BCE(D(line, fake), 1) + lambda * L1(fake, sketch) [+ lambda_ssim * (1 - SSIM)])
+               update G
 
 A locked network is forwarded without gradients, so that its loss goes on being measured.
 
@@ -237,6 +238,7 @@ class Step:
         if not any(True for _ in self.ema.buffers()):
             return
         self.ema.train()
+        self.ema.training = False  # the network itself, which draws noise, has no statistics
         for module in self.ema.modules():
             if isinstance(module, nn.Dropout2d):
                 module.eval()  # it draws without dropout; and no random number may depend on the average's existence

@@ -123,9 +123,7 @@ def test_scores_of_an_export_of_these_weights_and_of_another_split(tmp_path: Pat
 
 
 def test_weights_that_were_chosen_on_the_scored_pairs_are_told(tmp_path: Path, run: Path, scored: Path) -> None:
-    saved = json.loads((run / "config.json").read_text())
-    saved["config"]["checkpoint"]["choose"] = "kid"
-    write_json(run / "config.json", saved)
+    write_json(scored / "infer.json", about(run, chosen_on_these=True))
     export(run, "--out", tmp_path / "made", "--scores", scored)
     text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
     assert "The generator draws with those weights of its validations on these pairs that had the lowest KID" in text

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import pytest
 from conftest import TINY
 from forks import Forks, wait_until
 
-from dist_sketch import checkpoint
+from dist_sketch import checkpoint, inception, resolve
+from dist_sketch import config as cfg
+from dist_sketch.errors import UserError
+from dist_sketch.ranks import Ranks
 from dist_sketch.track import read_metrics
 
 STEPS, EPOCHS = 3, 4  # an epoch of the 13 pairs of `shards` at batch 4
@@ -124,3 +128,12 @@ def test_another_choice_is_another_run(forks: Forks, options: tuple[Any, ...], u
     refused = forks.run(*options, "--checkpoint.choose", "last", "--out", undisturbed, hook=HOOK)
     assert refused.code == 2
     assert "checkpoint.choose: kid -> last" in refused.err
+
+
+def test_without_the_weights_of_fid_s_network_nothing_is_begun(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = cfg.load("portrait")
+    config = replace(config, data=replace(config.data, shards=shards))
+    assert resolve.resolve(config, Ranks())["pairs"] == 13
+    monkeypatch.setattr(inception, "find", lambda: None)
+    with pytest.raises(UserError, match=r"checkpoint.choose = 'kid': no weights of FID's network.*dist-sketch weights"):
+        resolve.resolve(config, Ranks())

@@ -251,17 +251,16 @@ def test_runs_of_before_a_setting_and_after_it_are_one_setting(output: Make) -> 
 def test_weights_that_the_run_chose_are_one_setting_whatever_their_step(output: Make) -> None:
     paths = []
     for seed, step in ((0, 20), (1, 40)):
-        folder = output(f"a-s{seed}", seed=seed, infer={"step": step}, checkpoint__choose="kid")
-        change(compare.read(folder).run / "status.json", draws=step)
-        paths.append(folder)
+        chosen = {"step": step, "chosen": True, "chosen_on_these": True}
+        paths.append(output(f"a-s{seed}", seed=seed, infer=chosen, checkpoint__choose="kid"))
     found = entries(paths)
     assert [e.unfinished for e in found] == ["", ""]
     assert len(compare.groups(found)) == 1
     said = compare.verdicts(found, compare.groups(found))
     assert [s.split(" draws with those weights")[0] for _, s in said[1:]] == ["a-s0", "a-s1"]
-    change(paths[0] / "infer.json", step=30)  # of somebody's own choice
+    change(paths[0] / "infer.json", step=30, chosen=False)  # of somebody's own choice
     assert len(compare.groups(entries(paths))) == 2
-    change(paths[1] / "infer.json", split="train")
+    change(paths[1] / "infer.json", chosen_on_these=False)  # other pairs
     assert compare.read(paths[1]).flattered == ""
 
 

@@ -177,9 +177,8 @@ def test_verdicts_name_what_is_not_beaten():
 
 
 def test_scores_of_the_pairs_that_chose_the_weights_are_told():
-    kid = {"checkpoint": {"choose": "kid"}}
-    assert "lowest KID" in report.flattered({"split": "val"}, kid)[0][1]
-    assert report.flattered({"split": "train"}, kid) == report.flattered({"split": "val"}, {}) == []
+    assert "lowest KID" in report.flattered({"chosen_on_these": True})[0][1]
+    assert report.flattered({"chosen_on_these": False}) == report.flattered({}) == []
 
 
 def test_missing_figures_are_dashes_with_a_reason(out):
