@@ -35,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_that_users_name_is_in_it(site: Path) -> None:
-    for folder, pattern in (("launch", "*.toml"), ("launch", "*.yaml"), ("shards", "*.toml")):
+    for folder, pattern in (("launch", "*.toml"), ("launch", "*.yaml"), ("launch", "*/*"), ("shards", "*.toml")):
         mine = {p.name: p.read_bytes() for p in (ROOT / folder).glob(pattern)}
         assert {p.name: p.read_bytes() for p in (site / "dist_sketch/files" / folder).glob(pattern)} == mine
     (wheel,) = site.parent.glob("*.whl")
@@ -66,6 +66,7 @@ def test_the_main_job_from_another_directory(site: Path, tmp_path: Path) -> None
         run("experiment", preset, "--data", "shards", "--out", preset, "--dry-run")
     run("train", "--config", "demo", "--data.shards", "shards", "--out", "run", *TINY, "--train.epochs", 1)
     run("infer", "--run", "run", "--input", "shards", "--out", "out")
+    run("infer", "--run", "portrait-128", "--input", "shards", "--out", "named")
     run("evaluate", "out")
     assert "report.html" in run("report", "out")
     assert "page.html" in run("compare", "out", "--out", "page.html")
