@@ -17,7 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import nn
 
-from dist_sketch import checkpoint, hub, networks
+from dist_sketch import checkpoint, hub, infer, networks, pack
 from dist_sketch import config as cfg
 from dist_sketch.__main__ import parse
 from dist_sketch.config import Config, Generator
@@ -120,7 +120,7 @@ def test_an_export_is_the_generator_that_draws_and_nothing_else(run: Path, expor
     assert weights != (newest / "generator.safetensors").read_bytes()
     mine, theirs = (json.loads((f / "config.json").read_text()) for f in (exported, run))
     theirs["config"]["data"]["shards"] = None  # a path of this machine is nobody else's business
-    assert mine == {"config": theirs["config"], "facts": theirs["facts"] | {"step": STEPS[-1]}}
+    assert mine == {"config": theirs["config"], "facts": theirs["facts"] | {"step": STEPS[-1], "chosen": False}}
     mine, theirs = (json.loads((f / "denoise.json").read_text()) for f in (exported, run))
     assert mine == theirs
 
@@ -217,6 +217,26 @@ def test_a_float64_run_without_average_or_calibration(tmp_path: Path, cli: Run, 
 
 
 # Which checkpoint
+
+
+def test_who_draws_knows_whether_its_weights_were_chosen_and_on_which_pairs(
+    tmp_path: Path, small: Path, shards: Path
+) -> None:
+    saved = json.loads((small / "config.json").read_text())
+    saved["config"]["checkpoint"]["choose"] = "kid"
+    saved["facts"]["manifest_sha256"] = pack.manifest_hash(shards)
+    (small / "config.json").write_text(json.dumps(saved))
+    (small / "status.json").write_text(json.dumps({"state": "finished", "draws": 1}))
+    assert not SketchGenerator.load(small, find_weights(small, 2)).chosen
+    assert export(small, tmp_path / "export", step=1).chosen
+    best = SketchGenerator.load(tmp_path / "export")
+    assert best.chosen
+    shutil.copytree(shards, tmp_path / "other")
+    assert infer._is_data_of(best, tmp_path / "other")  # wherever they lie
+    manifest = tmp_path / "other" / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    assert not infer._is_data_of(best, tmp_path / "other")
+    assert not infer._is_data_of(best, tmp_path)
 
 
 def test_the_newest_complete_one_or_that_of_a_step(
@@ -539,4 +559,4 @@ def test_each_sub_command_explains_itself(command: str, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as e:
         parse(["checkpoint", command, "--help"])
     assert e.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: dist-sketch checkpoint {command} [-h] RUN")
+    assert capsys.readouterr().out.startswith(f"usage: dist-sketch checkpoint {command} [-h] ")
