@@ -59,7 +59,8 @@ class Export:
     scores: Path | None = None
     """Output folder of an `infer` with these weights, whose scores the model card (README.md) shall hold."""
     compact: bool = False
-    """Store the weights in 8 bits, in a fourth of the space."""
+    """Store the weights in 8 bits, in a fourth of the space. --scores must then be drawn by such an export: export,
+    draw with it, export that folder once more onto itself."""
 
     def run(self) -> int:
         """Runs the command."""

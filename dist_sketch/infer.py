@@ -114,9 +114,11 @@ def _infer(
         "format": options.format,
         "denoise": cfg.to_dict(settings),
         "mode": {"statistics": options.mode, "seed": options.seed, "precision": options.precision},
-        "reference": _reference(model.config, source),
+        "reference": ranks.main_decides(lambda: _reference(model.config, source)),
         "chosen": model.chosen,
-        "chosen_on_these": model.chosen and options.split == "val" and _is_data_of(model, source),
+        "chosen_on_these": ranks.main_decides(
+            lambda: model.chosen and options.split == "val" and _is_data_of(model, source)
+        ),
     }
     if not ranks.main_decides(lambda: _make_room(out, source, part, about)):
         if ranks.is_main:

@@ -122,6 +122,16 @@ def test_scores_of_an_export_of_these_weights_and_of_another_split(tmp_path: Pat
     assert "lowest KID" not in text
 
 
+def test_scores_of_rounded_weights_are_those_of_the_export_itself(tmp_path: Path, run: Path, scored: Path) -> None:
+    made = tmp_path / "made"
+    with pytest.raises(UserError, match=rf"--scores {scored}: was drawn by other weights"):
+        export(run, "--out", made, "--compact", "--scores", scored)  # drawn by the run
+    export(run, "--out", made, "--compact")
+    write_json(scored / "infer.json", about(run, weights_sha256=hub.weights_sha256(made)))
+    export(made, "--out", made, "--compact", "--scores", scored)
+    assert "n = 105 in every figure" in (made / "README.md").read_text(encoding="utf-8")
+
+
 def test_weights_that_were_chosen_on_the_scored_pairs_are_told(tmp_path: Path, run: Path, scored: Path) -> None:
     write_json(scored / "infer.json", about(run, chosen_on_these=True))
     export(run, "--out", tmp_path / "made", "--scores", scored)
