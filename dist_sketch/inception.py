@@ -23,6 +23,7 @@ from pytorch_fid import inception as pytorch_fid
 from torch import Tensor, nn
 
 from dist_sketch.errors import UserError
+from dist_sketch.ranks import full_float32
 
 NETWORK = "inception-2015-12-05"
 DIMS = (64, 192, 768, 2048)  # channels after the 1st and 2nd max pooling, before the auxiliary classifier, at the end
@@ -193,11 +194,7 @@ def features(net: Inception, images: Tensor, most: int = DIMS[-1]) -> dict[int, 
     """
     device = next(net.parameters()).device
     parts: list[dict[int, Tensor]] = []
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, enabled=False),
-        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee"),
-    ):
+    with torch.inference_mode(), full_float32(device):
         for batch in images.split(BATCH):
             found = net(batch.to(device, torch.float32, memory_format=torch.channels_last) / 255, most)
             parts.append({d: value.cpu() for d, value in found.items()})

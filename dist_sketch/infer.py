@@ -19,7 +19,7 @@ from dist_sketch.errors import SharedError, UserError
 from dist_sketch.finish import Finish, Finishers
 from dist_sketch.inputs import Item, open_source
 from dist_sketch.parts import Part
-from dist_sketch.ranks import Ranks
+from dist_sketch.ranks import Ranks, full_float32
 from dist_sketch.step import AUTOCAST, resolve_precision
 
 T = TypeVar("T")
@@ -274,7 +274,7 @@ def _draw(net: nn.Module, options: Options, precision: str, device: torch.device
     """uint8 (B, C, size, size)."""
     dtype = AUTOCAST.get(precision)
     lines = pixels.to_float(torch.stack([i.line for i in items]).to(device)).to(memory_format=torch.channels_last)
-    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+    with full_float32(device) if dtype is None else torch.autocast(device.type, dtype):
         if options.mode == "running":
             return pixels.to_uint8(net.eval()(lines)).cpu()
         net.train()

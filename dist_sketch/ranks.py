@@ -193,3 +193,11 @@ def eval_mode(module: nn.Module) -> Iterator[nn.Module]:
         yield module
     finally:
         module.train(was)
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Float32 with all of its digits inside: no autocast, and no TF32, which cudnn takes for float32 on GPUs."""
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
+    with torch.autocast(device.type, enabled=False), exact:
+        yield

@@ -13,7 +13,7 @@ from dist_sketch import inception, metrics, pixels
 from dist_sketch.errors import SharedError
 from dist_sketch.fileio import write_atomic
 from dist_sketch.loader import BadSample, Sample, Shards
-from dist_sketch.ranks import Ranks, eval_mode
+from dist_sketch.ranks import Ranks, eval_mode, full_float32
 
 WAYS = "`dist-sketch weights` says where they can lie, and fetches them"
 
@@ -52,7 +52,7 @@ def _distances(rows: list[tuple[int, Features, Features]]) -> dict[str, float]:
 def draw(generator: nn.Module, lines: Tensor, device: torch.device) -> Tensor:
     """Draws uint8 lines (B, C, H, W) with running statistics and without dropout: uint8 sketches of the same shape."""
     dtype = next(generator.parameters()).dtype
-    with eval_mode(generator):
+    with eval_mode(generator), full_float32(device):
         fake = generator(pixels.to_float(lines.to(device)).to(dtype, memory_format=torch.channels_last))
     return pixels.to_uint8(fake).cpu()
 

@@ -12,7 +12,7 @@ from ranked import Result, run, start
 from torch import nn
 
 from dist_sketch.errors import SharedError, UserError
-from dist_sketch.ranks import Ranks, eval_mode, expectations, lost_peer
+from dist_sketch.ranks import Ranks, eval_mode, expectations, full_float32, lost_peer
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,16 @@ def test_one_process_is_the_special_case(alone: Ranks) -> None:
 
 def _refuse() -> None:
     raise UserError("no")
+
+
+def test_full_float32_is_neither_halved_nor_tf32() -> None:
+    x, cpu = torch.ones(2, 2), torch.device("cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        with full_float32(cpu):
+            assert (x @ x).dtype == torch.float32
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert torch.backends.cudnn.allow_tf32  # training's precision is its own affair
 
 
 def test_eval_mode_puts_the_mode_back() -> None:

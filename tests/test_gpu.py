@@ -1,0 +1,223 @@
+"""What only a GPU can show: the CPU's step, no waiting for the device, runs and drawings from the shell."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, Run
+from jobs import last_step
+from PIL import Image
+from torch import Tensor, nn
+
+from dist_sketch import config as cfg
+from dist_sketch import synth
+from dist_sketch.bench_step import batch
+from dist_sketch.conditional import BOTH, Decision
+from dist_sketch.config import Config, Data, Generator
+from dist_sketch.ranks import Ranks
+from dist_sketch.step import Step, read
+from dist_sketch.track import read_metrics
+from dist_sketch.validation import draw
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+DECISIONS = (BOTH, Decision(False, True, "D locked"), Decision(True, False, "G locked"))
+
+
+def ranks(device: str) -> Ranks:
+    with pytest.MonkeyPatch.context() as patch:
+        if device == "cpu":
+            patch.setenv("ACCELERATE_USE_CPU", "true")
+        else:
+            patch.delenv("ACCELERATE_USE_CPU", raising=False)
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(True)  # one process of each kind in turn
+        found = Ranks(expect_world_size=1)
+    assert found.device.type == device
+    return found
+
+
+def paper(**generator: float) -> Config:
+    return Config(data=Data(batch_size=4), generator=Generator(**generator))  # type: ignore[arg-type]
+
+
+def portrait() -> Config:
+    config = cfg.load("portrait")
+    return replace(config, generator=replace(config.generator, noise=0))  # its numbers are other ones on each device
+
+
+def build(config: Config, on: Ranks, precision: str) -> Step:
+    torch.manual_seed(0)
+    return Step(cfg.validate(config), on, precision, total=100)
+
+
+def pairs(config: Config, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    line, sketch = batch(config.data.batch_size, size, device)
+    c = config.data.channels
+    return line[:, :c], sketch[:, :c]
+
+
+def weights(net: nn.Module) -> Tensor:
+    return torch.cat([p.detach().double().flatten().cpu() for p in net.parameters()])
+
+
+@pytest.mark.parametrize("config", [paper(dropout=0.0), portrait()], ids=["paper", "portrait"])
+def test_a_step_in_float64_is_the_cpu_s(config: Config) -> None:
+    steps = {}
+    for device in ("cpu", "cuda"):
+        on = ranks(device)
+        step = build(config, on, "fp64")
+        line, sketch = pairs(config, 128, torch.device("cpu"))
+        measured = [
+            read(step(line.double().to(on.device), sketch.double().to(on.device), d, bad=0, stop=False).reduced)
+            for d in DECISIONS
+        ]
+        steps[device] = (measured, weights(step.g), weights(step.d))
+    for ours, theirs in zip(steps["cuda"][0], steps["cpu"][0], strict=True):
+        # d/real and d/fake are only looked at: their sigmoid is taken in float32
+        assert ours == {k: pytest.approx(v, rel=1e-5 if k in ("d/real", "d/fake") else 1e-8) for k, v in theirs.items()}
+    for net in (1, 2):
+        assert (steps["cuda"][net] - steps["cpu"][net]).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("preset", [None, "portrait"], ids=["paper", "portrait"])
+def test_a_step_never_waits_for_the_gpu(precision: str, preset: str | None) -> None:
+    config = cfg.load(preset)
+    config = replace(config, generator=replace(config.generator, ema=0.99), optim=replace(config.optim, clip_norm=10.0))
+    on = ranks("cuda")
+    step = build(config, on, precision)
+    line, sketch = pairs(config, 128, on.device)
+    for decision in DECISIONS:  # once before: libraries are loaded, and Adam makes its state
+        step(line, sketch, decision, bad=0, stop=False)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for decision in DECISIONS:
+            measured = step(line, sketch, decision, bad=0, stop=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert read(measured.reduced)["nonfinite"] == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_the_digits_train_as_well(precision: str) -> None:
+    """The mean of L1 over the last of 60 steps, in the networks' own arithmetic and in float32."""
+    means = {}
+    config = replace(paper(dropout=0.0), optim=cfg.Optim(lr_g=2e-4, lr_d=2e-4))
+    on = ranks("cuda")
+    line, sketch = pairs(config, 128, on.device)
+    for arithmetic in ("no", precision):
+        step = build(config, on, arithmetic)
+        rows = [read(step(line, sketch, BOTH, bad=0, stop=False).reduced) for _ in range(60)]
+        assert not any(row["nonfinite"] for row in rows)
+        means[arithmetic] = np.mean([row["loss/g_l1"] for row in rows[-10:]])
+        assert means[arithmetic] < 0.7 * rows[0]["loss/g_l1"]
+    assert means[precision] == pytest.approx(means["no"], rel=0.1)
+
+
+def test_memory_does_not_grow() -> None:
+    on = ranks("cuda")
+    step = build(paper(), on, "bf16")
+    line, sketch = pairs(paper(), 128, on.device)
+    peaks = []
+    for _ in range(4):
+        for decision in itertools.islice(itertools.cycle(DECISIONS), 30):
+            step(line, sketch, decision, bad=0, stop=False)
+        torch.cuda.synchronize()
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1:] == [peaks[1]] * 3
+
+
+def test_drawings_are_the_cpu_s() -> None:
+    """The same grays whatever the device: scores of runs can be compared."""
+    torch.manual_seed(0)
+    lines = torch.stack([torch.from_numpy(np.array(synth.draw(0, i, 128)[0].convert("L")))[None] for i in range(4)])
+    from dist_sketch.hub import SketchGenerator
+
+    net = SketchGenerator.from_pretrained("portrait-128")
+    cpu = draw(net, lines, torch.device("cpu")).int()
+    for _ in range(2):
+        gpu = draw(net.to("cuda"), lines, torch.device("cuda")).int()
+        assert (gpu - cpu).abs().max() <= 1
+        assert (gpu != cpu).float().mean() < 1e-3
+        torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark  # whatever cudnn picks
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """A finished run, as the README starts it."""
+    out = tmp_path_factory.mktemp("gpu") / "run"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / "one_gpu.yaml")]
+    words = [str(w) for w in (*TINY, "--train.precision", "auto", "--data.workers", 2, "--train.epochs", 4)]
+    done = subprocess.run(
+        [*launcher, "-m", "dist_sketch", "train", "--data.shards", str(shards), "--out", str(out), *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    return out
+
+
+def test_a_run_knows_its_gpu(run: Path) -> None:
+    facts = json.loads((run / "config.json").read_text())["facts"]
+    assert facts["device"] == torch.cuda.get_device_name()
+    assert facts["versions"]["cuda"]
+    assert facts["precision"] == "bf16"
+    rows = [r for r in read_metrics(run) if r["kind"] == "train"]
+    assert [r["step"] for r in rows] == list(range(1, 13))  # also those that the host reads together
+    assert all(np.isfinite(r["loss/g"]) for r in rows)
+
+
+def test_infer_draws_and_scores_what_the_cpu_does(run: Path, cli: Run, shards: Path, tmp_path: Path) -> None:
+    for name, env in (("gpu", {}), ("cpu", {"ACCELERATE_USE_CPU": "true"})):
+        done = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / name, **env)
+        assert done.returncode == 0, done.stderr
+    gpu, cpu = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("gpu", "cpu"))
+    assert gpu["n"] == cpu["n"] == 5
+    for score in ("ssim", "l1", "psnr", "fid_64", "fid_2048", "kid"):
+        assert gpu["raw"][score] == pytest.approx(cpu["raw"][score], rel=2e-3, abs=1e-4), score
+    for path in sorted((tmp_path / "cpu" / "raw").iterdir()):
+        a, b = (np.asarray(Image.open(p), int) for p in (path, tmp_path / "gpu" / "raw" / path.name))
+        assert np.abs(a - b).max() <= 1, path.name
+
+
+def test_stopped_and_started_again_it_goes_on(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [str(w) for w in (*TINY, "--train.precision", "fp16", "--train.epochs", 400)]
+    command = [sys.executable, "-m", "dist_sketch", "train", "--data.shards", str(shards), "--out", str(out), *words]
+    legs = []
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+        before = legs[-1] if legs else 0
+        deadline = time.monotonic() + 120
+        while last_step(out) <= before + 20 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=120)
+        assert process.returncode == 75, text
+        legs.append(json.loads((out / "status.json").read_text())["step"])
+    assert legs[1] > legs[0] > 20
+    steps = [r["step"] for r in read_metrics(out) if r["kind"] == "train"]
+    assert steps == list(range(1, legs[1] + 1))
+
+
+def test_the_bench_measures_it(cli: Run, tmp_path: Path) -> None:
+    done = cli("bench", "step", "--quick", "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found["machine"]["gpu"] == torch.cuda.get_device_name()
+    assert {f["name"].partition(",")[0] for f in found["figures"]} >= {"fp16", "bf16 (what auto picks)", "no"}
