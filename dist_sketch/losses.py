@@ -15,6 +15,7 @@ class GeneratorLoss(NamedTuple):
     total: Tensor
     bce: Tensor
     l1: Tensor
+    ssim: Tensor | None  # 1 - SSIM; None where it has no weight
 
 
 def bce(logits: Tensor, target: float) -> Tensor:
@@ -41,9 +42,10 @@ def generator_loss(
     adversarial = bce(fake_logits, 1.0)
     distance = l1_loss(_wide(fake), _wide(sketch))
     total = adversarial + lambda_l1 * distance
-    if lambda_ssim:
-        total = total + lambda_ssim * (1 - ssim(fake, sketch))
-    return GeneratorLoss(scale * total, adversarial, distance)
+    dissimilarity = 1 - ssim(fake, sketch) if lambda_ssim else None
+    if dissimilarity is not None:
+        total = total + lambda_ssim * dissimilarity
+    return GeneratorLoss(scale * total, adversarial, distance, dissimilarity)
 
 
 def ssim(fake: Tensor, sketch: Tensor) -> Tensor:

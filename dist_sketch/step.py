@@ -27,7 +27,7 @@ from dist_sketch.config import Config
 from dist_sketch.ranks import Ranks
 
 # What a step measures: sums over this rank's pairs, then counts and flags.
-MEANS = ("loss/d_real", "loss/d_fake", "loss/g", "loss/g_bce", "loss/g_l1", "d/real", "d/fake")
+MEANS = ("loss/d_real", "loss/d_fake", "loss/g", "loss/g_bce", "loss/g_l1", "loss/g_ssim", "d/real", "d/fake")
 NORMS = ("norm/d", "norm/g")  # gradient norms; equal on all ranks
 COUNTS = ("pairs", "nonfinite", "bad", "stop")
 NAMES = (*MEANS, *NORMS, *COUNTS)
@@ -202,7 +202,8 @@ class Step:
         loss = losses.generator_loss(logits, fake, part.sketch, c.lambda_l1, c.lambda_ssim, c.scale)
         if decision.train_g:
             self.scaler_g.scale(_spoilt(loss.total) * part.weight).backward()
-        _add(measured, {"loss/g": loss.total, "loss/g_bce": loss.bce, "loss/g_l1": loss.l1}, part.weight)
+        terms = {"loss/g": loss.total, "loss/g_bce": loss.bce, "loss/g_l1": loss.l1}
+        _add(measured, terms if loss.ssim is None else terms | {"loss/g_ssim": loss.ssim}, part.weight)
         if not decision.train_d:
             _add(measured, _terms("fake", losses.bce(logits.detach(), 0.0), logits), part.weight)
 

@@ -274,6 +274,8 @@ class Run:
             return
         factor = stepping.learning_rate_factor(self.config.optim.decay, step, self.facts["steps"])
         logged = {k: v for k, v in values.items() if "/" in k}
+        if not self.config.loss.lambda_ssim:
+            del logged["loss/g_ssim"]  # not measured
         logged |= {
             "lock/d": place.locked_d / interval,
             "lock/g": place.locked_g / interval,

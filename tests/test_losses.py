@@ -60,7 +60,11 @@ def test_generator_loss_is_the_paper_s_formula_and_the_term_of_ssim(
     assert loss.l1.item() == pytest.approx(distance.item(), rel=1e-12)
     structure = structural_similarity(fake.numpy()[0, 0], sketch.numpy()[0, 0], data_range=2)  # one of six is enough
     assert ssim(fake[:1, :1], sketch[:1, :1]).item() == pytest.approx(structure, rel=1e-9)
-    total = adversarial + lambda_l1 * distance + lambda_ssim * (1 - ssim(fake, sketch))
+    unlike = 1 - ssim(fake, sketch)
+    assert (loss.ssim is None) == (lambda_ssim == 0)
+    if loss.ssim is not None:
+        assert loss.ssim.item() == unlike.item()
+    total = adversarial + lambda_l1 * distance + lambda_ssim * unlike
     assert loss.total.item() == pytest.approx((scale * total).item(), rel=1e-12)
 
 

@@ -296,14 +296,15 @@ def test_every_setting_of_the_losses_and_of_adam_counts(ranks: Ranks) -> None:
     """The same step by hand, with other values than the paper's."""
     config = settings(
         norm="none",
-        loss={"lambda_l1": 7.0, "scale": 0.3},
+        loss={"lambda_l1": 7.0, "lambda_ssim": 5.0, "scale": 0.3},
         optim={"lr_g": 3e-4, "lr_d": 5e-4, "beta1": 0.8, "beta2": 0.9},
     )
     step = build(config, ranks, "fp64")
     seen = captured(step)
     start = {"g": weights(step.g), "d": weights(step.d)}
     measured = go(step, batch())
-    assert measured["loss/g"] == pytest.approx(0.3 * (measured["loss/g_bce"] + 7 * measured["loss/g_l1"]), rel=1e-12)
+    bce, l1, unlike = (measured[f"loss/g_{name}"] for name in ("bce", "l1", "ssim"))
+    assert measured["loss/g"] == pytest.approx(0.3 * (bce + 7 * l1 + 5 * unlike), rel=1e-12)
     for name, net, lr in (("g", step.g, 3e-4), ("d", step.d, 5e-4)):
         # Adam's first step: both means are corrected to the gradient itself
         moved = [w - lr * g / (g.abs() + 1e-8) for w, g in zip(start[name], seen[name], strict=True)]

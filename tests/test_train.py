@@ -78,6 +78,7 @@ def test_a_run_leaves_what_is_promised(finished: Path) -> None:
     records = read_metrics(finished)
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 3 * STEPS + 1))
     assert [r["epoch"] for r in records if r["kind"] == "epoch"] == [0, 1, 2]
+    assert not any("loss/g_ssim" in r for r in records)  # it has no weight here
     (score,) = [r for r in records if r["kind"] == "val"]
     assert -1 <= score["val/ssim"] <= 1
     # TIMER 2: D rests in epoch 1; each change of lock is logged with its reason
@@ -90,8 +91,9 @@ def test_the_weights_of_the_lowest_kid_draw(tmp_path: Path, cli: Run, options: t
     """High rates at first, so that a later epoch is not the better one by itself; whichever is best, it draws."""
     run, more = tmp_path / "run", ("--train.validate-fid", "--train.validate-interval-epochs", 1)
     command = (*options, *more, "--checkpoint.choose", "kid", "--checkpoint.keep", 1, "--out", run)
-    done = cli(*command, "--optim.lr-g", 0.5, "--optim.lr-d", 1e-5)
+    done = cli(*command, "--optim.lr-g", 0.5, "--optim.lr-d", 1e-5, "--loss.lambda-ssim", 1.0)
     assert done.returncode == 0, done.stderr
+    assert all(0 < r["loss/g_ssim"] < 2 for r in read_metrics(run) if r["kind"] == "train")
     scores = {r["step"]: r["val/kid"] for r in read_metrics(run) if r["kind"] == "val"}
     assert list(scores) == [STEPS, 2 * STEPS, 3 * STEPS]
     best = min(scores, key=lambda step: scores[step])
