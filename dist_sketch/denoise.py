@@ -221,8 +221,8 @@ def calibrate(
     A candidate is allowed if its mean SSIM is, less `tolerance`, no worse than gray alone, than itself without the
     filter and than itself without shadows: neither part may live on what the other gains. Of the allowed ones that
     whose noise statistics are nearest to the real sketches' is taken (within 5 %: the better SSIM), unless it lies
-    farther from the real sketches by `distance` than gray alone: then the next one, TRIALS in all. If every filter
-    harms, all is off but gray.
+    farther from the real sketches by `distance` than gray alone: then the next one, TRIALS in all, of another filter or
+    a weaker one. If every filter harms, all is off but gray.
 
     Args:
         raw: the generator's outputs, uint8 (3 or 1, H, W), all of one size; UserError if they do not match `real`.
@@ -270,9 +270,10 @@ def _best(
 ) -> dict[str, Any]:
     """The candidate to take; those that `distance` rules out are no longer allowed."""
     plain = rows[0]  # gray alone is always allowed
+    left = [r for r in rows if r["allowed"]]
     for _ in range(TRIALS):
-        close = 1.05 * min(r["noise_distance"] for r in rows if r["allowed"])
-        best = max((r for r in rows if r["allowed"] and r["noise_distance"] <= close), key=lambda r: r["ssim"])
+        close = 1.05 * min(r["noise_distance"] for r in left)
+        best = max((r for r in left if r["noise_distance"] <= close), key=lambda r: r["ssim"])
         if best is plain or distance is None:
             return best
         for row in (plain, best):
@@ -281,6 +282,8 @@ def _best(
         if best["distance"] <= plain["distance"]:
             return best
         best["allowed"] = False
+        # More of the same would only take the others' turns
+        left = [r for r in left if r is plain or r["filter"] != best["filter"] or r["strength"] < best["strength"]]
     return plain
 
 
