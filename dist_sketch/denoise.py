@@ -33,6 +33,7 @@ GLARE = 0.25  # unless so much of the image is: then the commonest light tone is
 STEP = 24.0  # a step by more within two pixels is an outline;
 NARROW = 12  # in a shadow so narrow, which is steep, only one of nearly half of the whole fall
 TEXTURE = 24.0  # a wider interquartile range along the border is hair or hatching
+FRINGE = 0.2  # a larger share of the free border that is marked was not drawn: the network does so along its edge
 STRENGTHS = (0.25, 0.5, 1.0, 2.0)  # that calibration tries
 TRIALS = 4  # candidates that it asks for their distance at most
 
@@ -145,8 +146,7 @@ def flatten_page(planes: list[Array]) -> list[Array]:
     gray: Array = np.stack(planes).mean(axis=0)
     page = page_tone(gray)
     gain = page / np.maximum(page - _edge_shadow(gray, page), 1.0)
-    fringe = _fringe(page - gray * gain)
-    flat = [np.where(fringe, page_tone(p), p * gain).astype(np.float32) for p in planes]
+    flat = _without_fringe([(p * gain).astype(np.float32) for p in planes], page - gray * gain)
     return [_without_glare(p) for p in flat]
 
 
@@ -191,16 +191,29 @@ def _edge_shadow(gray: Array, page: float) -> Array:
     return _resized(total, (height, width), "bilinear")
 
 
-def _fringe(depth: Array) -> NDArray[np.bool_]:
-    """Marks dark pixels of the outermost columns and rows that no ink beside them continues inwards."""
+def _without_fringe(planes: list[Array], depth: Array) -> list[Array]:
+    """Clears the outermost columns and rows of what no ink beside them continues inwards.
+
+    Where that is much, the network marks its edge all along: there what stands before ink, too, is replaced, by the
+    ink behind it.
+
+    Args:
+        depth: how much darker than the page the planes' mean is, (H, W).
+    """
     scale = max(1.0, min(depth.shape) / SIDE)
     margin, reach = round(MARGIN * scale), round(3 * scale)
-    fringe = np.zeros(depth.shape, bool)
+    planes, tones = [p.copy() for p in planes], [page_tone(p) for p in planes]
     for side in range(4):
         ink = np.rot90(depth, side) > FADED
-        inner = ink[margin : 2 * margin].any(axis=0)
-        np.rot90(fringe, side)[:margin] |= ink[:margin] & ~ndimage.maximum_filter1d(inner, 2 * reach + 1)
-    return fringe
+        inner = ndimage.maximum_filter1d(ink[margin : 2 * margin].any(axis=0), 2 * reach + 1)
+        marks = ink[:margin] & ~inner
+        everywhere = marks.any(axis=0).sum() > FRINGE * (~inner).sum()
+        for plane, tone in zip(planes, tones, strict=True):
+            edge = np.rot90(plane, side)[: margin + 1]  # a view
+            edge[:margin][marks] = tone
+            if everywhere:
+                edge[:margin, inner] = edge[margin, inner]
+    return planes
 
 
 def _resized(plane: Array, size: tuple[int, int], mode: str) -> Array:
