@@ -18,6 +18,8 @@ from dist_sketch.track import revision, versions
 from dist_sketch.validation import WAYS
 from dist_sketch.wandb_log import new_id
 
+THEN = ", then "  # between the devices of a run that went on elsewhere
+
 
 def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
     """Checks `config` against data and machine; returns the facts that follow from them.
@@ -75,7 +77,7 @@ def check(config: Config, shards: Shards, world_size: int) -> None:
 
 
 def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """What lies in `out`: None for a new run, else its status and number of epochs.
+    """What lies in `out`: None for a new run, else its status, number of epochs and device.
 
     Raises:
         UserError: `out` is something else, or a run with another configuration.
@@ -96,7 +98,12 @@ def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, 
             f"{out}: holds a run with another configuration; choose another --out, or undo:\n  " + "\n  ".join(changes)
         )
     status = fileio.read_json(out / "status.json") if (out / "status.json").exists() else {}
-    return {"status": status, "epochs": old.train.epochs}
+    return {"status": status, "epochs": old.train.epochs, "device": saved["facts"].get("device")}
+
+
+def devices(before: str | None, now: str) -> str:
+    """The devices of all legs of a run, for its facts: those `before` this leg, and this one's."""
+    return now if before is None else before if before.split(THEN)[-1] == now else before + THEN + now
 
 
 def _ours(path: Path) -> bool:

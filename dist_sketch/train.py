@@ -55,6 +55,8 @@ def train(
     # Whoever reads the run's configuration later may stand in another directory.
     config = replace(config, data=replace(config.data, shards=config.data.shards.resolve()))
     previous = ranks.main_decides(lambda: resolve.previous_leg(out, config, facts))
+    if previous:
+        facts["device"] = resolve.devices(previous["device"], facts["device"])
     if ranks.is_main:
         resolve.show(config, facts, out, previous)
     if dry_run:

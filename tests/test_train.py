@@ -185,15 +185,20 @@ def test_more_epochs_go_on_and_other_settings_are_refused(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
+    moved = json.loads((run / "config.json").read_text())
+    moved["facts"]["device"] = "another one"
+    (run / "config.json").write_text(json.dumps(moved))
     refused = cli(*options, "--out", run, "--optim.lr-g", 1e-3)
     assert refused.returncode == 2
     assert "optim.lr_g: 0.002 -> 0.001" in refused.stderr
     fewer = cli(*options, "--out", run, "--train.epochs", 2)
     assert fewer.returncode == 2
     assert "train.epochs: 3 -> 2 (may only grow)" in fewer.stderr
-    more = cli(*options, "--out", run, "--train.epochs", 4)
-    assert more.returncode == 0, more.stderr
-    assert status(run)["step"] == 4 * STEPS
+    for epochs in (4, 5):
+        more = cli(*options, "--out", run, "--train.epochs", epochs)
+        assert more.returncode == 0, more.stderr
+        assert status(run)["step"] == epochs * STEPS
+        assert json.loads((run / "config.json").read_text())["facts"]["device"] == "another one, then cpu"
 
 
 def test_more_epochs_of_a_run_whose_rates_fall_come_with_a_warning(
