@@ -1,5 +1,6 @@
 """Tables and verdicts of a comparison: what differs, scores over seeds, differences."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ CONTEXT = {"blank": "a blank page", "input": "the input itself", "reference": "r
 UNTOLD = ("run_id", "steps", "global_batch", "wandb")  # beginnings of facts that settings tell, or that tell nothing
 WORDS = {"val": "last"}  # of the validation during training
 NONE = "–"
+HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")  # of a commit or a file: its first digits tell them apart
 NOISE = f"Student's t-test, two-sided, {CONFIDENCE:.0%}"
 
 
@@ -169,8 +171,7 @@ def settings(part: list[Group]) -> Grid:
         # A run that is gone, or that drew nothing, does not differ in what is unknown of it.
         told = {text for texts in found for text in texts if key in order or text != NONE}
         if key == "train.seed" or len(told) > 1:
-            short = [[t[:12] for t in texts] if "sha256" in key else texts for texts in found]
-            rows.append(Row([Cell(key), *(Cell(", ".join(texts)) for texts in short)]))
+            rows.append(Row([Cell(key), *(Cell(HASH.sub(r"\1", ", ".join(texts))) for texts in found)]))
     notes = ["Nothing else differs."] if len(rows) == 1 else []
     return Grid("What differs", ["setting", *(g.label for g in part)], rows, notes)
 

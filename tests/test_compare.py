@@ -336,6 +336,14 @@ def test_runs_are_compared_by_their_validation(run: Make, page: Callable, change
     assert ("b against a, validation during training: one seed each" in text) == (not reason)
 
 
+def test_of_a_hash_the_first_digits_are_shown(run: Make, page: Callable) -> None:
+    a, b = run("a", facts={"code": "0123456789abcdef" + "a" * 24}), run("b", facts={"code": "b" * 40 + "+dirty"})
+    text = Parsed(page(a, b)).text
+    assert "0123456789ab" in text
+    assert "b" * 12 + "+dirty" in text
+    assert "0123456789abc" not in text
+
+
 # Seeds
 
 
