@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -149,7 +149,15 @@ def main() -> None:
         code = _left_alone() or _explain(e, int(os.environ.get("RANK", "0")))
     except Exception as e:
         code = _explain(e, int(os.environ.get("RANK", "0")))
-    sys.exit(code)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    if "dist_sketch.ranks" not in sys.modules:  # no need to import torch for this
+        sys.exit(code)
+    from dist_sketch.ranks import leave
+
+    leave(code)
 
 
 def _left_alone() -> int:

@@ -1,10 +1,11 @@
 """The only module that knows accelerate and torch.distributed: which process this is, and what all of them agree on."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -140,6 +141,19 @@ class Ranks:
         """Leaves the process group, together: a launcher ends all ranks as soon as one has left."""
         self.wait()
         self.accelerator.end_training()
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process.
+
+    After an error at once: the process group is still open, and its threads would abort the interpreter's own end
+    (gloo's do so now and then, with SIGABRT in the place of `code`), or wait in it for ranks that are gone.
+    """
+    if code and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dist_sketch.errors import UserError
-from dist_sketch.ranks import Ranks
+from dist_sketch.ranks import Ranks, leave
 
 TIMEOUT_S = 300
 Result = dict[str, Any]
@@ -65,7 +65,7 @@ def run_child(module: str, child: str, out: str) -> None:
         result = getattr(importlib.import_module(module), child)(ranks)
     except UserError as e:
         print(f"UserError: {e}")
-        raise SystemExit(2) from e
+        leave(2)
     torch.save(result, Path(out) / f"{child}-{ranks.rank}.pt")
     if torch.distributed.is_initialized():  # a child that trains has left the group
         ranks.close()

@@ -3,6 +3,8 @@
 Each child below runs once, on all ranks; it leaves what it saw in a file, and the tests read that.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,13 +125,13 @@ def _refuse() -> None:
 
 
 def test_full_float32_is_neither_halved_nor_tf32() -> None:
-    x, cpu = torch.ones(2, 2), torch.device("cpu")
+    x, cpu, before = torch.ones(2, 2), torch.device("cpu"), torch.backends.cudnn.conv.fp32_precision
     with torch.autocast("cpu", torch.bfloat16):
         assert (x @ x).dtype == torch.bfloat16
         with full_float32(cpu):
             assert (x @ x).dtype == torch.float32
             assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cudnn.allow_tf32  # training's precision is its own affair
+    assert torch.backends.cudnn.conv.fp32_precision == before  # training's precision is its own affair
 
 
 def test_eval_mode_puts_the_mode_back() -> None:
@@ -239,6 +241,26 @@ def child_loses_a_peer(ranks: Ranks) -> Result:
     except Exception as e:
         raise UserError(f"lost: {lost_peer(e)}, {lost_peer(RuntimeError('shape mismatch'))}") from e
     raise AssertionError("nothing was noticed")
+
+
+@pytest.mark.parametrize("open_group", [False, True])
+def test_with_an_open_process_group_an_error_ends_the_process_at_once(open_group: bool, tmp_path: Path) -> None:
+    code = f"""
+import atexit, sys
+import torch.distributed as dist
+from dist_sketch.ranks import leave
+atexit.register(print, "the interpreter's own end")
+if {open_group}:
+    dist.init_process_group("gloo", init_method="file://{tmp_path}/meeting", rank=0, world_size=1)
+print("said before")
+leave(int(sys.argv[1]))
+"""
+    ends = [subprocess.run([sys.executable, "-c", code, c], stdout=subprocess.PIPE, text=True) for c in ("0", "3")]
+    assert [end.returncode for end in ends] == [0, 3]
+    assert [end.stdout.splitlines() for end in ends] == [
+        ["said before", "the interpreter's own end"],
+        ["said before", *([] if open_group else ["the interpreter's own end"])],
+    ]
 
 
 def test_a_rank_that_is_gone_is_noticed_by_the_others(tmp_path: Path) -> None:
