@@ -14,6 +14,7 @@ from dist_sketch.errors import UserError
 from dist_sketch.fileio import read_json
 
 Next = Literal["done", "requeue", "stop"]
+LAUNCHES = 3  # times in a row that SLURM may fail to start the step: a node that just came back may need another try
 
 
 class Ending(NamedTuple):
@@ -23,6 +24,7 @@ class Ending(NamedTuple):
     fresh: bool  # this leg wrote it
     code: int  # the step's exit code
     warned: bool  # SLURM had announced the leg's end
+    launched: bool = True  # the step began, on one node at least
 
 
 def decide(
@@ -39,12 +41,16 @@ def decide(
     if state == "finished" and (leg.fresh or leg.code == 0):
         return "done", f"finished at step {step}"
     reason = failure.what if failure else str(leg.status.get("reason", "")) if leg.fresh else ""
-    reason = reason or "killed without a word"
+    reason = reason or ("killed without a word" if leg.launched else "SLURM did not start its step")
     if not leg.fresh and not before and first and failure and failure.mistake:
         return "stop", f"it could not begin: {reason}"
     if not leg.fresh and leg.code == 0:
         return "stop", "it ended as if all were well, but has not trained"
-    if failed(leg) and before and before[-1]["failed"] and step <= before[-1]["step"]:
+    # What never began says nothing of what the run can do
+    if not leg.launched and [b.get("launched", True) for b in before[1 - LAUNCHES :]] == [False] * (LAUNCHES - 1):
+        return "stop", f"SLURM did not start its step {LAUNCHES} times in a row"
+    ran = [b for b in before if b.get("launched", True)]
+    if leg.launched and failed(leg) and ran and ran[-1]["failed"] and step <= ran[-1]["step"]:
         return "stop", f"failed twice, and came no further than step {step}: {reason}"
     requeues = sum(b["next"] == "requeue" for b in before)
     if requeues >= most_requeues:
@@ -67,7 +73,13 @@ def look(run: Path, *, code: int, since: float, warned: bool) -> Ending:
     """How a leg has ended, as far as the run's status says."""
     file = run / "status.json"
     status = read_json(file) if file.is_file() else {}
-    return Ending(status, status.get("time", 0.0) >= since, code, warned)
+    fresh = status.get("time", 0.0) >= since
+    return Ending(status, fresh, code, warned, launched=fresh or logs.newest_leg(run)[0] == this_leg())
+
+
+def this_leg() -> tuple[str, str]:
+    """SLURM's number of this job, and how often it was started before."""
+    return os.environ.get("SLURM_JOB_ID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
 
 
 def settle(run: Path, *, code: int, since: float, warned: bool, most_requeues: int) -> tuple[Next, str]:
@@ -83,7 +95,7 @@ def settle(run: Path, *, code: int, since: float, warned: bool, most_requeues: i
         UserError: the record cannot be written: what cannot be counted must not go on for ever.
     """
     leg = look(run, code=code, since=since, warned=warned)
-    job, number = (os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+    job, number = this_leg()
     # Legs that SLURM ended say nothing of what the run can do
     before = [b for b in logs.read_legs(run) if b["job"] == job and b["next"] != "ended"]
     failure = logs.first_failure(run, leg=(job, number))
@@ -98,13 +110,15 @@ def record(run: Path, leg: Ending, word: str, why: str, *, failed: bool = False)
     Raises:
         UserError: it cannot be written, and the run is not done.
     """
+    job, number = this_leg()
     line = {
-        "job": os.environ.get("SLURM_JOB_ID", "0"),
-        "leg": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "job": job,
+        "leg": int(number),
         "state": leg.status.get("state", "not begun") if leg.fresh else "not begun",
         "step": leg.status.get("step", 0),
         "failed": failed,
         "warned": leg.warned,
+        "launched": leg.launched,
         "code": leg.code,
         "next": word,
         "why": why,

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -107,14 +108,10 @@ def _member(pipe: Connection, env: dict[str, str], core: int | None, options: Op
     if core is not None:
         os.sched_setaffinity(0, [core])
         torch.set_num_threads(1)
-    ranks = Ranks(expect_world_size=int(env["WORLD_SIZE"]), timeout_s=600)
-    member = Member(ranks, options)
-    while True:
-        try:
-            what = pipe.recv()
-        except EOFError:
-            break
-        pipe.send(member.do(what))
+    with Ranks(expect_world_size=int(env["WORLD_SIZE"]), timeout_s=600) as ranks, suppress(EOFError):
+        member = Member(ranks, options)
+        while True:
+            pipe.send(member.do(pipe.recv()))
 
 
 class Member:

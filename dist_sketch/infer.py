@@ -85,14 +85,13 @@ def infer(run: Path, source: Path, out: Path, options: Options) -> dict[str, Any
         if (value := getattr(options, name)) is not None and value < least:
             raise SharedError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     part = Part.parse(options.part) if options.part else None
-    with Finishers(options.workers) as finishers:
-        return _infer(run, source, out, options, part, finishers)
+    with Finishers(options.workers) as finishers, Ranks() as ranks:
+        return _infer(run, source, out, options, part, finishers, ranks)
 
 
 def _infer(
-    run: Path, source: Path, out: Path, options: Options, part: Part | None, finishers: Finishers
+    run: Path, source: Path, out: Path, options: Options, part: Part | None, finishers: Finishers, ranks: Ranks
 ) -> dict[str, Any] | None:
-    ranks = Ranks()
     # One choice for all ranks: a run that goes on may save a newer checkpoint in between.
     weights = ranks.main_decides(lambda: hub.find_weights(run, options.step))
     model = hub.SketchGenerator.load(run, weights).to(ranks.device).to(memory_format=torch.channels_last)
@@ -123,7 +122,6 @@ def _infer(
     if not ranks.main_decides(lambda: _make_room(out, source, part, about)):
         if ranks.is_main:
             print(f"{out}: part {options.part} is drawn already; nothing to do")
-        ranks.close()
         return None
     scorer = _scorer(options.fid_weights, ranks) if inputs.has_sketch else None
     reference = _Reference(about["reference"], len(inputs), model.size)
@@ -157,9 +155,7 @@ def _infer(
             return None
         return _finish(out, about | {"names": names}, states)
 
-    result = ranks.main_decides(end)
-    ranks.close()
-    return result
+    return ranks.main_decides(end)
 
 
 def merge(out: Path) -> dict[str, Any] | None:
@@ -212,8 +208,12 @@ def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
         raise UserError(f"{out}: its inference is not finished; start it again (parts: `dist-sketch merge {out}`)")
     if not (out / "real").is_dir():
         raise UserError(f"{out}: its input had no sketches, so that there is nothing to compare the drawings with")
-    ranks, size = Ranks(), about["size"]
-    scorer = _scorer(fid_weights, ranks)
+    with Ranks() as ranks:
+        return _evaluate(out, about, fid_weights, ranks)
+
+
+def _evaluate(out: Path, about: dict[str, Any], fid_weights: Path | None, ranks: Ranks) -> dict[str, Any]:
+    scorer, size = _scorer(fid_weights, ranks), about["size"]
     suffix = {"line": "png", "raw": about["format"], "sketch": about["format"], "real": "png"}
     key = {"line": "line", "raw": "raw", "sketch": "denoised", "real": "real"}
 
@@ -229,9 +229,7 @@ def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
         scorer.add(indices, chosen, {key[f]: torch.stack([read(f, n) for n in chosen]) for f in FOLDERS})
         reference.add(scorer, indices)
     states = ranks.gather(scorer.state())
-    result = ranks.main_decides(lambda: _write_scores(out, states, "files"))
-    ranks.close()
-    return result
+    return ranks.main_decides(lambda: _write_scores(out, states, "files"))
 
 
 def _output_px(text: str, size: int) -> int | None:

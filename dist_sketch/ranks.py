@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,10 @@ T = TypeVar("T")
 
 class Ranks:
     """This process among its peers. One process is the special case of world size 1.
+
+    `with Ranks() as ranks:` leaves the process group at its end, together. A rank that ends by itself with the group
+    open takes it from peers that are not yet there: they end with SIGABRT, and a job that was done has failed. After an
+    error nobody waits for peers that may never come: see `leave`.
 
     Args:
         expect_world_size: refuse to start on another number of processes; None: what the launcher's and SLURM's
@@ -137,10 +141,13 @@ class Ranks:
         """`module` with BatchNorm layers whose statistics are those of all ranks' pairs; torch has none for CPUs."""
         return nn.SyncBatchNorm.convert_sync_batchnorm(module) if self.world_size > 1 else module
 
-    def close(self) -> None:
-        """Leaves the process group, together: a launcher ends all ranks as soon as one has left."""
-        self.wait()
-        self.accelerator.end_training()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None and dist.is_initialized():  # one process has no group
+            self.wait()
+            self.accelerator.end_training()
 
 
 def leave(code: int) -> NoReturn:

@@ -49,7 +49,11 @@ def train(
         UserError: anything that the user can mend.
     """
     cfg.validate(config)
-    ranks = Ranks(expect_world_size=expect_world_size, timeout_s=config.train.rank_timeout_s)
+    with Ranks(expect_world_size=expect_world_size, timeout_s=config.train.rank_timeout_s) as ranks:
+        return _train(config, out, ranks, stop or StopRequest(), dry_run=dry_run)
+
+
+def _train(config: Config, out: Path, ranks: Ranks, stop: StopRequest, *, dry_run: bool) -> int:
     facts = ranks.main_decides(lambda: resolve.resolve(config, ranks))
     assert config.data.shards is not None
     # Whoever reads the run's configuration later may stand in another directory.
@@ -74,14 +78,13 @@ def train(
         return resolve.run_id(out)
 
     facts["run_id"] = ranks.main_decides(claim)
-    run = Run(config, out, ranks, facts, stop or StopRequest())
+    run = Run(config, out, ranks, facts, stop)
     try:
         code = run.train()
     except Exception as e:
         run.failed(e)
         raise
     StopRequest.ignore(*Run.SIGNALS)
-    ranks.close()
     return code
 
 

@@ -61,14 +61,12 @@ def run_child(module: str, child: str, out: str) -> None:
     """In a child: calls its function and saves what it returns."""
     torch.set_num_threads(1)
     try:
-        ranks = Ranks(timeout_s=TIMEOUT_S / 2)
-        result = getattr(importlib.import_module(module), child)(ranks)
+        with Ranks(timeout_s=TIMEOUT_S / 2) as ranks:
+            result = getattr(importlib.import_module(module), child)(ranks)
     except UserError as e:
         print(f"UserError: {e}")
         leave(2)
     torch.save(result, Path(out) / f"{child}-{ranks.rank}.pt")
-    if torch.distributed.is_initialized():  # a child that trains has left the group
-        ranks.close()
 
 
 def run(world: int, child: Child, out: Path, **env: str) -> list[Result]:

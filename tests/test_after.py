@@ -17,8 +17,13 @@ def status(state: str, step: int = 8, **more: Any) -> dict[str, Any]:
     return {"state": state, "step": step, "steps": 20, **more}
 
 
-def record(step: int, failed: bool = True, word: str = "requeue") -> dict[str, Any]:
-    return {"job": "7", "step": step, "failed": failed, "next": word}
+def record(step: int, failed: bool = True, word: str = "requeue", launched: bool = True) -> dict[str, Any]:
+    return {"job": "7", "step": step, "failed": failed, "next": word, "launched": launched}
+
+
+def missed(step: int = 8, *, warned: bool = False) -> Ending:
+    """A leg whose step SLURM did not start."""
+    return Ending(status("running", step), False, 1, warned, launched=False)
 
 
 FAILED = status("failed", reason="ValueError: on purpose")
@@ -26,6 +31,8 @@ ONCE = "requeue failed at step 8, once more:"
 TWICE = "stop failed twice, and came no further than step 8:"
 LATE = "requeue ended by SLURM before it could save;"
 SILENT = "killed without a word"
+NO_STEP = "SLURM did not start its step"
+MISS = record(8, launched=False)
 SENTENCE = logs.Failure(2, "rank 2: error (rank 2): no such folder", "", True)
 TRACEBACK = logs.Failure(2, "rank 2: This is a fault of dist_sketch (rank 2), not of your input.", "", False)
 
@@ -59,6 +66,15 @@ TRACEBACK = logs.Failure(2, "rank 2: This is a fault of dist_sketch (rank 2), no
         (Ending(status("stopped"), False, 1, False), [record(8, False)], None, f"{ONCE} {SILENT}"),
         (Ending(status("stopped"), False, 1, False), [record(8)], None, f"{TWICE} {SILENT}"),
         (Ending({}, False, 1, False), [], None, f"requeue failed at step 0, once more: {SILENT}"),
+        # SLURM did not start it: says nothing of the run; but a node that cannot start it will not learn to
+        (missed(), [], None, f"{ONCE} {NO_STEP}"),
+        (missed(), [record(8)], None, f"{ONCE} {NO_STEP}"),
+        (missed(), [record(8), MISS], None, f"{ONCE} {NO_STEP}"),
+        (missed(), [MISS, record(8), MISS], None, f"{ONCE} {NO_STEP}"),
+        (missed(), [record(8), MISS, MISS], None, "stop SLURM did not start its step 3 times in a row"),
+        (missed(warned=True), [record(8)], None, f"{LATE} step 8 is saved"),
+        (Ending(FAILED, True, 1, False), [record(8), MISS], None, f"{TWICE} ValueError: on purpose"),
+        (Ending(FAILED, True, 1, False), [MISS], None, f"{ONCE} ValueError: on purpose"),
         # a mistake of the user's at the very beginning stays one; later it may be the node's
         (Ending({}, False, 1, False), [], SENTENCE, f"stop it could not begin: {SENTENCE.what}"),
         (Ending({}, False, 0, False), [], None, "stop it ended as if all were well, but has not trained"),
@@ -88,16 +104,28 @@ def test_a_job_s_legs(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run.mkdir()
 
     def leg(
-        number: int, state: str, step: int, *, warned: bool = False, most: int = 20, job: str = "7", ago: float = -1
+        number: int,
+        state: str,
+        step: int,
+        *,
+        warned: bool = False,
+        most: int = 20,
+        job: str = "7",
+        ago: float = -1,
+        began_on_a_node: bool = True,
     ) -> str:
         (run / "status.json").write_text(json.dumps({**status(state, step), "time": began - ago}))
         monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(number))
+        if began_on_a_node:
+            (file := logs.open_log(run / "logs", "node-00000.log")) and file.close()
         return " ".join(settle(run, code=1, since=began, warned=warned, most_requeues=most))
 
     assert leg(0, "stopped", 5, warned=True) == "requeue saved at step 5"
     assert leg(1, "failed", 6) == "requeue failed at step 6, once more: killed without a word"
-    assert leg(2, "stopped", 5, ago=9) == "stop failed twice, and came no further than step 5: killed without a word"
+    asked = leg(2, "stopped", 6, ago=9, began_on_a_node=False)
+    assert asked == f"requeue failed at step 6, once more: {NO_STEP}"
+    assert leg(3, "stopped", 5, ago=9) == "stop failed twice, and came no further than step 5: killed without a word"
     # Another job with the same run has chances of its own.
     assert leg(0, "failed", 6, job="8") == "requeue failed at step 6, once more: killed without a word"
     assert leg(1, "stopped", 7, most=1, job="8") == "stop 1 requeues are spent (--requeues)"
@@ -106,7 +134,8 @@ def test_a_job_s_legs(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert told == [
         ("7", 0, "stopped", 5, "requeue"),
         ("7", 1, "failed", 6, "requeue"),
-        ("7", 2, "not begun", 5, "stop"),
+        ("7", 2, "not begun", 6, "requeue"),
+        ("7", 3, "not begun", 5, "stop"),
         ("8", 0, "failed", 6, "requeue"),
         ("8", 1, "stopped", 7, "stop"),
         ("8", 2, "finished", 9, "done"),

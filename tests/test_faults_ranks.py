@@ -123,6 +123,15 @@ def options(shards: Path) -> tuple[Any, ...]:
     return ("train", "--data.shards", shards, *TINY, *more)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, forks: Forks, options: tuple[Any, ...]) -> Path:
+    """A run of an epoch on two ranks."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    for ended in forks.run_ranks(2, *options, "--train.epochs", 1, "--out", run):
+        assert ended.code == 0, ended.err
+    return run
+
+
 LONG = ("--train.epochs", 40, "--checkpoint.interval-steps", 7)
 
 
@@ -287,6 +296,21 @@ def test_asked_to_stop_all_ranks_save_the_same_step_and_go_on_bit_equal(
     assert last_step(run) == case.step
     finish(forks, run, *command)
     assert differences(run, short) == []
+
+
+@pytest.mark.parametrize("words", [(), ("--dry-run",)], ids=["finished", "dry run"])
+def test_ranks_that_have_nothing_to_do_leave_together(
+    tmp_path: Path, forks: Forks, options: tuple[Any, ...], finished: Path, words: tuple[str, ...]
+) -> None:
+    """One that left alone would abort the others, and a launcher would call the job failed."""
+    hooks = {1: ("pauses", tmp_path / "rank1", "ranks:Ranks.__exit__:1")}
+    pids = forks.start_ranks(2, *options, "--train.epochs", 1, *words, "--out", finished, hooks=hooks)
+    wait_until((tmp_path / "rank1.0").exists, "rank 1 leaves", lambda: str([forks.printed(pid) for pid in pids]))
+    time.sleep(1)
+    assert forks.poll(pids[0]) is None
+    (tmp_path / "rank1.0.go").touch()
+    assert [(e.code, e.err) for e in map(forks.wait, pids)] == [(0, "")] * 2
+    assert words or "this run is finished (3 steps); nothing to do" in forks.printed(pids[0])[0]
 
 
 def test_a_checkpoint_holds_what_each_rank_has_of_its_own(

@@ -128,7 +128,7 @@ def test_four_processes_on_two_nodes_train_to_the_end(lab: Lab, undisturbed: tup
     assert files == {"legs.jsonl", "node-00000.log", "node-00001.log", *(f"rank-0000{r}.log" for r in (1, 2, 3))}
     assert f"=== job {job} leg 0 on {lab.nodes[1]}, " in (run / "logs" / "rank-00003.log").read_text()
     assert legs(run) == [("done", 18)]
-    assert lab.show(job, "Restarts") == "0"
+    assert lab.show(job, "Restarts") == "0", lab.log(job)
 
 
 def test_what_is_done_is_not_done_again(lab: Lab, shards: Path, undisturbed: tuple[Path, int]) -> None:
@@ -141,7 +141,7 @@ def test_what_is_done_is_not_done_again(lab: Lab, shards: Path, undisturbed: tup
     assert f"{shards}: packed already" in lab.log(again)
     assert lab.wait(job) == "COMPLETED"
     assert "this run is finished (18 steps); nothing to do" in lab.log(job)
-    assert lab.show(job, "Restarts") == "0"
+    assert lab.show(job, "Restarts") == "0", lab.log(job)
     assert weights(run) == before
 
 
@@ -160,7 +160,7 @@ def test_preempted_and_warned_it_ends_bit_equal(lab: Lab, shards: Path, undistur
     assert saved < SOON_S
     second = status(run)["step"]
     assert lab.wait(job) == "COMPLETED", lab.log(job)
-    assert lab.show(job, "Restarts") == "2"
+    assert lab.show(job, "Restarts") == "2", lab.log(job)
     assert legs(run) == [("requeue", first), ("requeue", second), ("done", 18)]
     assert 3 <= first < second < 18
     assert f"resumed from {run}/checkpoints/step-{second:08d}" in lab.log(job)
@@ -184,7 +184,7 @@ def test_killed_twice_at_the_same_step_it_stops(lab: Lab, shards: Path) -> None:
     started = time.monotonic()
     assert lab.wait(job) == "FAILED"
     assert time.monotonic() - started < SOON_S
-    assert lab.show(job, "Restarts") == "1"
+    assert lab.show(job, "Restarts") == "1", lab.log(job)
     assert [word for word, _ in legs(run)] == ["requeue", "stop"]
     assert not list(processes(run))
     end = lab.log(job).split("stop failed twice, and came no further than step ")[1]
@@ -223,7 +223,7 @@ def test_two_jobs_start_at_the_same_moment_on_the_same_nodes(lab: Lab, shards: P
     for job, run in zip(jobs, runs, strict=True):
         assert lab.wait(job) == "COMPLETED", lab.log(job)
         assert (status(run)["state"], status(run)["step"]) == ("finished", 6)
-        assert lab.show(job, "Restarts") == "0"
+        assert lab.show(job, "Restarts") == "0", lab.log(job)
         assert json.loads((run / "config.json").read_text())["facts"]["world_size"] == 2
     assert lab.log(jobs[1]).count(f"/dev/shm/dist-sketch-{jobs[1]}-") == 2
     assert lab.log(jobs[1]).count(f": a good copy of {shards} (") == 2
@@ -323,7 +323,7 @@ def test_a_mistake_ends_the_job_at_once(lab: Lab, words: tuple[str, ...], senten
     job = lab.submit(*TWO[1:], "--nodes=1", SCRIPTS / "train.sbatch", *words)
     assert lab.wait(job) == "FAILED"
     assert sentence in lab.log(job)
-    assert lab.show(job, "Restarts") == "0"
+    assert lab.show(job, "Restarts") == "0", lab.log(job)
 
 
 def test_scripts_are_clean() -> None:

@@ -67,8 +67,9 @@ SrunPortRange=26900-27900
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A job waits for its credentials to expire before it may start again: 120 s by default
-AuthInfo=cred_expire=5,socket=$DIR/munge/socket
+# A job waits for its credentials to expire before it may start again: 120 s by default. On a busy machine a step may
+# take seconds to start with them
+AuthInfo=cred_expire=10,socket=$DIR/munge/socket
 CredType=cred/munge
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool/%n
