@@ -46,12 +46,14 @@ def decide(
         return "stop", f"it could not begin: {reason}"
     if not leg.fresh and leg.code == 0:
         return "stop", "it ended as if all were well, but has not trained"
-    # What never began says nothing of what the run can do
-    if not leg.launched and [b.get("launched", True) for b in before[1 - LAUNCHES :]] == [False] * (LAUNCHES - 1):
-        return "stop", f"SLURM did not start its step {LAUNCHES} times in a row"
-    ran = [b for b in before if b.get("launched", True)]
-    if leg.launched and failed(leg) and ran and ran[-1]["failed"] and step <= ran[-1]["step"]:
-        return "stop", f"failed twice, and came no further than step {step}: {reason}"
+    if failed(leg) and not leg.launched:  # says nothing of what the run can do
+        missed = [b["failed"] and not b.get("launched", True) for b in before[1 - LAUNCHES :]]
+        if missed == [True] * (LAUNCHES - 1):
+            return "stop", f"SLURM did not start its step {LAUNCHES} times in a row"
+    elif failed(leg):
+        ran = [b for b in before if b.get("launched", True)]
+        if ran and ran[-1]["failed"] and step <= ran[-1]["step"]:
+            return "stop", f"failed twice, and came no further than step {step}: {reason}"
     requeues = sum(b["next"] == "requeue" for b in before)
     if requeues >= most_requeues:
         return "stop", f"{requeues} requeues are spent (--requeues)"

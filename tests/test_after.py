@@ -73,6 +73,8 @@ TRACEBACK = logs.Failure(2, "rank 2: This is a fault of dist_sketch (rank 2), no
         (missed(), [MISS, record(8), MISS], None, f"{ONCE} {NO_STEP}"),
         (missed(), [record(8), MISS, MISS], None, "stop SLURM did not start its step 3 times in a row"),
         (missed(warned=True), [record(8)], None, f"{LATE} step 8 is saved"),
+        (missed(warned=True), [MISS, MISS], None, f"{LATE} step 8 is saved"),  # preempted again and again
+        (missed(), [MISS, record(8, False, launched=False)], None, f"{ONCE} {NO_STEP}"),
         (Ending(FAILED, True, 1, False), [record(8), MISS], None, f"{TWICE} ValueError: on purpose"),
         (Ending(FAILED, True, 1, False), [MISS], None, f"{ONCE} ValueError: on purpose"),
         # a mistake of the user's at the very beginning stays one; later it may be the node's
