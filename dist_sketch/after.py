@@ -4,7 +4,6 @@ The answer comes from the run's own status, never from an exit code alone: a lau
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -76,12 +75,7 @@ def look(run: Path, *, code: int, since: float, warned: bool) -> Ending:
     file = run / "status.json"
     status = read_json(file) if file.is_file() else {}
     fresh = status.get("time", 0.0) >= since
-    return Ending(status, fresh, code, warned, launched=fresh or logs.newest_leg(run)[0] == this_leg())
-
-
-def this_leg() -> tuple[str, str]:
-    """SLURM's number of this job, and how often it was started before."""
-    return os.environ.get("SLURM_JOB_ID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    return Ending(status, fresh, code, warned, launched=fresh or logs.newest_leg(run)[0] == logs.this_leg())
 
 
 def settle(run: Path, *, code: int, since: float, warned: bool, most_requeues: int) -> tuple[Next, str]:
@@ -97,7 +91,7 @@ def settle(run: Path, *, code: int, since: float, warned: bool, most_requeues: i
         UserError: the record cannot be written: what cannot be counted must not go on for ever.
     """
     leg = look(run, code=code, since=since, warned=warned)
-    job, number = this_leg()
+    job, number = logs.this_leg()
     # Legs that SLURM ended say nothing of what the run can do
     before = [b for b in logs.read_legs(run) if b["job"] == job and b["next"] != "ended"]
     failure = logs.first_failure(run, leg=(job, number))
@@ -112,7 +106,7 @@ def record(run: Path, leg: Ending, word: str, why: str, *, failed: bool = False)
     Raises:
         UserError: it cannot be written, and the run is not done.
     """
-    job, number = this_leg()
+    job, number = logs.this_leg()
     line = {
         "job": job,
         "leg": int(number),

@@ -56,12 +56,17 @@ def redirect() -> None:
         os.dup2(file.fileno(), 2)
 
 
+def this_leg() -> tuple[str, str]:
+    """SLURM's number of this job, and how often it was started before."""
+    return os.environ.get("SLURM_JOB_ID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
+
+
 def open_log(folder: Path, name: str) -> IO[bytes] | None:
     """A log with the line of a new leg; None where it cannot be written: then the job's own log has to do."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / name, "ab")  # noqa: SIM115 - open as long as the process lives
-        job, leg = (os.environ.get(v, "0") for v in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+        job, leg = this_leg()
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"=== job {job} leg {leg} on {socket.gethostname()}, {now} ===\n".encode())
         file.flush()
