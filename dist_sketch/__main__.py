@@ -7,97 +7,55 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import tyro
 
-from dist_sketch import __version__, logs
-from dist_sketch.bench import Bench
-from dist_sketch.checkpoint_cli import Checkpoint
-from dist_sketch.compare_cli import Compare
-from dist_sketch.doctor import Doctor
-from dist_sketch.errors import SharedError, UserError
-from dist_sketch.experiment import Experiment, preset
-from dist_sketch.infer_cli import INFER, Evaluate, Merge, Report
-from dist_sketch.infer_cli import command as infer_command
-from dist_sketch.leg import Leg
-from dist_sketch.logs import Logs
-from dist_sketch.node import Node
-from dist_sketch.pack_cli import Pack, Verify
-from dist_sketch.submit_cli import Submit, separate
-from dist_sketch.sync import Sync
-from dist_sketch.train_cli import Train
-from dist_sketch.train_cli import preset as train_preset
+from dist_sketch import __version__
+from dist_sketch.commands.bench import BenchCommand
+from dist_sketch.commands.checkpoint import CheckpointCommand
+from dist_sketch.commands.compare import CompareCommand
+from dist_sketch.commands.experiment import ExperimentCommand, preset
+from dist_sketch.commands.infer import INFER, EvaluateCommand, MergeCommand
+from dist_sketch.commands.infer import command as infer_command
+from dist_sketch.commands.pack import PackCommand, VerifyCommand
+from dist_sketch.commands.report import ReportCommand
+from dist_sketch.commands.sync import SyncCommand
+from dist_sketch.commands.synth import SynthCommand
+from dist_sketch.commands.train import TrainCommand
+from dist_sketch.commands.train import preset as train_preset
+from dist_sketch.commands.weights import WeightsCommand
+from dist_sketch.core.errors import SharedError, UserError
+from dist_sketch.core.rank_logs import redirect
+from dist_sketch.slurm.command_line import DoctorCommand, LegCommand, LogsCommand, NodeCommand, SubmitCommand, separate
 
 USER, OURS = 2, 1  # exit codes
+
+
 FIRST_WORD_S = 2.0  # that the rank that tells why has for it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Synth:
-    """Draw procedural portraits: DIR/{train,val}_{line,sketch}/N.jpg, the same for the same seed."""
-
-    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
-    """Where the pairs go."""
-    count: int = 64
-    """Training pairs."""
-    val: int = 16
-    """Validation pairs more."""
-    size: int = 256
-    """Width and height, px."""
-    seed: int = 0
-    """Another seed draws other people."""
-    workers: int | None = None
-    """Processes; default: one a core."""
-
-    def run(self) -> int:
-        """Runs the command."""
-        from dist_sketch import synth
-
-        synth.write(self.folder, count=self.count, val=self.val, size=self.size, seed=self.seed, workers=self.workers)
-        print(f"{self.folder}: {self.count} training and {self.val} validation pairs at {self.size} px")
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Say where FID's Inception weights are; fetch them if they are nowhere; check them."""
-
-    fid_weights: Path | None = None
-    """A file of them."""
-
-    def run(self) -> int:
-        """Runs the command."""
-        from dist_sketch import inception
-
-        weights = inception.fetch(self.fid_weights)
-        print(f"{weights.path}\nsource: {weights.source}\nsha256: {weights.sha256}")
-        return 0
 
 
 # In the order of the work. A function is called only when its command is: it imports what `--help` need not.
 COMMANDS: dict[str, Any] = {
-    "synth": Synth,
-    "pack": Pack,
-    "verify": Verify,
-    "train": Train,
-    "checkpoint": Checkpoint,
+    "synth": SynthCommand,
+    "pack": PackCommand,
+    "verify": VerifyCommand,
+    "train": TrainCommand,
+    "checkpoint": CheckpointCommand,
     "infer": infer_command,
-    "merge": Merge,
-    "evaluate": Evaluate,
-    "report": Report,
-    "compare": Compare,
-    "experiment": Experiment,
-    "sync": Sync,
-    "doctor": Doctor,
-    "submit": Submit,
-    "leg": Leg,
-    "node": Node,
-    "logs": Logs,
-    "weights": Weights,
-    "bench": Bench,
+    "merge": MergeCommand,
+    "evaluate": EvaluateCommand,
+    "report": ReportCommand,
+    "compare": CompareCommand,
+    "experiment": ExperimentCommand,
+    "sync": SyncCommand,
+    "doctor": DoctorCommand,
+    "submit": SubmitCommand,
+    "leg": LegCommand,
+    "node": NodeCommand,
+    "logs": LogsCommand,
+    "weights": WeightsCommand,
+    "bench": BenchCommand,
 }
 
 
@@ -138,7 +96,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
 
 def main() -> None:
     """Runs the command line; a user's mistake is a sentence and exit code 2, ours a traceback and exit code 1."""
-    logs.redirect()
+    redirect()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice against what `ranks` needs
     try:
         code = _parse_alike(sys.argv[1:])()
@@ -153,9 +111,9 @@ def main() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    if "dist_sketch.ranks" not in sys.modules:  # no need to import torch for this
+    if "dist_sketch.core.ranks" not in sys.modules:  # no need to import torch for this
         sys.exit(code)
-    from dist_sketch.ranks import leave
+    from dist_sketch.core.ranks import leave
 
     leave(code)
 
@@ -204,7 +162,7 @@ def _explain(error: Exception, rank: int) -> int:
 def _lost_peer(error: Exception) -> bool:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return False
-    from dist_sketch.ranks import lost_peer
+    from dist_sketch.core.ranks import lost_peer
 
     return lost_peer(error)
 

@@ -65,7 +65,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shards(pairs: Path) -> Path:
     """The same pairs packed at 64 px, five to a shard."""
-    from dist_sketch import pack, recipe
+    from dist_sketch.data import pack, recipe
 
     out = pairs.parent / "shards"
     pack.pack(recipe.load(str(pairs)), out, size=64, shard_count=5, workers=1)

@@ -15,20 +15,21 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import TINY, Run
-from jobs import last_step
 from PIL import Image
+from support.jobs import last_step
 from torch import Tensor, nn
 
-from dist_sketch import config as cfg
-from dist_sketch import pixels, synth
-from dist_sketch.bench_step import batch
-from dist_sketch.conditional import BOTH, Decision
-from dist_sketch.config import Config, Data, Generator
-from dist_sketch.hub import SketchGenerator
-from dist_sketch.ranks import Ranks
-from dist_sketch.step import Step, read
-from dist_sketch.track import read_metrics
-from dist_sketch.validation import draw
+from dist_sketch.bench.step import batch
+from dist_sketch.core import config as cfg
+from dist_sketch.core.config import Config, DataConfig, GeneratorConfig
+from dist_sketch.core.ranks import Ranks
+from dist_sketch.data import pixels
+from dist_sketch.data.synthetic import dataset as synth
+from dist_sketch.model.pretrained import SketchGenerator
+from dist_sketch.tracking.tracker import read_metrics
+from dist_sketch.training.policy import BOTH, Decision
+from dist_sketch.training.step import Step, read
+from dist_sketch.training.validation import draw
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -49,7 +50,7 @@ def ranks(device: str) -> Ranks:
 
 
 def paper(**generator: float) -> Config:
-    return Config(data=Data(batch_size=4), generator=Generator(**generator))  # type: ignore[arg-type]
+    return Config(data=DataConfig(batch_size=4), generator=GeneratorConfig(**generator))  # type: ignore[arg-type]
 
 
 def portrait() -> Config:
@@ -115,7 +116,7 @@ def test_a_step_never_waits_for_the_gpu(precision: str, preset: str | None) -> N
 def test_half_the_digits_train_as_well(precision: str) -> None:
     """The mean of L1 over the last of 60 steps, in the networks' own arithmetic and in float32."""
     means = {}
-    config = replace(paper(dropout=0.0), optim=cfg.Optim(lr_g=2e-4, lr_d=2e-4))
+    config = replace(paper(dropout=0.0), optim=cfg.OptimConfig(lr_g=2e-4, lr_d=2e-4))
     on = ranks("cuda")
     line, sketch = pairs(config, 128, on.device)
     for arithmetic in ("no", precision):

@@ -26,12 +26,12 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tyro
-from jobs import Job, last_step
-from outcome import differences, outcome
 from rich.console import Console
 from rich.table import Table
+from support.jobs import Job, last_step
+from support.outcome import differences, outcome
 
-from dist_sketch import checkpoint
+from dist_sketch.model import checkpoint
 
 KINDS = ("SIGKILL rank", "SIGKILL all", "SIGKILL launcher", "SIGTERM rank", "SIGUSR2 rank", "SIGTERM launcher")
 LONGEST_STEPS = 10  # that a leg trains before its fault

@@ -1,0 +1,74 @@
+"""`dist-sketch bench [SUBJECT]`: measure this machine; each figure beside a baseline that ran in the same call."""
+
+import importlib
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dist_sketch.bench.options import BenchOptions
+from dist_sketch.core.errors import SharedError, UserError
+
+SUBJECTS = ("step", "loader", "infer", "metrics", "scaling", "start")
+
+
+Subject = Literal["all", "step", "loader", "infer", "metrics", "scaling", "start"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchCommand:
+    """Measure this machine, each figure beside a baseline of the same call (the paper's own way, or a limit).
+
+    Medians over rounds in which baseline and ours take turns, with the range in brackets. Run it on an idle machine and
+    without a launcher: it starts the processes that it needs.
+    """
+
+    subject: tyro.conf.Positional[Annotated[Subject, tyro.conf.arg(metavar="SUBJECT")]] = "all"
+    """step, loader, infer, metrics, scaling, start; all of them in turn where none is named."""
+    json: Path | None = None
+    """File that the figures are written to, with the machine and the options."""
+    options: Annotated[BenchOptions, tyro.conf.arg(name="")] = field(default_factory=BenchOptions)
+
+    def run(self) -> int:
+        """Runs the command.
+
+        Raises:
+            UserError: a value is out of its range, or a launcher started several of us.
+        """
+        options = _check(self.options)
+        from dist_sketch.bench.figures import BenchReport
+
+        report = BenchReport(options, self.json)
+        report.write()  # an unwritable file is known now, not after the measurements
+        report.head()
+        for name in SUBJECTS if self.subject == "all" else (self.subject,):
+            with tempfile.TemporaryDirectory(prefix="dist-sketch-bench-") as folder:
+                importlib.import_module(f"dist_sketch.bench.{name}").run(report, Path(folder))
+            report.show(name)
+        if self.json is not None:
+            print(self.json)
+        return 0
+
+
+def _check(options: BenchOptions) -> BenchOptions:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise SharedError("bench: starts the processes that it needs; call it without a launcher")
+    if options.size % 64 or options.size < 64:
+        raise UserError(f"--size {options.size}: must be a multiple of 64")
+    least = {"batch_size": 2, "repeats": 1, "loss_steps": 2, "pairs": 2, "images": 4, "index": 1, "dims": 64}
+    for name, low in least.items():
+        if getattr(options, name) < low:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {low}")
+    for name in ("steps", "workers", "budget_s", "step_ms"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 0 or more")
+    if options.pairs < options.batch_size and not options.quick:
+        raise UserError(f"--pairs {options.pairs}: must be at least --batch-size ({options.batch_size})")
+    if not 64 <= options.source_size <= 2048:
+        raise UserError(f"--source-size {options.source_size}: must be 64 to 2048")
+    if options.dims not in (64, 192, 768, 2048):
+        raise UserError(f"--dims {options.dims}: must be one of 64, 192, 768, 2048")
+    return options.resolved()

@@ -1,0 +1,92 @@
+"""`dist-sketch checkpoint list|verify|export`: a run's checkpoints on the command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from dist_sketch.model.pretrained import SketchGenerator
+
+
+Run = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListCommand:
+    """List a run's checkpoints: step, size, when written, and whether all files agree with their hashes."""
+
+    folder: Run
+    """Run folder."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from rich.console import Console
+
+        from dist_sketch.model import checkpoint
+
+        Console().print(checkpoint.table(checkpoint.entries(self.folder)))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyCheckpointsCommand:
+    """Compare all files with the sizes and hashes they were saved with. Exit code 0 or 2."""
+
+    folder: Run
+    """Run folder."""
+    step: int | None = None
+    """Only the checkpoint of this step; default: all."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch.model import checkpoint
+
+        checkpoint.check(self.folder, self.step)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Write the generator and its model card to a folder, for `infer --run` and `SketchGenerator.from_pretrained`."""
+
+    folder: Run
+    """Run folder, or an exported generator's; it is not written to, unless --out lies in it."""
+    out: Path
+    """Folder of the generator; an earlier export there is replaced, anything else refused."""
+    step: int | None = None
+    """Checkpoint to export; default: the one that `infer` draws with."""
+    scores: Path | None = None
+    """Output folder of an `infer` with these weights, whose scores the model card (README.md) shall hold."""
+    compact: bool = False
+    """Store the weights in 8 bits, in a fourth of the space. --scores must then be drawn by such an export: export,
+    draw with it, export that folder once more onto itself."""
+
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch.model import pretrained
+
+        model = pretrained.export(pretrained.located(self.folder), self.out, self.step, self._card, self.compact)
+        print(f"{self.out}: the generator of step {model.step}, for {model.size} px")
+        return 0
+
+    def _card(self, model: "SketchGenerator", weights_sha256: str) -> str:
+        from dist_sketch.reports.model_card import card
+
+        return card(model, self.folder.resolve().name, weights_sha256, self.scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointCommand:
+    """List or verify a run's checkpoints, or export the generator of one."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[ListCommand, tyro.conf.subcommand("list")]
+        | Annotated[VerifyCheckpointsCommand, tyro.conf.subcommand("verify")]
+        | Annotated[ExportCommand, tyro.conf.subcommand("export")]
+    ]
+
+    def run(self) -> int:
+        """Runs the command."""
+        return self.command.run()

@@ -1,0 +1,52 @@
+"""`dist-sketch train` on the command line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dist_sketch.core.config import Config, load
+from dist_sketch.core.signals import SCHEDULER_SIGNALS, StopRequest, before_job_s_end
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train, or go on with the run that lies in --out.
+
+    One process as it stands; several with `accelerate launch ... -m dist_sketch train ...`. A run that is stopped
+    (SIGTERM, SIGUSR2, Ctrl-C) saves itself and ends with exit code 75: the same command goes on from there.
+    """
+
+    out: Path
+    """Run folder; an unfinished run there is resumed."""
+    config: str | None = None
+    """Preset (a name in launch/) or TOML file; what follows on the command line wins over it."""
+    dry_run: bool = False
+    """Resolve, check and print everything, write nothing."""
+    expect_world_size: int | None = None
+    """Refuse to start on another number of processes; default: what the launcher and SLURM say."""
+    stop_before_end_s: float = 120.0
+    """In a SLURM job: save and stop so long before the job's end, of short jobs in the last quarter."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    def run(self) -> int:
+        """Runs the command."""
+        stop = StopRequest(ask_at=before_job_s_end(self.stop_before_end_s))
+        stop.listen(*SCHEDULER_SIGNALS)  # before torch's long import
+        from dist_sketch.training import loop
+
+        return loop.train(
+            self.settings, self.out, expect_world_size=self.expect_world_size, dry_run=self.dry_run, stop=stop
+        )
+
+
+def preset(arguments: list[str]) -> TrainCommand:
+    """`train`'s defaults after --config, which must be known before the rest can be read."""
+    name = None
+    for i, argument in enumerate(arguments):
+        if argument == "--config" and i + 1 < len(arguments):
+            name = arguments[i + 1]
+        elif argument.startswith("--config="):
+            name = argument.removeprefix("--config=")
+    return TrainCommand(out=tyro.MISSING, config=name, settings=load(name))

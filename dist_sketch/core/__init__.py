@@ -1,0 +1,1 @@
+"""What all other packages stand on: errors, files, the configuration, the ranks, signals, arithmetic."""

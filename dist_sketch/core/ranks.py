@@ -1,0 +1,205 @@
+"""The only module that knows accelerate and torch.distributed: which process this is, and what all of them agree on."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, NoReturn, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_sketch.core.errors import PeerLost, SharedError, UserError
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process among its peers. One process is the special case of world size 1.
+
+    `with Ranks() as ranks:` leaves the process group at its end, together. A rank that ends by itself with the group
+    open takes it from peers that are not yet there: they end with SIGABRT, and a job that was done has failed. After an
+    error nobody waits for peers that may never come: see `leave`.
+
+    Args:
+        expect_world_size: refuse to start on another number of processes; None: what the launcher's and SLURM's
+            variables say.
+        timeout_s: how long a collective operation may wait for a missing rank.
+
+    Raises:
+        UserError: the processes that were launched have not found each other.
+    """
+
+    def __init__(self, *, expect_world_size: int | None = None, timeout_s: float = 1800.0):
+        launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        # `step` owns autocast and the scalers: accelerate's share one scaler between networks and refuse fp16 on CPUs.
+        self.accelerator = Accelerator(
+            mixed_precision="no",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+                # Else DDP packs its buckets anew after the first backward of each leg. With more than two ranks the
+                # place in a bucket decides in which order they are summed: a resumed run would not be bit-equal.
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+            ],
+        )
+        self.rank = self.accelerator.process_index
+        self.world_size = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        self.is_main = self.rank == 0
+        self._check_world_size(expect_world_size)
+        if launcher_precision not in ("no", "") and self.is_main:
+            print(
+                f"note: the launcher's mixed precision ({launcher_precision}) is not used; "
+                "set --train.precision instead"
+            )
+
+    def _check_world_size(self, wanted: int | None) -> None:
+        for source, expected, fits in expectations(wanted, self.device.type):
+            if not fits(self.world_size):
+                raise SharedError(
+                    f"{self.world_size} process(es) work together, {expected} were expected ({source}). "
+                    f"{_right_command(expected)}; or say what is wanted: --expect-world-size N"
+                )
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over all ranks, in place; one small all-reduce."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's (picklable) value, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's (picklable) value on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def main_decides(self, function: Callable[[], T]) -> T:
+        """Runs `function` on rank 0 alone; all ranks get its value, or fail with it: nobody waits for a lost rank."""
+        result: Any = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                result = function()
+            except Exception as e:
+                error = e
+        sentence = str(error) if isinstance(error, UserError) else None
+        result, failed, sentence = self.broadcast((result, error is not None, sentence))
+        if error is not None:
+            raise error
+        if failed:
+            raise SharedError(sentence) if sentence is not None else PeerLost("rank 0 failed: its traceback says why")
+        return result
+
+    def wait(self) -> None:
+        """Returns when all ranks have come here."""
+        self.accelerator.wait_for_everyone()
+
+    def share(self, count: int) -> range:
+        """The indices of 0..count-1 that are this rank's: contiguous, each index on exactly one rank."""
+        return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Moves a network to the device and wraps it in DDP, so that a backward through it averages gradients."""
+        wrapped = self.accelerator.prepare_model(module)
+        if isinstance(wrapped, DistributedDataParallel):
+            # D is forwarded twice before its update; a broadcast between would change buffers that autograd saved.
+            # `average_buffers` does what is needed, when it is needed.
+            wrapped.broadcast_buffers = False
+        return wrapped
+
+    @staticmethod
+    def no_sync(module: nn.Module) -> AbstractContextManager[None]:
+        """Backwards inside add to this rank's gradients without averaging them."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """Averages floating-point buffers (BatchNorm's running statistics) over the ranks."""
+        buffers = [b for b in module.buffers() if b.is_floating_point()]
+        if self.world_size == 1 or not buffers:
+            return
+        flat = torch.cat([b.flatten().double() for b in buffers])
+        flat = self.sum(flat) / self.world_size
+        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def sync_batchnorm(self, module: nn.Module) -> nn.Module:
+        """`module` with BatchNorm layers whose statistics are those of all ranks' pairs; torch has none for CPUs."""
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module) if self.world_size > 1 else module
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None and dist.is_initialized():  # one process has no group
+            self.wait()
+            self.accelerator.end_training()
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process.
+
+    After an error at once: the process group is still open, and its threads would abort the interpreter's own end
+    (gloo's do so now and then, with SIGABRT in the place of `code`), or wait in it for ranks that are gone.
+    """
+    if code and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether `error` is a collective operation's word that another rank is gone or has not come in time."""
+    return isinstance(error, PeerLost | dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def expectations(wanted: int | None, device: str) -> list[tuple[str, int, Callable[[int], bool]]]:
+    """What the user, else the launcher and SLURM, say of the number of processes.
+
+    Returns:
+        For each source: its name, the number, and whether another number fits it too.
+    """
+    env = os.environ
+    if wanted is not None:
+        return [("--expect-world-size", wanted, wanted.__eq__)]
+    launched = int(env.get("WORLD_SIZE") or 1)
+    found: list[tuple[str, int, Callable[[int], bool]]] = [("the launcher's WORLD_SIZE", launched, launched.__eq__)]
+    if "DIST_SKETCH_RANKS" in env:  # `dist-sketch node` has started them
+        started = int(env["DIST_SKETCH_RANKS"])
+        found.append(("dist-sketch node", started, started.__eq__))
+    elif "SLURM_STEP_NUM_TASKS" in env:  # inside srun; a batch script or a salloc shell has none
+        tasks, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_STEP_NUM_NODES") or 1)
+        gpus = env.get("SLURM_GPUS_ON_NODE", "")
+        if device == "cuda" and gpus.isdigit():
+            found.append((f"SLURM: {nodes} node(s) with {gpus} GPU(s)", nodes * int(gpus), (nodes * int(gpus)).__eq__))
+        else:  # a task may be a launcher of several processes
+            found.append((f"SLURM: {tasks} task(s)", tasks, lambda n: n % tasks == 0))
+    return found
+
+
+def _right_command(count: int) -> str:
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or 1)
+    if nodes > 1:
+        return (
+            f"On every node: accelerate launch --multi_gpu --num_machines {nodes} --machine_rank $SLURM_NODEID "
+            f"--num_processes {count} --main_process_ip FIRST_NODE --main_process_port 29500 ..."
+        )
+    return (
+        f"On GPUs: accelerate launch --multi_gpu --num_processes {count} ...; "
+        f"on CPUs: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {count} ..."
+    )

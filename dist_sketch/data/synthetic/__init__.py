@@ -1,0 +1,1 @@
+"""Procedural portraits: a data set for those who have none at hand."""

@@ -1,0 +1,1 @@
+"""Many trainings from one file, and whether the claims about them hold."""

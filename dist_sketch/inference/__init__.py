@@ -1,0 +1,1 @@
+"""A trained generator at work: it draws, noise is removed, files are written and scored."""

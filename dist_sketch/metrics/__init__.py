@@ -1,0 +1,1 @@
+"""How near drawings come to real sketches: SSIM, L1, PSNR, FID, KID."""

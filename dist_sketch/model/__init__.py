@@ -1,0 +1,1 @@
+"""The two networks, their losses, and their weights on disk."""

@@ -1,0 +1,290 @@
+"""The whole run on disk, atomically: a checkpoint is complete or does not exist.
+
+RUN/checkpoints/step-NNNNNNNN/
+    generator.safetensors, discriminator.safetensors[, ema.safetensors]
+    state.pt        optimizers, scalers, policy, place in the epoch: plain tensors, numbers and strings
+    rng.pt          random state of each rank
+    best.json       the step whose weights shall draw; missing where it is this one or nobody chooses
+    checkpoint.json step, and size and SHA-256 of each file; written last, before the folder gets its name
+"""
+
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Column, Table
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from dist_sketch.core import folders
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.fileio import read_json, sha256
+from dist_sketch.core.ranks import Ranks
+from dist_sketch.model.weights import load_weights
+
+FOLDER, BEST = "checkpoints", "best.json"
+
+
+def save(
+    run: Path,
+    step: int,
+    modules: dict[str, nn.Module],
+    state: dict[str, Any],
+    ranks: Ranks,
+    keep: int,
+    best: int | None = None,
+) -> None:
+    """Saves the run as of `step`; called by all ranks, written by rank 0.
+
+    Afterwards only the `keep` newest remain, and that of the step `best`: the one whose weights shall draw.
+
+    Raises:
+        UserError: the disk is full or cannot be written; older checkpoints are untouched.
+    """
+    rng = ranks.gather(_rng_state(ranks.device))
+    ranks.main_decides(lambda: _write(run, step, modules, state, rng, keep, best))
+
+
+def _write(
+    run: Path, step: int, modules: dict[str, nn.Module], state: dict[str, Any], rng: Any, keep: int, best: int | None
+) -> None:
+    final = folder(run, step)
+    try:
+        for part in final.parent.glob(".step-*.part"):  # of a leg that was killed while it saved
+            shutil.rmtree(part, ignore_errors=True)
+        with folders.replaced(final) as new:
+            for name, module in modules.items():
+                # Standard layout, whatever the memory format: equal weights are equal bytes.
+                tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+                _write_file(new / f"{name}.safetensors", to_bytes(tensors))
+            _write_file(new / "state.pt", _pickled(state))
+            _write_file(new / "rng.pt", _pickled(rng))
+            if best not in (None, step):
+                _write_file(new / BEST, json.dumps({"step": best}).encode())
+            files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(new.iterdir())}
+            _write_file(new / "checkpoint.json", json.dumps({"step": step, "files": files}, indent=2).encode())
+    except OSError as e:
+        raise UserError(f"{final}: the checkpoint cannot be written ({e.strerror}); free space, then resume") from e
+    # A newer one was damaged, or this leg would have gone on from it: it must not push out this one.
+    kept = [f for f in _folders(run) if step_of(f) <= step][:keep]
+    for old in _folders(run):
+        if old not in kept and step_of(old) != best:
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Under its final name a checkpoint is complete, also while it goes."""
+    going = folder.with_name(f".{folder.name}.part")
+    with suppress(OSError):
+        os.replace(folder, going)
+        shutil.rmtree(going)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    """From memory: safetensors and torch hide a full disk in error types of their own."""
+    path.write_bytes(data)
+    folders.sync(path)
+
+
+def _pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _folders(run: Path) -> list[Path]:
+    """Newest first."""
+    found = (p for p in (run / FOLDER).glob("step-*") if p.name[5:].isdigit() and p.is_dir())
+    return sorted(found, key=step_of, reverse=True)
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint; an empty list for a good one."""
+    seal = folder / "checkpoint.json"
+    try:
+        files = {folder / n: (v["bytes"], v["sha256"]) for n, v in read_json(seal)["files"].items()}
+    except UserError as e:
+        return [str(e)]
+    except (KeyError, TypeError, AttributeError):
+        return [f"{seal}: damaged (does not list the files)"]
+    problems = []
+    for path, expected in files.items():
+        try:
+            if (path.stat().st_size, sha256(path)) != expected:
+                problems.append(f"{path}: damaged (size or hash)")
+        except (FileNotFoundError, ValueError):  # ValueError: no file can have that name
+            problems.append(f"{path}: missing")
+        except OSError as e:
+            problems.append(f"{path}: cannot be read ({e.strerror})")
+    return problems or ([] if files else [f"{seal}: damaged (does not list the files)"])
+
+
+def find(run: Path, say: Callable[[str], None] = print, *, until: int | None = None) -> Path | None:
+    """The newest checkpoint (of at most step `until`) that verifies, or None.
+
+    Damaged ones are named through `say` and passed over.
+    """
+    for folder in _folders(run):
+        if until is not None and step_of(folder) > until:
+            continue
+        problems = verify(folder)
+        if not problems:
+            return folder
+        say(f"passed over: {'; '.join(problems)}")
+    return None
+
+
+def folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or would."""
+    return run / FOLDER / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def chosen(run: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The checkpoint whose weights draw: the best that the newest complete one knows of, else that one; or None."""
+    newest = find(run, say)
+    if newest is None or not (newest / BEST).is_file():
+        return newest
+    best = folder(run, read_json(newest / BEST)["step"])
+    if problems := verify(best):
+        say(f"passed over the best one: {'; '.join(problems)}")
+        return newest
+    return best
+
+
+class CheckpointInfo(NamedTuple):
+    """A checkpoint as it lies on the disk."""
+
+    folder: Path
+    bytes: int
+    files: int
+    written: float  # unix seconds
+    problems: list[str]  # empty: it is complete
+
+
+def entries(run: Path, step: int | None = None) -> list[CheckpointInfo]:
+    """A run's checkpoints (or only that of `step`), newest first, all their files compared with their hashes.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = _folders(run)
+    if not folders:
+        raise UserError(f"{run}: has no checkpoints; is it the folder of a run?")
+    chosen = [f for f in folders if step in (None, step_of(f))]
+    if not chosen:
+        steps = ", ".join(str(step_of(f)) for f in reversed(folders))
+        raise UserError(f"--step {step}: there is no such checkpoint; there are {steps}")
+    found = []
+    for folder in chosen:
+        problems = verify(folder)
+        with suppress(FileNotFoundError):  # the run goes on, and has removed it meanwhile
+            sizes = [p.stat().st_size for p in folder.iterdir()]
+            seal = folder / "checkpoint.json"
+            written = (seal if seal.is_file() else folder).stat().st_mtime
+            found.append(CheckpointInfo(folder, sum(sizes), len(sizes), written, problems))
+    return [e for e in found if e.folder.is_dir()]
+
+
+def check(run: Path, step: int | None = None, say: Callable[[str], None] = print) -> None:
+    """Tells through `say` which of a run's checkpoints (or only that of `step`) are good.
+
+    Raises:
+        UserError: some are damaged, or there is none. It names their files, and the newest complete checkpoint.
+    """
+    found = entries(run, step)
+    damaged = [e for e in found if e.problems]
+    for e in found:
+        if not e.problems:
+            say(f"{e.folder}: good ({e.files} files, {decimal(e.bytes)})")
+    if damaged:
+        newest = find(run, lambda _: None)
+        lines = [f"{len(damaged)} of {len(found)} checkpoint(s) damaged:"]
+        lines += [f"  {problem}" for e in damaged for problem in e.problems]
+        raise UserError("\n".join([*lines, f"newest complete checkpoint: {newest or 'none'}"]))
+
+
+def table(found: list[CheckpointInfo]) -> Table:
+    """The checkpoints for the console: the newest complete one is marked, and the one that draws if it is another."""
+    result = Table(*(Column(name, no_wrap=True) for name in ("step", "size", "files", "written")), "state")
+    newest = next((e for e in found if not e.problems), None)
+    best = read_json(newest.folder / BEST)["step"] if newest and (newest.folder / BEST).is_file() else None
+    for e in found:
+        state = "; ".join(p.replace(f"{e.folder}{os.sep}", "") for p in e.problems) or "complete"
+        state += ", draws" * (step_of(e.folder) == best and not e.problems)
+        when = f"{datetime.fromtimestamp(e.written):%Y-%m-%d %H:%M} ({_age(time.time() - e.written)})"
+        cells = (str(step_of(e.folder)), decimal(e.bytes), str(e.files), when, state + ", newest" * (e is newest))
+        result.add_row(*map(escape, cells), style="bold" if e is newest else "red" if e.problems else None)
+    return result
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return "just now"
+
+
+def load(folder: Path, modules: dict[str, nn.Module], ranks: Ranks) -> dict[str, Any]:
+    """Restores networks and this rank's random state; returns what `save` got as `state`.
+
+    With another number of ranks than the run was saved on, the ranks' random streams cannot be kept:
+    they are seeded anew from the step, and one warning says so.
+
+    Raises:
+        UserError: a file is damaged, or holds what a checkpoint never does.
+    """
+    for name, module in modules.items():
+        load_weights(folder / f"{name}.safetensors", module)
+    state: dict[str, Any] = _unpickled(folder / "state.pt")
+    rng = _unpickled(folder / "rng.pt")
+    if len(rng) == ranks.world_size:
+        _set_rng_state(rng[ranks.rank], ranks.device)
+    else:
+        torch.manual_seed(hash((step_of(folder), ranks.rank)))
+        if ranks.is_main:
+            print(f"warning: saved on {len(rng)} rank(s), resumed on {ranks.world_size}: dropout draws other numbers")
+    return state
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as e:  # of pickle, zipfile, torch: it depends on where the file is wrong
+        raise UserError(
+            f"{path}: damaged, or holds more than plain values; nothing of it was run. Remove {path.parent} to go on "
+            "from the checkpoint before it"
+        ) from e
+
+
+def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

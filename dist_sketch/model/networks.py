@@ -1,0 +1,250 @@
+"""The paper's networks (sections 3.2 and 3.3) and the 5-layer baseline of its Fig. 6.
+
+Both halves of a pair are (B, C, H, W) in [-1, 1]; H and W are multiples of 64.
+"""
+
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, conv_transpose2d, leaky_relu, pad
+
+from dist_sketch.core.config import Config
+from dist_sketch.core.errors import UserError
+
+Norm = Literal["batch", "instance", "group", "none"]
+
+
+Upsample = Literal["transposed", "resize"]
+
+
+SLOPE = 0.01  # of every LeakyReLU
+
+
+GROUPS = 8  # of group norm
+
+
+def _norm(kind: Norm, channels: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "instance":
+        # Instance norm is group norm with one channel a group. torch's InstanceNorm2d gives wrong gradients on CPUs for
+        # one sample in channels_last (2.15), that is for one pair a rank.
+        return nn.GroupNorm(channels, channels)
+    if kind == "group":
+        return nn.GroupNorm(GROUPS, channels)
+    return nn.Identity()
+
+
+class Down(nn.Sequential):
+    """(B, in, H, W) -> (B, out, H/2, W/2): convolution, activation, norm, in the paper's order."""
+
+    def __init__(self, channels_in: int, channels_out: int, norm: Norm):
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1),
+            nn.LeakyReLU(SLOPE),
+            _norm(norm, channels_out),
+        )
+
+
+def _upsample(kind: Upsample, channels_in: int, channels_out: int) -> nn.Module:
+    """(B, in, H, W) -> (B, out, 2H, 2W)."""
+    if kind == "transposed":
+        return nn.ConvTranspose2d(channels_in, channels_out, 3, stride=2, padding=1, output_padding=1)
+    return Resize(channels_in, channels_out, 3)
+
+
+class Resize(nn.Conv2d):
+    """(B, in, H, W) -> (B, out, 2H, 2W): enlarged by the nearest neighbour, then a convolution of 3 x 3.
+
+    A transposed convolution of 3 x 3 and stride 2 reaches its pixels unevenly often, which shows as a checkerboard;
+    this does not (Odena et al. 2016).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, 2H, 2W)."""
+        # Both steps are one: a transposed convolution whose 4 x 4 kernel is ours, smeared over 2 x 2. It reads the
+        # small image: 2.25 times less arithmetic, and nothing enlarged to keep.
+        mirror = torch.eye(3, dtype=self.weight.dtype, device=x.device).flip(0)
+        rows = pad(mirror, (0, 1)) + pad(mirror, (1, 0))  # (3, 4)
+        smear = torch.einsum("yu,xv->yxuv", rows, rows)
+        kernel = torch.einsum("oiyx,yxuv->iouv", self.weight, smear)
+        return conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+class Up(nn.Sequential):
+    """(B, in, H, W) -> (B, out, 2H, 2W): upsampling convolution, activation, norm, channel dropout."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, norm: Norm, dropout: float, upsample: Upsample = "transposed"
+    ):
+        super().__init__(
+            _upsample(upsample, channels_in, channels_out),
+            nn.LeakyReLU(SLOPE),
+            _norm(norm, channels_out),
+            nn.Dropout2d(dropout),
+        )
+
+
+class Generator(nn.Module):
+    """U-Net: six halvings, five doublings with skips, a last upsampling convolution and tanh.
+
+    Args:
+        channels: of the line and of the sketch; 3 or 1.
+        dropout: rate of the channel dropout in the up blocks.
+        norm: "batch" is the paper's.
+        width: channels of the first block, 64 in the paper; the others grow with it.
+        upsample: "transposed" is the paper's.
+        detail: channels of a last block at full size. The paper's U-Net has no skip there; with this block the line
+            itself is one, as in the first U-Net (Ronneberger et al. 2015). 0: none.
+        noise: channels of Gaussian noise that this block sees, too (as in Karras et al. 2019): what a line cannot tell,
+            the grain of the paper, need not be left out. Fresh in training; otherwise the same for every picture.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        dropout: float = 0.5,
+        norm: Norm = "batch",
+        width: int = 64,
+        upsample: Upsample = "transposed",
+        detail: int = 0,
+        noise: int = 0,
+    ):
+        super().__init__()
+        widths = [width * n for n in (1, 2, 4, 8, 8, 8)]
+        self.down = nn.ModuleList(Down(i, o, norm) for i, o in zip((channels, *widths), widths, strict=False))
+        # Each up block but the first takes the previous one's output and the skip of the same size.
+        ups = ((8, 8), (16, 8), (16, 4), (8, 2), (4, 1))
+        self.up = nn.ModuleList(Up(i * width, o * width, norm, dropout, upsample) for i, o in ups)
+        self.last = _upsample(upsample, 2 * width, detail or channels)
+        self.detail = _detail(channels + noise, detail, channels) if detail else None
+        self.noise = noise
+
+    def forward(self, line: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]."""
+        _check_size(line)
+        skips, x = [], line
+        for down in self.down:
+            x = down(x)
+            skips.append(x)
+        skips.pop()
+        for up in self.up:
+            x = torch.cat((up(x), skips.pop()), dim=1)
+        x = self.last(x)
+        if self.detail is not None:
+            # In x's type and memory format: cat would widen all, and rearrange it
+            beside = torch.cat((line, *self._noise(line)), dim=1).to(x.dtype, memory_format=torch.channels_last)
+            x = self.detail(torch.cat((leaky_relu(x, SLOPE), beside), dim=1))
+        return torch.tanh(x)
+
+    def _noise(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, noise, H, W) for x (B, C, H, W), or nothing."""
+        if not self.noise:
+            return ()
+        if self.training:
+            return (torch.randn(len(x), self.noise, *x.shape[-2:], dtype=x.dtype, device=x.device),)
+        fixed = torch.randn(  # on the CPU: the same on all devices
+            self.noise, *x.shape[-2:], generator=torch.Generator().manual_seed(0), device="cpu"
+        )
+        return (fixed.to(x).expand(len(x), -1, -1, -1),)
+
+
+def _detail(more: int, width: int, channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(width + more, width, 3, padding=1),
+        nn.LeakyReLU(SLOPE),
+        nn.Conv2d(width, channels, 3, padding=1),
+    )
+
+
+class Discriminator(nn.Module):
+    """PatchGAN: (line, sketch) -> one logit a patch; 256 px gives 60 x 60 of them.
+
+    It returns logits, not the paper's sigmoid: `losses` applies the same function in a numerically safe form.
+
+    Args:
+        fine: gain of a further plane, tanh(fine * (sketch - its mean over 3 x 3 pixels)); 0: none. The grain of paper
+            is a hundredth of the range of tones: unless it is shown, nobody judges it. Denton et al. (2015) judge each
+            band of a Laplacian pyramid by itself; this is their finest.
+    """
+
+    def __init__(self, *, channels: int = 3, dropout: float = 0.5, norm: Norm = "batch", fine: float = 0.0):
+        super().__init__()
+        self.fine = fine
+        self.layers = nn.Sequential(
+            Down((3 if fine else 2) * channels, 64, "none"),
+            Down(64, 128, norm),
+            nn.Conv2d(128, 256, 3),
+            nn.LeakyReLU(SLOPE),
+            _norm(norm, 256),
+            nn.Dropout2d(dropout),
+            nn.Conv2d(256, 1, 3),
+        )
+
+    def forward(self, *pair: Tensor) -> Tensor:
+        """Line and sketch, (B, C, H, W) each, or the two joined, (B, 2C, H, W) -> logits (B, 1, H/4 - 4, W/4 - 4)."""
+        both = torch.cat(pair, dim=1)
+        if self.fine:
+            sketch = both[:, both.shape[1] // 2 :]
+            band = sketch - avg_pool2d(sketch, 3, stride=1, padding=1, count_include_pad=False)
+            both = torch.cat((both, torch.tanh(self.fine * band)), dim=1)
+        return self.layers(both)
+
+
+class Baseline(nn.Sequential):
+    """The "normal 5-layer convolution network" of Fig. 6: plain 3x3 convolutions at full size, 64 wide, tanh last."""
+
+    def __init__(self, *, channels: int = 3, width: int = 64):
+        widths = (channels, width, width, width, width)
+        layers: list[nn.Module] = []
+        for i, o in pairwise(widths):
+            layers += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU()]
+        super().__init__(*layers, nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
+
+
+def _check_size(image: Tensor) -> None:
+    height, width = image.shape[-2:]
+    if height % 64 or width % 64:
+        raise ValueError(f"the generator takes sizes that are multiples of 64, not {height} x {width}")
+
+
+def check_config(config: Config, size: int, batch: int) -> None:
+    """Refuses sizes at which a norm has nothing to normalise over.
+
+    Args:
+        size: of the images, px.
+        batch: pairs a rank and step.
+
+    Raises:
+        UserError: the bottleneck is 1 x 1 and the norm needs more than one value a channel.
+    """
+    if size == 64 and config.generator.network == "unet":
+        if config.norm == "instance":
+            raise UserError(
+                "norm = 'instance' at 64 px: the bottleneck is 1 x 1 and has no variance; use norm = 'batch'"
+            )
+        if config.norm == "batch" and batch == 1:
+            raise UserError(
+                "norm = 'batch' at 64 px with one pair a rank: the bottleneck has one value a channel; "
+                "use data.batch_size of at least 2 a rank, or 128 px"
+            )
+
+
+def generator(config: Config) -> nn.Module:
+    """The generator, or the baseline, that `config` asks for."""
+    if config.generator.network == "baseline":
+        return Baseline(channels=config.data.channels)
+    g = config.generator
+    return Generator(**_common(config), width=g.width, upsample=g.upsample, detail=g.detail, noise=g.noise)
+
+
+def discriminator(config: Config) -> Discriminator:
+    """The discriminator that `config` asks for."""
+    return Discriminator(**_common(config), fine=config.discriminator.fine)
+
+
+def _common(config: Config) -> dict[str, Any]:
+    return {"channels": config.data.channels, "dropout": config.generator.dropout, "norm": config.norm}

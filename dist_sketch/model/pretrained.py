@@ -1,0 +1,237 @@
+"""A trained generator by itself: found in a run, exported, loaded and saved again through huggingface_hub's mixin.
+
+DIR/
+    generator.safetensors  the weights that draw (the averaged ones where the run has them), float32 or 8 bits
+    config.json            {"config": the run's settings, "facts": the run's, "size" and "step" among them}; an export's
+                           does not tell where the shards lay
+    denoise.json           noise removal, calibrated at the end of a run; missing where the run has none
+    README.md              the model card, of an export
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from dist_sketch.core import config as cfg
+from dist_sketch.core import fileio, folders
+from dist_sketch.core.config import Config, DenoiseConfig
+from dist_sketch.core.errors import UserError
+from dist_sketch.model import checkpoint, networks
+from dist_sketch.model.weights import load_weights, to_8bit
+
+CARD, CARD_MARKER = "README.md", "<!-- Written by dist-sketch checkpoint export, which may replace it. -->"
+
+
+FILES = (WEIGHTS, SETTINGS, DENOISE) = ("generator.safetensors", "config.json", "denoise.json")
+
+
+STATUS = "status.json"
+
+
+def located(run: Path) -> Path:
+    """`run` where there is such a folder, else the generator of that name that comes with dist_sketch, trained."""
+    shipped = [home / run for home in fileio.homes("launch") if (home / run / WEIGHTS).is_file()]
+    return run if run.exists() or not shipped else shipped[0]
+
+
+def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
+    """The folder of the weights in a run, or in an exported generator's folder, and their step.
+
+    Raises:
+        UserError: no such folder, or no complete checkpoint (of that step).
+    """
+    if not (run / SETTINGS).is_file():
+        names = sorted({p.parent.name for home in fileio.homes("launch") for p in home.glob(f"*/{WEIGHTS}")})
+        raise UserError(
+            f"{run}: is neither a run nor an exported generator (no {SETTINGS}), nor one of those that come with "
+            f"dist_sketch ({', '.join(names)})"
+        )
+    if (run / WEIGHTS).is_file():
+        exported = _facts(fileio.read_json(run / SETTINGS), run).get("step", 0)
+        if step not in (None, exported):
+            raise UserError(f"--step {step}: {run} is an exported generator of step {exported}")
+        return run, exported
+    folder = checkpoint.chosen(run) if step is None else checkpoint.folder(run, step)
+    if folder is None:
+        raise UserError(f"{run}: has no complete checkpoint, and no {WEIGHTS}")
+    if step is not None and (problems := checkpoint.verify(folder)):
+        raise UserError(f"--step {step}: {'; '.join(problems)}")
+    return folder, checkpoint.step_of(folder)
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of the weights that draw, in a checkpoint's folder or an export's: the averaged ones if there are."""
+    average = folder / "ema.safetensors"
+    return average if average.is_file() else folder / WEIGHTS
+
+
+def weights_sha256(folder: Path) -> str:
+    """The hash of the file of the weights that draw, in a checkpoint's folder or an export's."""
+    return fileio.sha256(weights_file(folder))
+
+
+def _facts(saved: Any, folder: Path) -> dict[str, Any]:
+    try:
+        if isinstance(saved["config"], dict) and isinstance(saved["facts"]["size"], int):
+            return saved["facts"]
+    except (KeyError, TypeError):
+        pass
+    raise UserError(f"{folder / SETTINGS}: is not the configuration of a run or of an exported generator")
+
+
+class SketchGenerator(
+    nn.Module, ModelHubMixin, library_name="dist_sketch", pipeline_tag="image-to-image", tags=["pix2pix", "sketch"]
+):
+    """The generator that draws, and what belongs to it: `config`, `size` (px), `step`, `denoise`, and whether
+    its weights were `chosen` by their scores.
+
+    The mixin's generic form, not its PyTorch one: that falls back to pickled weights and loads them loosely.
+
+    Args:
+        saved: contents of config.json.
+        calibration: contents of denoise.json.
+        folder: where these lie, for the sentences of errors.
+
+    Raises:
+        UserError: they are not what `train` and `export` write.
+    """
+
+    def __init__(self, saved: dict[str, Any], calibration: dict[str, Any] | None = None, folder: Path = Path()):
+        super().__init__()
+        facts = _facts(saved, folder)
+        self.saved, self.calibration = saved, calibration
+        self.config = cfg.from_dict(Config, saved["config"], str(folder / SETTINGS))
+        self.size: int = facts["size"]
+        self.step: int = facts.get("step", 0)
+        self.chosen: bool = facts.get("chosen", False)
+        self.denoise = DenoiseConfig()
+        if calibration is not None:
+            values = calibration.get("denoise") if isinstance(calibration, dict) else calibration
+            self.denoise = cfg.from_dict(DenoiseConfig, values, str(folder / DENOISE))
+        self.net = networks.generator(self.config)
+        self.compact = False  # when saved
+
+    def forward(self, line: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]; H and W multiples of 64."""
+        return self.net(line)
+
+    @classmethod
+    def load(cls, run: Path, weights: tuple[Path, int] | None = None) -> Self:
+        """Rebuilds the generator from a run's folder, or an exported generator's, alone; on the CPU, in eval mode.
+
+        Args:
+            weights: what `find_weights` gave; None: the best or the newest.
+
+        Raises:
+            UserError: nothing usable lies there, or the weights are damaged or another network's.
+        """
+        folder, step = weights or find_weights(run)
+        saved = fileio.read_json(run / SETTINGS)
+        saved["facts"] = {**_facts(saved, run), "step": step}
+        if (run / STATUS).is_file():  # of a run; an export brings what was found then
+            by_kid = cfg.from_dict(Config, saved["config"], str(run / SETTINGS)).checkpoint.choose == "kid"
+            saved["facts"]["chosen"] = by_kid and fileio.read_json(run / STATUS).get("draws") == step
+        calibration = fileio.read_json(run / DENOISE) if (run / DENOISE).is_file() else None
+        model = cls(saved, calibration, run)
+        load_weights(weights_file(folder), model.net)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Loads an exported generator's folder, a run's, one that comes with dist_sketch, or a repository of the Hub.
+
+        Args:
+            pretrained_model_name_or_path: a folder that exists, else a name (`located`), else a repository's name.
+            options: the mixin's, for the download: revision, token, cache_dir, local_files_only, force_download.
+
+        Raises:
+            UserError: as `load`; or the argument is neither a folder nor can be a repository's name.
+            huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: the Hub has no such thing, or cannot be
+                reached.
+        """
+        folder = located(Path(pretrained_model_name_or_path))
+        if folder.is_dir():
+            return cls.load(folder)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except HFValidationError as e:
+            raise UserError(f"{pretrained_model_name_or_path}: there is no such folder") from e
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
+        return cls.load(Path(snapshot_download(model_id, allow_patterns=list(FILES), **options)))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Writes the files of an export into a folder, float32 and in standard layout, whatever the model is now.
+
+        Args:
+            save_directory: made where it is missing; other files there are left alone.
+            options: the mixin's, for the Hub; with any of them it also writes its model card, README.md.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        if options:
+            return super().save_pretrained(save_directory, **options)
+        self._save_pretrained(Path(save_directory))
+        return None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
+        plain = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
+        fileio.write_atomic(save_directory / WEIGHTS, to_bytes(to_8bit(plain) if self.compact else plain))
+        if self.calibration is not None:
+            fileio.write_json(save_directory / DENOISE, self.calibration)
+        else:
+            (save_directory / DENOISE).unlink(missing_ok=True)
+        settings = self.saved["config"]
+        anywhere = settings | {"data": settings.get("data", {}) | {"shards": None}}
+        fileio.write_json(save_directory / SETTINGS, self.saved | {"config": anywhere})
+
+
+def export(
+    run: Path,
+    out: Path,
+    step: int | None = None,
+    card: Callable[[SketchGenerator, str], str] | None = None,
+    compact: bool = False,
+) -> SketchGenerator:
+    """Writes the generator that draws, or that of a checkpoint's `step`, to the folder `out`: whole or not.
+
+    Args:
+        compact: write the weights in 8 bits.
+        card: gives the text of README.md, the model card, for the generator and the hash of its weights.
+
+    Raises:
+        UserError: no complete checkpoint (of that step), `out` holds anything but an earlier export, or the disk.
+    """
+    _check_out(out)
+    weights = find_weights(run, step)
+    model = SketchGenerator.load(run, weights)
+    model.compact = compact
+    try:
+        with folders.replaced(out) as folder:
+            model.save_pretrained(folder)
+            if card is not None:  # rounded weights draw a little differently from those that they were made of
+                fileio.write_atomic(folder / CARD, card(model, weights_sha256(folder if compact else weights[0])))
+    except OSError as e:
+        raise UserError(f"{out}: cannot be written ({e.strerror})") from e
+    return model
+
+
+def _check_out(out: Path) -> None:
+    if not os.path.lexists(out):
+        return
+    names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
+    if (out / CARD).is_file() and CARD_MARKER in (out / CARD).read_text(encoding="utf-8", errors="replace"):
+        names.discard(CARD)
+    if names and not ({WEIGHTS, SETTINGS} <= names <= set(FILES)):
+        other = ", ".join(sorted(names - set(FILES))[:3]) or "an incomplete one"
+        raise UserError(f"{out}: is there already and not an earlier export (it holds {other}); choose another --out")

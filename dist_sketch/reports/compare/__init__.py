@@ -1,0 +1,1 @@
+"""Several runs or outputs side by side on one page."""

@@ -1,0 +1,1 @@
+"""The same work on a SLURM cluster: submit, run, requeue, explain."""

@@ -1,0 +1,1 @@
+"""What a job records about itself: metrics.jsonl, status.json, Weights & Biases."""

@@ -1,0 +1,1 @@
+"""One training run: the step, the policy of conditional training, the loop."""

@@ -1,0 +1,133 @@
+"""What a training run will be, settled before anything is written: facts, an earlier leg, a word on the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from dist_sketch.core import config as cfg
+from dist_sketch.core import fileio
+from dist_sketch.core.config import Config
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.folders import refuse_foreign
+from dist_sketch.core.precision import resolve_precision
+from dist_sketch.core.ranks import Ranks
+from dist_sketch.data.loader import check_batch, steps_an_epoch
+from dist_sketch.data.manifest import manifest_hash, read_manifest
+from dist_sketch.data.shards import Shards
+from dist_sketch.metrics import inception
+from dist_sketch.model import networks
+from dist_sketch.tracking.provenance import revision, versions
+from dist_sketch.tracking.wandb_run import new_id
+from dist_sketch.training.validation import WAYS
+
+THEN = ", then "  # between the devices of a run that went on elsewhere
+
+
+def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
+    """Checks `config` against data and machine; returns the facts that follow from them.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if config.data.shards is None:
+        raise UserError("data.shards is not set: give --data.shards FOLDER, made by `dist-sketch pack`")
+    shards = Shards(config.data.shards, "train")
+    if not shards.has_sketch:
+        raise UserError(f"{config.data.shards}: its training split has lines without sketches; pack pairs")
+    if config.train.sync_batchnorm and ranks.device.type == "cpu":
+        raise UserError("train.sync_batchnorm = true: CPUs have no synchronized BatchNorm; use norm = 'instance'")
+    if config.checkpoint.choose == "kid":
+        count = len(Shards(config.data.shards, "val")) if shards.paired.get("val") else 0
+        if min(count, config.train.validate_limit or count) < 2:
+            raise UserError(
+                f"checkpoint.choose = 'kid': needs two validation pairs at least; {config.data.shards} has {count}, "
+                f"and train.validate_limit is {config.train.validate_limit}"
+            )
+        if inception.find() is None:
+            raise UserError(f"checkpoint.choose = 'kid': no weights of FID's network on this machine; {WAYS}")
+    check(config, shards, ranks.world_size)
+    steps = steps_an_epoch(len(shards), config.data.batch_size)
+    manifest = read_manifest(config.data.shards)
+    return {
+        "size": shards.size,
+        "data": manifest["recipe"],
+        "license": manifest["license"],
+        "manifest_sha256": manifest_hash(config.data.shards),
+        "pairs": len(shards),
+        "steps_an_epoch": steps,
+        "steps": steps * config.train.epochs,
+        "world_size": ranks.world_size,
+        "global_batch": config.data.batch_size,
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ranks.device.type,
+        "precision": resolve_precision(config.train.precision, ranks.device),
+        "code": revision(),
+        "versions": versions(),
+    }
+
+
+def check(config: Config, shards: Shards, world_size: int) -> None:
+    """Whether so many ranks can train so on these shards.
+
+    Raises:
+        UserError: they cannot.
+    """
+    check_batch(config.data.batch_size, world_size, len(shards))
+    share = config.data.batch_size // world_size
+    if share % config.train.accumulate:
+        raise UserError(f"train.accumulate = {config.train.accumulate}: does not divide the {share} pair(s) of a rank")
+    networks.check_config(config, shards.size, share // config.train.accumulate)
+
+
+def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What lies in `out`: None for a new run, else its status, number of epochs and device.
+
+    Raises:
+        UserError: `out` is something else, or a run with another configuration.
+    """
+    if not (out / "config.json").exists():
+        refuse_foreign(out, "a run folder")
+        return None
+    saved = fileio.read_json(out / "config.json")
+    old = cfg.from_dict(Config, saved["config"], str(out / "config.json"))
+    changes = cfg.difference(old, config)
+    if saved["facts"]["manifest_sha256"] != facts["manifest_sha256"]:
+        changes.append("data.shards: another data set (its manifest differs)")
+    if saved["facts"]["precision"] != facts["precision"]:
+        changes.append(f"train.precision: {saved['facts']['precision']} -> {facts['precision']} (resolved)")
+    if changes:
+        raise UserError(
+            f"{out}: holds a run with another configuration; choose another --out, or undo:\n  " + "\n  ".join(changes)
+        )
+    status = fileio.read_json(out / "status.json") if (out / "status.json").exists() else {}
+    return {"status": status, "epochs": old.train.epochs, "device": saved["facts"].get("device")}
+
+
+def devices(before: str | None, now: str) -> str:
+    """The devices of all legs of a run, for its facts: those `before` this leg, and this one's."""
+    return now if before is None else before if before.split(THEN)[-1] == now else before + THEN + now
+
+
+def run_id(out: Path) -> str:
+    """The W&B id of the run in `out`, the same in all its legs; a new one for a new run."""
+    if (out / "config.json").exists():
+        saved: str = fileio.read_json(out / "config.json")["facts"]["run_id"]
+        return saved
+    return new_id()
+
+
+def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, Any] | None) -> None:
+    """Prints the resolved run: every setting that is not the default, then the facts; and what more epochs change."""
+    default = dict(cfg.items(Config()))
+    lines = {"out": out} | {k: v for k, v in cfg.items(config) if v != default[k]}
+    lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256")}
+    Console(soft_wrap=True, highlight=False).print(
+        "\n".join(f"[bold]{k:28}[/bold] {escape(str(v))}" for k, v in lines.items())
+    )
+    if previous and config.optim.decay and previous["epochs"] < config.train.epochs:
+        print(
+            f"warning: the learning rates were to be 0 after {previous['epochs']} epochs, and will be after "
+            f"{config.train.epochs}: not the same run as one of {config.train.epochs} epochs from the start"
+        )

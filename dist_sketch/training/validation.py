@@ -1,0 +1,168 @@
+"""A generator on fixed pairs during a run: scores, a picture, and drawings of training pairs for calibration."""
+
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dist_sketch.core.errors import SharedError
+from dist_sketch.core.fileio import write_atomic
+from dist_sketch.core.precision import eval_mode, full_float32
+from dist_sketch.core.ranks import Ranks
+from dist_sketch.data import pixels
+from dist_sketch.data.shards import BadSample, Sample, Shards
+from dist_sketch.metrics import fid_kid, inception, similarity
+
+WAYS = "`dist-sketch weights` says where they can lie, and fetches them"
+
+
+Features = dict[int, NDArray[np.float32]]  # by their number, one image's
+
+
+def _inception(ranks: Ranks, most: int) -> inception.Inception | None:
+    """FID's network for features of up to `most` dims, or None on all ranks if one of them has no weights."""
+    weights = inception.find()
+    if not all(ranks.gather(weights is not None)):
+        return None
+    assert weights is not None
+    net = inception.load(weights, ranks.device)
+    if most == 64:
+        del net.blocks[1:]  # 90 MB that FID-64 does not need
+    return net
+
+
+def _features(net: inception.Inception, image: Tensor, most: int) -> Features:
+    """By itself, not in a batch: then they do not depend on which images a rank has."""
+    return {d: f[0].numpy() for d, f in inception.features(net, image[None], most).items() if d in (64, 2048)}
+
+
+def _distances(rows: list[tuple[int, Features, Features]]) -> dict[str, float]:
+    found = {}
+    for dims in rows[0][1]:
+        drawn = np.stack([mine[dims] for _, mine, _ in rows]).astype(np.float64)
+        real = np.stack([theirs[dims] for _, _, theirs in rows]).astype(np.float64)
+        found[f"val/fid_{dims}"] = fid_kid.frechet(drawn, real)
+        if dims == 2048:
+            found["val/kid"] = fid_kid.kid(drawn, real)
+    return found
+
+
+@torch.no_grad()
+def draw(generator: nn.Module, lines: Tensor, device: torch.device) -> Tensor:
+    """Draws uint8 lines (B, C, H, W) with running statistics and without dropout: uint8 sketches of the same shape."""
+    dtype = next(generator.parameters()).dtype
+    with eval_mode(generator), full_float32(device):
+        fake = generator(pixels.to_float(lines.to(device)).to(dtype, memory_format=torch.channels_last))
+    return pixels.to_uint8(fake).cpu()
+
+
+class DrawnPair(NamedTuple):
+    """A validation pair with what was drawn for it; uint8 (C, H, W)."""
+
+    name: str
+    line: Tensor
+    raw: Tensor
+    real: Tensor
+
+
+class Validation:
+    """The validation split of a run's shards; the training split where there is none.
+
+    Every method draws in float32 whatever the run's precision, so that scores of runs can be compared.
+
+    Args:
+        skip_bad: samples that fail their hash and may be left out of a scoring.
+        fid: 64: score FID-64, too, if FID's weights are on every rank's machine; 2048: and FID-2048 and KID, which need
+            them.
+
+    Raises:
+        UserError: `fid` is 2048 and a rank's machine has no weights of FID's network; on all ranks alike.
+    """
+
+    def __init__(self, training: Shards, channels: int, ranks: Ranks, skip_bad: int = 0, fid: int | None = None):
+        self._ranks, self._channels, self._skip_bad = ranks, channels, skip_bad
+        self._fid = fid
+        if fid == 2048 and not all(ranks.gather(inception.find() is not None)):
+            raise SharedError(f"checkpoint.choose = 'kid': a rank's machine has no Inception weights; {WAYS}")
+        self._inception: inception.Inception | None = None
+        self._real: dict[int, Features] = {}  # real sketches do not change
+        self._training = self._shards = training
+        if training.paired.get("val"):
+            self._shards = Shards(training.folder, "val")
+
+    def _read(self, shards: Shards, i: int) -> tuple[Sample, Tensor] | BadSample:
+        try:
+            sample = shards.read(i, self._channels)
+        except BadSample as e:
+            return e
+        assert sample.sketch is not None
+        return sample, sample.sketch
+
+    def scores(self, generator: nn.Module, limit: int) -> dict[str, float]:
+        """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank; FID and KID of them.
+
+        Raises:
+            UserError: more bad samples than are allowed; on all ranks alike.
+        """
+        if self._fid and self._inception is None:
+            self._inception = _inception(self._ranks, self._fid)
+            self._fid = self._fid if self._inception else None
+        sums = torch.zeros(4, dtype=torch.float64)
+        features: list[tuple[int, Features, Features]] = []
+        for i in self._ranks.share(min(limit or len(self._shards), len(self._shards))):
+            pair = self._read(self._shards, i)
+            if isinstance(pair, BadSample):
+                print(f"warning: left out: {pair}")
+                sums[3] += 1
+                continue
+            fake = pixels.to_rgb(draw(generator, pair[0].line[None], self._ranks.device)[0])
+            real = pixels.to_rgb(pair[1])
+            if self._inception is not None and self._fid:
+                if i not in self._real:
+                    self._real[i] = _features(self._inception, real, self._fid)
+                features.append((i, _features(self._inception, fake, self._fid), self._real[i]))
+            sums += torch.tensor([similarity.ssim(fake, real), similarity.l1(fake, real), 1, 0], dtype=torch.float64)
+        ssim, l1, count, bad = self._ranks.sum(sums.to(self._ranks.device)).tolist()
+        if bad > self._skip_bad:
+            raise SharedError(
+                f"{self._shards.folder}: {bad:.0f} {self._shards.split} sample(s) are unreadable, {self._skip_bad} are "
+                "allowed (--data.skip-bad N); `dist-sketch verify` names them"
+            )
+        found = {"val/ssim": ssim / count, "val/l1": l1 / count} if count else {}
+        if self._inception is not None and count >= 2:
+            rows = sorted((row for part in self._ranks.gather(features) for row in part), key=lambda row: row[0])
+            # rank 0's figures: what is decided by them, and another machine's last digits, must not part the ranks
+            found |= self._ranks.main_decides(lambda: _distances(rows))
+        return found
+
+    def picture(self, generator: nn.Module, count: int, path: Path) -> None:
+        """Writes rows of line | drawn | real for the first `count` pairs that can be read."""
+        rows = [torch.cat((p.line, p.raw, p.real), dim=2) for p in self.draw(generator, count)]
+        if rows:
+            write_atomic(path, pixels.encode(torch.cat(rows, dim=1)))
+
+    def draw(self, generator: nn.Module, count: int) -> list[DrawnPair]:
+        """The first `count` pairs that can be read, drawn."""
+        pairs = (self._read(self._shards, i) for i in range(len(self._shards)))
+        found = []
+        for sample, sketch in islice((p for p in pairs if not isinstance(p, BadSample)), count):
+            raw = draw(generator, sample.line[None], self._ranks.device)[0]
+            found.append(DrawnPair(sample.name, sample.line, raw, sketch))
+        return found
+
+    def draw_training_pairs(self, generator: nn.Module, count: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Drawn and real sketches, uint8 (3, H, W) each, of up to `count` training pairs spread over the split."""
+        count = min(count, len(self._training))
+        raw, real = [], []
+        for i in range(count):
+            pair = self._read(self._training, i * len(self._training) // count)
+            if isinstance(pair, BadSample):  # reported and counted when it was to be trained on
+                continue
+            sample, sketch = pair
+            raw.append(pixels.to_rgb(draw(generator, sample.line[None], self._ranks.device)[0]))
+            real.append(pixels.to_rgb(sketch))
+        return raw, real

@@ -1,0 +1,293 @@
+"""The bench from end to end on small sizes, the fairness of its baselines, and loose guards of the ratios it shows.
+
+No absolute times: ours and the baseline take turns in the same process, and mostly count CPU time.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run
+from PIL import Image
+
+from dist_sketch.__main__ import parse
+from dist_sketch.bench import infer as bench_infer
+from dist_sketch.bench import loader as bench_loader
+from dist_sketch.bench import metrics as bench_metrics
+from dist_sketch.bench import paper_way
+from dist_sketch.bench import scaling as bench_scaling
+from dist_sketch.bench import step as bench_step
+from dist_sketch.bench.figures import BenchReport, figure
+from dist_sketch.bench.options import BenchOptions
+from dist_sketch.bench.timing import interleaved, rates
+from dist_sketch.commands.bench import SUBJECTS
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.precision import resolve_precision
+from dist_sketch.core.ranks import Ranks
+from dist_sketch.data.shards import Shards
+from dist_sketch.inference import infer as inference
+from dist_sketch.inference.options import InferOptions
+from dist_sketch.metrics import fid_kid, inception
+from dist_sketch.training.policy import BOTH
+from dist_sketch.training.step import read
+
+CPU = torch.device("cpu")
+FAST = resolve_precision("auto", CPU) == "bf16"  # AMX or AVX-512 BF16
+SMALL = BenchOptions(quick=True).resolved()
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Ranks]:
+    """One process, on the CPU also where there is a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        yield Ranks(expect_world_size=1)
+
+
+@pytest.fixture(scope="module")
+def told(cli: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """What `dist-sketch bench --quick` prints, and its JSON file."""
+    file = tmp_path_factory.mktemp("bench") / "new" / "figures.json"
+    done = cli("bench", "--quick", "--repeats", 1, "--table", "--json", file)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr
+    return done.stdout, json.loads(file.read_text())
+
+
+def of(told: tuple[str, dict[str, Any]], bench: str) -> dict[str, dict[str, Any]]:
+    """A subject's figures by name."""
+    return {f["name"]: f for f in told[1]["figures"] if f["bench"] == bench}
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_every_figure_stands_beside_a_baseline_of_the_same_rounds(told: tuple[str, dict[str, Any]]) -> None:
+    figures = told[1]["figures"]
+    assert {f["bench"] for f in figures} == set(SUBJECTS)
+    assert len({(f["bench"], f["name"]) for f in figures}) == len(figures)
+    for f in figures:
+        assert f["baseline_name"], f
+        assert f["unit"], f
+        assert f["rounds"] >= 1, f
+        assert 0 <= f["low"] <= f["value"] <= f["high"], f
+        assert 0 <= f["baseline_low"] <= f["baseline"] <= f["baseline_high"], f
+        assert f["ratio"] is not None or not (f["value"] and f["baseline"]), f
+
+
+def test_the_machine_is_described(told: tuple[str, dict[str, Any]]) -> None:
+    stdout, found = told
+    machine = found["machine"]
+    assert machine["cores"] >= 1
+    assert machine["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert machine["load_per_core"] >= 0
+    assert found["options"]["size"] == 64  # those of --quick
+    assert "small sizes" in stdout
+    for subject in SUBJECTS:
+        assert f"bench {subject}" in stdout
+
+
+def test_the_step_s_figures(told: tuple[str, dict[str, Any]]) -> None:
+    found = of(told, "step")
+    auto = told[1]["machine"]["precision"]
+    assert f"{auto} (what auto picks), D locked" in found
+    assert {"batch 2, " + auto, "batch 8, " + auto} <= set(found)
+    for way in ("separate", "joint"):
+        assert found[f"peak memory, {way} backward of D"]["value"] > 50  # Adam's state alone is 130 MB
+    assert found["loss/g: bf16 beside float32, 4 steps"]["value"] < 5
+
+
+def test_the_index_is_small(told: tuple[str, dict[str, Any]]) -> None:
+    # a key of 7 digits, shard, offset, length, SHA-256
+    assert of(told, "loader")["index of 2,000 pairs"]["value"] == 7 * 4 + 4 + 8 + 8 + 32
+
+
+def test_a_locked_network_sends_nothing(told: tuple[str, dict[str, Any]], alone: Ranks) -> None:
+    found = of(told, "scaling")
+    step = bench_step.build(bench_step.settings(2), alone, "no")
+    if "bytes of D reduced a step, D locked" in found:  # else the machine has one core
+        for name, net in (("D", step.d), ("G", step.g)):
+            row = found[f"bytes of {name} reduced a step, {name} locked"]
+            assert (row["value"], row["baseline"]) == (0, 4 * sum(p.numel() for p in net.parameters()))
+    assert "on paper, not measured" in told[0]
+    assert found["on paper: 1 GPU(s), 100 Gb/s Ethernet a node"]["ratio"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["bench", "--size", "100"], "--size 100: must be a multiple of 64"),
+        (["bench", "step", "--repeats", "0"], "--repeats 0: must be at least 1"),
+        (["bench", "loader", "--pairs", "4"], "--pairs 4: must be at least --batch-size"),
+        (["bench", "metrics", "--dims", "100"], "--dims 100: must be one of"),
+    ],
+)
+def test_a_wrong_option_is_a_sentence(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        parse(arguments)()
+
+
+def test_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without a launcher"):
+        parse(["bench"])()
+
+
+def test_a_file_that_cannot_be_written_is_known_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    since = time.process_time()
+    with pytest.raises(UserError, match="cannot be written"):
+        parse(["bench", "--json", str(tmp_path / "file" / "figures.json")])()
+    assert time.process_time() - since < 5
+
+
+def test_missing_weights_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Ranks) -> None:
+    monkeypatch.setattr(inception, "find", lambda path: None)
+    report = BenchReport(SMALL, None)
+    bench_metrics.run(report, tmp_path)
+    assert len(report.figures) == 2
+    assert "no Inception weights" in report.notes[0]["text"]
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def test_a_figure_is_a_median_and_its_ratio_is_better_above_one() -> None:
+    faster = figure("b", "n", [4.0, 6.0, 20.0], [2.0, 2.0, 10.0], unit="1/s", baseline_name="x")
+    assert (faster.value, faster.low, faster.high, faster.baseline, faster.ratio) == (6, 4, 20, 2, 2)
+    less = figure("b", "n", 10.0, 40.0, unit="MB", baseline_name="x", lower_is_better=True)
+    assert (less.ratio, less.rounds) == (4, 1)
+    assert figure("b", "n", 0.0, 5.0, unit="B", baseline_name="x", lower_is_better=True).ratio == math.inf
+    assert figure("b", "n", 0.0, 0.0, unit="B", baseline_name="x").ratio == 1
+
+
+def test_variants_take_turns_and_a_slow_comparison_ends_early() -> None:
+    seen: list[str] = []
+    variants = {name: (lambda n=name: seen.append(n)) for name in "ab"}
+    times = interleaved(variants, BenchOptions(repeats=3), warm=1)
+    assert "".join(seen) == "abababab"
+    assert [len(t) for t in times.values()] == [3, 3]
+    assert [len(t) for t in interleaved(variants, BenchOptions(repeats=3, budget_s=0.0)).values()] == [1, 1]
+
+
+def test_the_model_on_paper() -> None:
+    link = bench_scaling.Link("", gb_s=10.0, latency_s=1e-3)
+    assert bench_scaling.ring(1, 1e9, link) == 0
+    assert bench_scaling.ring(4, 1e9, link) == pytest.approx(2 * 3 / 4 * 0.1 + 6e-3)
+    in_node = [bench_scaling.all_reduce(n, 1e9, link) for n in (1, 2, 8)]
+    assert in_node == [bench_scaling.ring(n, 1e9, bench_scaling.NVLINK) for n in (1, 2, 8)]
+    assert bench_scaling.all_reduce(32, 1e9, link) == pytest.approx(in_node[2] + bench_scaling.ring(4, 1e9, link))
+    assert bench_scaling.step_time(1.0, 0.2, 0.0) == pytest.approx(1.2)
+    assert bench_scaling.step_time(1.0, 0.2, 0.5) == 1
+    assert bench_scaling.step_time(1.0, 0.7, 0.5) == pytest.approx(1.2)
+
+
+# ---------------------------------------------------------------- the baselines are fair
+
+
+def test_the_paper_s_step_computes_what_ours_computes(alone: Ranks) -> None:
+    config = bench_step.settings(4, dropout=0.0)
+    ours, paper = bench_step.build(config, alone, "no"), bench_step.build_paper(config, CPU)
+    line, sketch = bench_step.batch(4, 64, CPU)
+    measured = read(ours(line, sketch, BOTH, bad=0, stop=False).reduced)
+    for name, value in paper(line, sketch).items():
+        assert measured[name] == pytest.approx(value, rel=1e-4), name
+    before = [p.clone() for p in paper.d.parameters()]
+    assert set(paper(line, sketch, train_d=False)) == {"loss/g", "loss/g_bce", "loss/g_l1"}
+    assert all(map(torch.equal, before, paper.d.parameters()))
+
+
+def test_operations_are_counted_as_by_hand(alone: Ranks) -> None:
+    """Convolutions alone, by the paper's layers at 256 px: 44 GFLOP an image, and 47 where D is not frozen."""
+    line, sketch = (torch.rand(2, 3, 256, 256) for _ in range(2))
+    config = bench_step.settings(2)
+    ours = bench_step.ours(bench_step.build(config, alone, "no"), line, sketch, BOTH, 1)
+    paper = bench_step.paper(bench_step.build_paper(config, CPU), line, sketch, BOTH, 1)
+    assert bench_step._flops(ours) / 2 == pytest.approx(44e9, rel=0.03)
+    assert bench_step._flops(paper) / 2 == pytest.approx(47e9, rel=0.03)
+    variants, flops = bench_step._convolutions(SMALL, CPU, ["no"])
+    for name, go in variants.items():
+        assert bench_step._flops(go) == flops[name]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> bench_loader.Sources:
+    """Four pairs at 1024 px, and packed at 256."""
+    options = BenchOptions(pairs=4, batch_size=4)
+    return bench_loader.make(options, tmp_path_factory.mktemp("sources"))
+
+
+def test_the_folder_of_jpegs_gives_the_packed_pixels(sources: bench_loader.Sources) -> None:
+    folder, shards = paper_way.JpegFolder(sources.jpegs, 256), Shards(sources.shards, "train")
+    assert len(folder) == len(shards) == 4
+    for i in range(4):
+        line, sketch = folder[i]
+        packed = shards.read(i, 3)
+        assert torch.equal(line, packed.line)
+        assert packed.sketch is not None
+        assert torch.equal(sketch, packed.sketch)
+
+
+def test_the_plain_loop_draws_what_infer_draws(tmp_path: Path, alone: Ranks) -> None:
+    generator, shards = bench_infer._generator(SMALL, tmp_path / "generator"), bench_infer._lines(SMALL, tmp_path)
+    assert paper_way.infer(generator, shards, "val", tmp_path / "plain", 4, CPU) == 8
+    assert inference.infer(generator, shards, tmp_path / "ours", InferOptions(batch_size=4)) is None
+    for folder in ("raw", "sketch", "line"):
+        names = sorted(p.name for p in (tmp_path / "plain" / folder).iterdir())
+        assert names == sorted(p.name for p in (tmp_path / "ours" / folder).iterdir())
+        assert len(names) == 8
+    for path in (tmp_path / "plain" / "raw").iterdir():
+        a, b = (np.asarray(Image.open(p)).astype(int) for p in (path, tmp_path / "ours" / "raw" / path.name))
+        assert np.abs(a - b).max() <= 1  # of 255
+
+
+def test_scipy_s_distance_is_ours() -> None:
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((n, 24)) * rng.random(24) + i for i, n in enumerate((50, 60)))
+    assert paper_way.frechet(x, y) == pytest.approx(fid_kid.frechet(x, y), rel=1e-6)
+
+
+# ---------------------------------------------------------------- guards: loose, by ratio
+
+
+def ratio(variants: dict[str, Callable[[], object]], clock: Callable[[], float] = time.process_time) -> float:
+    """How many times quicker "ours" is than "baseline": the median over three rounds."""
+    times = interleaved(variants, BenchOptions(repeats=3), clock=clock)
+    return median(b / a for a, b in zip(times["ours"], times["baseline"], strict=True))
+
+
+def test_the_loader_is_quicker_than_a_folder_of_large_jpegs(sources: bench_loader.Sources) -> None:
+    report = BenchReport(BenchOptions(pairs=4, batch_size=4, repeats=3), None)
+    bench_loader.per_core(report, sources)
+    found = {f.name: f.ratio for f in report.figures}
+    assert found["streaming from shards"] > 3
+    assert found["decoded in memory"] > 40  # streaming alone has about 10
+
+
+def test_the_frechet_distance_of_few_images_needs_no_matrix_square_root() -> None:
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((60, 512)) + i for i in range(2))
+    assert ratio({"baseline": lambda: paper_way.frechet(x, y), "ours": lambda: fid_kid.frechet(x, y)}) > 10
+
+
+def test_the_step_is_no_slower_than_the_paper_s(alone: Ranks) -> None:
+    """Where bf16 is fast. Elsewhere both are float32, and ours only has to be near it."""
+    line, sketch = bench_step.batch(4, 128, CPU)
+    config = bench_step.settings(4)
+    step = bench_step.build(config, alone, resolve_precision("auto", CPU))
+    variants = {
+        "baseline": bench_step.paper(bench_step.build_paper(config, CPU), line, sketch, BOTH, 1),
+        "ours": bench_step.ours(step, line, sketch, BOTH, 1),
+    }
+    assert ratio(variants) > (1.0 if FAST else 0.5)
+
+
+def test_rates() -> None:
+    assert rates([0.5, 2.0], 4) == [8, 2]

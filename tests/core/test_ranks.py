@@ -1,0 +1,267 @@
+"""Real processes that work together (gloo, CPU): what `ranks` promises.
+
+Each child below runs once, on all ranks; it leaves what it saw in a file, and the tests read that.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.ranked import Result, run, start
+from torch import nn
+
+from dist_sketch.core.errors import SharedError, UserError
+from dist_sketch.core.precision import eval_mode, full_float32
+from dist_sketch.core.ranks import Ranks, expectations, lost_peer
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Ranks]:
+    """One process, on the CPU also where there is a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        yield Ranks(expect_world_size=1)
+
+
+# ---------------------------------------------------------------- what ranks agree on
+
+
+def child_agree(ranks: Ranks) -> Result:
+    """Every collective, with values that differ between ranks."""
+    rank = ranks.rank
+    seen: Result = {"rank": rank, "world_size": ranks.world_size, "is_main": ranks.is_main}
+    seen["sum"] = ranks.sum(torch.tensor([1.0 + rank, 10.0 * rank], dtype=torch.float64)).tolist()
+    seen["gather"] = ranks.gather({"rank": rank, "names": ["é"] * rank})
+    seen["broadcast"] = ranks.broadcast(f"from {rank}")
+    ran = []
+
+    def decide() -> str:
+        ran.append(rank)
+        return f"decided by {rank}"
+
+    seen["decided"], seen["ran"] = ranks.main_decides(decide), ran
+    seen["nothing"] = ranks.main_decides(lambda: None)
+
+    def refuse() -> None:
+        raise UserError(f"rank {rank} does not like this; do that")
+
+    try:
+        ranks.main_decides(refuse)
+    except UserError as e:
+        seen["refused"] = str(e)
+    seen["after the refusal"] = ranks.gather(rank)
+    seen["share"] = [list(ranks.share(count)) for count in range(12)]
+
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.BatchNorm2d(2, affine=False)).double()
+    with torch.no_grad():
+        net[1].running_mean.copy_(torch.tensor([1.0, 2.0]) * (rank + 1))
+        net[2].running_var.copy_(torch.tensor([5.0, 7.0]) + rank)
+        net[1].num_batches_tracked.fill_(3)
+    ranks.average_buffers(net)
+    ranks.average_buffers(nn.Linear(2, 2))  # nothing to average: no collective either
+    seen["averaged"] = [t.tolist() for t in (net[1].running_mean, net[2].running_var, net[1].num_batches_tracked)]
+    ranks.wait()
+    return seen
+
+
+@pytest.fixture(scope="module")
+def agreed(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    return run(2, child_agree, tmp_path_factory.mktemp("agree"))
+
+
+def test_two_processes_find_each_other(agreed: list[Result]) -> None:
+    assert [(r["rank"], r["world_size"], r["is_main"]) for r in agreed] == [(0, 2, True), (1, 2, False)]
+
+
+def test_sum_gather_and_broadcast(agreed: list[Result]) -> None:
+    for seen in agreed:
+        assert seen["sum"] == [3.0, 10.0]
+        assert seen["gather"] == [{"rank": 0, "names": []}, {"rank": 1, "names": ["é"]}]
+        assert seen["broadcast"] == "from 0"
+
+
+def test_the_main_process_decides_for_all(agreed: list[Result]) -> None:
+    assert [r["decided"] for r in agreed] == ["decided by 0"] * 2
+    assert [r["ran"] for r in agreed] == [[0], []]
+    assert [r["nothing"] for r in agreed] == [None, None]
+
+
+def test_a_user_error_of_the_main_process_reaches_all_and_breaks_nothing(agreed: list[Result]) -> None:
+    assert [r["refused"] for r in agreed] == ["rank 0 does not like this; do that"] * 2
+    assert [r["after the refusal"] for r in agreed] == [[0, 1]] * 2
+
+
+def test_shares_are_each_index_once_and_even(agreed: list[Result]) -> None:
+    for count in range(12):
+        shares = [r["share"][count] for r in agreed]
+        assert shares[0] + shares[1] == list(range(count))
+        assert abs(len(shares[0]) - len(shares[1])) <= 1
+
+
+def test_floating_point_buffers_are_averaged(agreed: list[Result]) -> None:
+    assert [r["averaged"] for r in agreed] == [[[1.5, 3.0], [5.5, 7.5], 3]] * 2
+
+
+def test_one_process_is_the_special_case(alone: Ranks) -> None:
+    values = torch.tensor([1.0, 2.0])
+    assert alone.sum(values).tolist() == [1, 2]
+    assert alone.gather("x") == ["x"]
+    assert alone.broadcast("x") == "x"
+    assert alone.main_decides(lambda: 5) == 5
+    with pytest.raises(UserError, match="no"):
+        alone.main_decides(_refuse)
+    assert alone.share(5) == range(5)
+    net = nn.BatchNorm2d(2)
+    assert alone.prepare(net) is net
+    with alone.no_sync(net):
+        alone.average_buffers(net)
+    alone.wait()
+
+
+def _refuse() -> None:
+    raise UserError("no")
+
+
+def test_full_float32_is_neither_halved_nor_tf32() -> None:
+    x, cpu, before = torch.ones(2, 2), torch.device("cpu"), torch.backends.cudnn.conv.fp32_precision
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        with full_float32(cpu):
+            assert (x @ x).dtype == torch.float32
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert torch.backends.cudnn.conv.fp32_precision == before  # training's precision is its own affair
+
+
+def test_eval_mode_puts_the_mode_back() -> None:
+    net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(1))
+    with eval_mode(net) as inside:
+        assert inside is net
+        assert not any(m.training for m in net.modules())
+    assert all(m.training for m in net.modules())
+    with pytest.raises(ZeroDivisionError), eval_mode(net):
+        raise ZeroDivisionError
+    assert net.training
+    net.eval()
+    with eval_mode(net):
+        pass
+    assert not net.training
+
+
+# ---------------------------------------------------------------- the expected number of processes
+
+
+SENTENCE = (
+    r"{} process\(es\) work together, {} were expected \(.*\).*ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
+)
+
+
+def test_another_number_of_processes_is_refused(alone: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SharedError, match=SENTENCE.format(1, 3) + " --num_processes 3"):
+        Ranks(expect_world_size=3)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # the launcher started two, each of which believes that it is alone
+    with pytest.raises(UserError, match=SENTENCE.format(1, 2)):
+        Ranks()
+    assert Ranks(expect_world_size=1).world_size == 1  # what the user expects wins over the launcher's word
+
+
+def test_the_launcher_s_mixed_precision_is_declined_with_a_word(
+    alone: Ranks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert Ranks().accelerator.mixed_precision == "no"
+    assert "mixed precision (fp16) is not used" in capsys.readouterr().out
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    Ranks()
+    assert capsys.readouterr().out == ""
+
+
+def child_expects_three(ranks: Ranks) -> Result:
+    Ranks(expect_world_size=3)
+    return {}
+
+
+def test_every_rank_is_told_about_the_wrong_number(tmp_path: Path) -> None:
+    for process in start(2, child_expects_three, tmp_path):
+        assert process.returncode == 2, process.stderr[-2000:]
+        assert process.stdout.startswith("UserError: 2 process(es) work together, 3 were expected")
+
+
+# ---------------------------------------------------------------- SLURM's word
+
+
+def expected(monkeypatch: pytest.MonkeyPatch, device: str, **env: str) -> dict[int, list[str]]:
+    """For 1 to 16 processes: the sources that do not agree."""
+    step = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_GPUS_ON_NODE", "SLURM_NTASKS")
+    for name in ("WORLD_SIZE", "DIST_SKETCH_RANKS", *step):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    found = expectations(None, device)
+    return {n: [source for source, _, fits in found if not fits(n)] for n in range(1, 17)}
+
+
+def test_what_slurm_allotted_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    two_nodes = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4"}
+    on_gpus = expected(monkeypatch, "cuda", WORLD_SIZE="8", **two_nodes)
+    assert [n for n, against in on_gpus.items() if not against] == [8]
+    # the launcher ran on one node only
+    assert expected(monkeypatch, "cuda", WORLD_SIZE="4", **two_nodes)[4] == ["SLURM: 2 node(s) with 4 GPU(s)"]
+    # on CPUs a task may start several processes
+    on_cpus = expected(monkeypatch, "cpu", WORLD_SIZE="6", **two_nodes)
+    assert [n for n, against in on_cpus.items() if not against] == [6]
+    # What the node's launcher has started counts, not how many GPUs there are
+    by_node = expected(monkeypatch, "cuda", **two_nodes, WORLD_SIZE="4", DIST_SKETCH_RANKS="4")
+    assert [n for n, against in by_node.items() if not against] == [4]
+    alone = expected(monkeypatch, "cpu", SLURM_STEP_NUM_TASKS="2")  # srun without a launcher: two runs in one folder
+    assert alone[1] == ["SLURM: 2 task(s)"]
+    # a batch script, or a shell of salloc, is no step
+    assert expected(monkeypatch, "cuda", SLURM_NTASKS="8", SLURM_GPUS_ON_NODE="8")[1] == []
+
+
+def test_slurm_s_word_is_checked_and_the_command_is_named(alone: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    with pytest.raises(SharedError, match=r"2 were expected \(SLURM: 2 task\(s\)\).*--num_machines 2 --machine_rank"):
+        Ranks()
+    assert Ranks(expect_world_size=1).world_size == 1
+
+
+# ---------------------------------------------------------------- a rank that is gone
+
+
+def child_loses_a_peer(ranks: Ranks) -> Result:
+    """Rank 1 leaves without a word; what the others get is told apart from errors of their own."""
+    if ranks.rank == 1:
+        raise UserError("goodbye")
+    try:
+        for _ in range(3):
+            ranks.sum(torch.zeros(5))
+    except Exception as e:
+        raise UserError(f"lost: {lost_peer(e)}, {lost_peer(RuntimeError('shape mismatch'))}") from e
+    raise AssertionError("nothing was noticed")
+
+
+@pytest.mark.parametrize("open_group", [False, True])
+def test_with_an_open_process_group_an_error_ends_the_process_at_once(open_group: bool, tmp_path: Path) -> None:
+    code = f"""
+import atexit
+import torch.distributed as dist
+from dist_sketch.core.ranks import leave
+atexit.register(print, "the interpreter's own end")
+if {open_group}:
+    dist.init_process_group("gloo", init_method="file://{tmp_path}/meeting", rank=0, world_size=1)
+print("said before")
+leave(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert done.stdout.splitlines() == ["said before", *([] if open_group else ["the interpreter's own end"])]
+
+
+def test_a_rank_that_is_gone_is_noticed_by_the_others(tmp_path: Path) -> None:
+    first, second = start(2, child_loses_a_peer, tmp_path)
+    assert (first.returncode, second.returncode) == (2, 2), first.stderr[-2000:]
+    assert first.stdout == "UserError: lost: True, False\n"

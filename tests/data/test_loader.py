@@ -1,0 +1,380 @@
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from conftest import face
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dist_sketch.core.config import DataConfig
+from dist_sketch.core.errors import UserError
+from dist_sketch.data import loader, pack, recipe
+from dist_sketch.data.loader import Batch, Loader, check_batch, order, steps_an_epoch
+from dist_sketch.data.shards import BadSample, Shards
+
+DATA = DataConfig(batch_size=4, workers=0)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[int, int, int]:
+    """(pairs, ranks, global batch) that `check_batch` lets pass."""
+    ranks = draw(st.integers(1, 9))
+    batch = ranks * draw(st.integers(1, 5))
+    return draw(st.integers(batch, 200)), ranks, batch
+
+
+def share(
+    plan: tuple[int, int, int], rank: int, seed: int, epoch: int, shuffle: bool, first_step: int = 0
+) -> list[Any]:
+    """The places that `rank` reads: a list a step."""
+    count, ranks, batch = plan
+    places = loader._Places(count, DataConfig(batch_size=batch, shuffle=shuffle), seed, rank, ranks)
+    places.epoch, places.first_step = epoch, first_step
+    shares = list(places)
+    assert len(places) == len(shares)
+    return shares
+
+
+@settings(deadline=None)
+@given(plans(), st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.booleans())
+def test_ranks_share_an_epoch_exactly(plan: tuple[int, int, int], seed: int, epoch: int, shuffle: bool) -> None:
+    count, ranks, batch = plan
+    check_batch(batch, ranks, count)
+    shares = [share(plan, rank, seed, epoch, shuffle) for rank in range(ranks)]
+    steps = steps_an_epoch(count, batch)
+    assert steps >= 1
+    assert [len(s) for s in shares] == [steps] * ranks
+    assert {len(b) for s in shares for b in s} == {batch // ranks}
+    assert {e for s in shares for b in s for e, _ in b} == {epoch}
+    seen = [i for step in zip(*shares, strict=True) for b in step for _, i in b]
+    # No overlap, nothing but the last incomplete batch left out; and the global batches are the single process's.
+    assert len(set(seen)) == len(seen) == steps * batch > count - batch
+    assert seen == order(count, seed, epoch, shuffle)[: steps * batch].tolist()
+    assert sorted(order(count, seed, epoch, shuffle)) == list(range(count))
+
+
+@settings(deadline=None)
+@given(plans(), st.integers(0, 2**32), st.integers(0, 100), st.data())
+def test_the_rest_of_an_epoch_is_its_tail_on_any_number_of_ranks(
+    plan: tuple[int, int, int], seed: int, epoch: int, data: st.DataObject
+) -> None:
+    count, ranks, batch = plan
+    first = data.draw(st.integers(0, steps_an_epoch(count, batch)))
+    for rank in range(ranks):
+        assert share(plan, rank, seed, epoch, True, first) == share(plan, rank, seed, epoch, True)[first:]
+    others = data.draw(st.sampled_from([r for r in range(1, batch + 1) if batch % r == 0]))
+    tails = [share((count, others, batch), rank, seed, epoch, True, first) for rank in range(others)]
+    seen = [i for step in zip(*tails, strict=True) for b in step for _, i in b]
+    assert seen == order(count, seed, epoch, True)[first * batch : count // batch * batch].tolist()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 10**6), st.integers(30, 300))
+def test_order_is_a_pure_function_of_seed_and_epoch(seed: int, epoch: int, count: int) -> None:
+    shuffled = order(count, seed, epoch, True).tolist()
+    torch.rand(1), np.random.rand(), random.random()
+    assert order(count, seed, epoch, True).tolist() == shuffled
+    assert shuffled != order(count, seed, epoch + 1, True).tolist()
+    assert shuffled != order(count, seed + 1, epoch, True).tolist()
+    assert shuffled != list(range(count))
+    assert order(count, seed, epoch, False).tolist() == order(count, seed + 1, epoch + 1, False).tolist()
+    assert order(count, seed, epoch, False).tolist() == list(range(count))
+
+
+def test_the_order_of_a_seed_stays_what_it_was() -> None:
+    # A run that was begun with an older release goes on in the same order.
+    assert order(10, 0, 0, True).tolist() == [6, 5, 1, 7, 3, 0, 4, 8, 2, 9]
+    assert order(10, 7, 3, True).tolist() == [1, 0, 4, 9, 3, 7, 8, 2, 5, 6]
+
+
+@given(st.integers(1, 100), st.integers(1, 100), st.integers(0, 200))
+def test_check_batch_lets_pass_what_works_and_proposes_what_would(batch: int, ranks: int, count: int) -> None:
+    if batch % ranks == 0 and batch <= count:
+        check_batch(batch, ranks, count)
+        return
+    with pytest.raises(UserError, match=f"^data.batch_size = {batch}: ") as e:
+        check_batch(batch, ranks, count)
+    proposals = [int(w) for w in str(e.value).split("use ")[1].replace(" or less", "").split(" or ")]
+    assert proposals
+    for proposed in proposals:
+        assert proposed <= count if batch % ranks == 0 else proposed % ranks == 0 and abs(proposed - batch) < ranks
+
+
+def test_check_batch_sentences() -> None:
+    with pytest.raises(UserError, match=r"does not divide by 3 ranks; use 9 or 6$"):
+        check_batch(8, 3, 100)
+    with pytest.raises(UserError, match=r"does not divide by 4 ranks; use 4$"):
+        check_batch(2, 4, 100)
+    with pytest.raises(UserError, match=r"the training split has only 7 pairs; use 7 or less$"):
+        check_batch(8, 2, 7)
+
+
+# Real shards: 13 pairs, five to a shard, 64 px.
+
+
+def epoch_of(
+    shards: Path, data: DataConfig, epoch: int = 0, first_step: int = 0, *, ranks: int = 1, seed: int = 3
+) -> list[Batch]:
+    """The batches of one epoch: all ranks' of step 0, then of step 1 and so on."""
+    read = Shards(shards, "train")
+    loaders = [Loader(read, data, seed=seed, rank=r, world_size=ranks) for r in range(ranks)]
+    return [b for step in zip(*(x.epoch(epoch, first_step) for x in loaders), strict=True) for b in step]
+
+
+def keys_of(batches: list[Batch]) -> list[str]:
+    return [k for b in batches for k in b.keys]
+
+
+def packed_image(path: Path) -> np.ndarray:
+    """A source image as it must come out of the shards: (3, 64, 64)."""
+    with Image.open(path) as image:
+        return np.array(image.resize((64, 64), Image.Resampling.BICUBIC).convert("RGB")).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_pair_once_and_a_pair_is_a_pair(shards: Path, pairs: Path, workers: int, ranks: int) -> None:
+    expected = [str(Shards(shards, "train").keys[i]) for i in order(13, 3, 0, True)[:12]]
+    batches = epoch_of(shards, replace(DATA, workers=workers), ranks=ranks)
+    assert keys_of(batches) == expected
+    for batch in batches:
+        assert batch.bad == []
+        assert batch.line.dtype == batch.sketch.dtype == torch.uint8
+        assert batch.line.shape == batch.sketch.shape == (4 // ranks, 3, 64, 64)
+        for key, line, sketch in zip(batch.keys, batch.line, batch.sketch, strict=True):
+            assert np.array_equal(line, packed_image(pairs / "train_line" / f"{key}.png"))
+            assert np.array_equal(sketch, packed_image(pairs / "train_sketch" / f"{key}.png"))
+
+
+def test_a_sample_knows_its_name_and_the_size_it_had(shards: Path) -> None:
+    read = Shards(shards, "val")
+    assert len(read) == 5
+    assert read.has_sketch
+    assert read.size == 64
+    sample = read.read(4, channels=1)
+    assert (sample.key, sample.name, sample.source_size) == ("18", "18", (80, 80))
+    assert sample.line.shape == (1, 64, 64)
+    assert sample.sketch is not None
+    assert sample.sketch.shape == (1, 64, 64)
+
+
+def test_epochs_go_on_in_new_orders_with_the_same_workers(shards: Path) -> None:
+    train = Loader(Shards(shards, "train"), replace(DATA, workers=2), seed=3, rank=0, world_size=1)
+    assert train.steps == 3
+    epochs = [keys_of(list(train.epoch(e))) for e in (0, 1, 0)]
+    assert epochs[0] == epochs[2] != epochs[1]
+    next(train.epoch(1))  # an epoch that is left in its middle must not leak into the next
+    assert keys_of(list(train.epoch(0, 1))) == epochs[0][4:]
+    assert keys_of(list(train.epoch(0))) == epochs[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_global_random_numbers_are_left_alone(shards: Path, workers: int) -> None:
+    # Dropout draws from torch's: a loader that took from it would make the run depend on its workers.
+    train = Loader(
+        Shards(shards, "train"),
+        replace(DATA, workers=workers, flip=True, shift=True),
+        seed=0,
+        rank=0,
+        world_size=1,
+    )
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    assert len([*train.epoch(0), *train.epoch(1), *train.epoch(1, 2)]) == 7
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]  # type: ignore[index]
+
+
+# Augmentation
+
+
+def by_key(batches: list[Batch]) -> dict[str, bytes]:
+    return {
+        k: line.numpy().tobytes() + sketch.numpy().tobytes()
+        for b in batches
+        for k, line, sketch in zip(b.keys, b.line, b.sketch, strict=True)
+    }
+
+
+def test_augmentation_depends_on_seed_epoch_and_key_alone(shards: Path) -> None:
+    data = replace(DATA, batch_size=13, flip=True, shift=True)  # an epoch has all 13 keys
+    expected = by_key(epoch_of(shards, data))
+    assert by_key(epoch_of(shards, replace(data, workers=2))) == expected
+    assert by_key(epoch_of(shards, data, ranks=13)) == expected
+    assert by_key(epoch_of(shards, replace(data, shuffle=False))) == expected
+    assert by_key(epoch_of(shards, data)) == expected
+    plain = by_key(epoch_of(shards, replace(data, flip=False, shift=False)))
+    for other in (by_key(epoch_of(shards, data, epoch=1)), by_key(epoch_of(shards, data, seed=4)), plain):
+        assert sum(other[k] != v for k, v in expected.items()) > 9
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("flip", "shift"), [(True, False), (False, True), (True, True)])
+def test_both_halves_get_one_draw(tmp_path: Path, flip: bool, shift: bool, workers: int) -> None:
+    for side in ("line", "sketch"):
+        (tmp_path / f"data/train_{side}").mkdir(parents=True)
+        for n in range(1, 17):  # both halves are the same picture
+            face(n)[0].save(tmp_path / f"data/train_{side}/{n}.png")
+    pack.pack(recipe.load(str(tmp_path / "data")), tmp_path / "shards", size=64, workers=1)
+    data = replace(DATA, flip=flip, shift=shift, workers=workers)
+    batches = epoch_of(tmp_path / "shards", data)
+    assert all(torch.equal(b.line, b.sketch) for b in batches)
+    plain = by_key(epoch_of(tmp_path / "shards", DATA))
+    changed = sum(by_key(batches)[k] != v for k, v in plain.items())
+    assert changed > 12 if shift else 2 < changed < 14
+
+
+# Damage
+
+Damage = Callable[[Path], None]
+
+
+def flip_byte(shard: Path) -> None:
+    with tarfile.open(shard) as tar:
+        place = next(m.offset_data + m.size // 2 for m in tar if m.name == "7.sketch.png")
+    content = bytearray(shard.read_bytes())
+    content[place] ^= 1
+    shard.write_bytes(content)
+
+
+def truncate(shard: Path) -> None:
+    with tarfile.open(shard) as tar:
+        os.truncate(shard, next(m.offset for m in tar if m.name == "7.sketch.png"))  # at a member's boundary
+
+
+@pytest.fixture
+def damaged(shards: Path, tmp_path: Path) -> Callable[[Damage], Path]:
+    """A copy of the shards in which something was done to the one that holds keys 6 to 10."""
+
+    def damage(how: Damage) -> Path:
+        shutil.copytree(shards, tmp_path / "shards")
+        how(tmp_path / "shards" / "train-000001.tar")
+        return tmp_path / "shards"
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("how", "lost"), [(flip_byte, ["7"]), (truncate, ["7", "8", "9", "10"]), (Path.unlink, ["6", "7", "8", "9", "10"])]
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damage_is_named_counted_and_costs_no_other_pair(
+    damaged: Callable[[Damage], Path], shards: Path, how: Damage, lost: list[str], workers: int
+) -> None:
+    folder = damaged(how)
+    read = Shards(folder, "train")
+    for i, key in enumerate(read.keys):
+        if key in lost:
+            with pytest.raises(BadSample, match=f"^{folder / 'train-000001.tar'}: .*{str(key)!r}"):
+                read.read(i, 3)
+    data = replace(DATA, batch_size=6, shuffle=False, workers=workers)
+    batches, good = epoch_of(folder, data), epoch_of(shards, data)
+    assert keys_of(batches) == [k for k in keys_of(good) if k not in lost]
+    sentences = [s for b in batches for s in b.bad]
+    assert len(sentences) == len(lost)
+    for key, sentence in zip(lost, sentences, strict=True):
+        assert "train-000001.tar: " in sentence
+        assert repr(key) in sentence
+    assert by_key(batches) == {k: v for k, v in by_key(good).items() if k not in lost}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_share_without_one_good_pair_is_blank(
+    damaged: Callable[[Damage], Path], workers: int, channels: Literal[1, 3]
+) -> None:
+    """Its rank has something to take part in the step with, and the step counts no pair of it."""
+    data = replace(DATA, batch_size=10, shuffle=False, workers=workers, channels=channels)
+    good, blank = epoch_of(damaged(Path.unlink), data, ranks=2)
+    assert (good.blank, good.keys, good.bad) == (False, ["1", "2", "3", "4", "5"], [])
+    assert (blank.blank, blank.keys, len(blank.bad)) == (True, [], 5)
+    for image in (blank.line, blank.sketch):
+        assert image.shape == good.line.shape == (5, channels, 64, 64)
+        assert image.dtype == torch.uint8
+        assert (image == 255).all()
+
+
+@pytest.mark.parametrize("side", ["line", "sketch"])
+def test_a_manifest_that_tears_pairs_apart_is_seen(shards: Path, tmp_path: Path, side: str) -> None:
+    # Hashes hold, yet the bytes are not the pair that the index names.
+    shutil.copytree(shards, tmp_path / "shards")
+    path = tmp_path / "shards" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    index = manifest["splits"]["train"]["index"]
+    if side == "line":
+        index["key"][0], index["key"][1] = index["key"][1], index["key"][0]
+    else:  # a shard of lines alone in place of pairs
+        manifest["splits"]["train"]["index"] = lines_alone(tmp_path)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BadSample, match=r"train-000000.tar: sample '\d'"):
+        Shards(tmp_path / "shards", "train").read(0, 3)
+
+
+def lines_alone(tmp_path: Path) -> dict[str, Any]:
+    """Packs the lines without sketches over the shards; returns their index."""
+    (tmp_path / "lines/val_line").mkdir(parents=True)
+    for n in range(1, 14):
+        face(n)[0].save(tmp_path / "lines/val_line" / f"{n}.png")
+    pack.pack(recipe.load(str(tmp_path / "lines")), tmp_path / "other", size=64, shard_count=5, workers=1)
+    other = json.loads((tmp_path / "other/manifest.json").read_text())["splits"]
+    ((_, part),) = other.items()
+    for number, shard in enumerate(part["shards"]):
+        shutil.copy(tmp_path / "other" / shard["file"], tmp_path / "shards" / f"train-{number:06d}.tar")
+    return dict(part["index"])
+
+
+def test_a_name_that_leaves_its_folder_is_refused(shards: Path, tmp_path: Path) -> None:
+    # With hashes that hold: whoever can write shards can write a manifest.
+    shutil.copytree(shards, tmp_path / "shards")
+    shard, path = tmp_path / "shards/train-000000.tar", tmp_path / "shards/manifest.json"
+    content = shard.read_bytes().replace(b'"name": "1"', b'"name": "/"', 1)
+    shard.write_bytes(content)
+    manifest = json.loads(path.read_text())
+    index = manifest["splits"]["train"]["index"]
+    index["sha256"][0] = hashlib.sha256(content[: index["length"][0]]).hexdigest()
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BadSample, match=r"train-000000.tar: sample '1' has the name '/', which leaves its folder$"):
+        Shards(tmp_path / "shards", "train").read(0, 3)
+
+
+def test_no_such_split(shards: Path) -> None:
+    with pytest.raises(UserError, match=r"shards: has no split 'test'; it has train, val$"):
+        Shards(shards, "test")
+
+
+STALLED = """
+import sys, time
+from pathlib import Path
+from dist_sketch.core.config import DataConfig
+from dist_sketch.core.errors import UserError
+from dist_sketch.data.loader import Loader
+from dist_sketch.data.shards import Shards
+
+Shards.read = lambda *_: time.sleep(3600)
+data = DataConfig(batch_size=4, workers=1, stall_timeout_s=1.0)
+loader = Loader(Shards(Path(sys.argv[1]), "train"), data, seed=0, rank=0, world_size=1)
+batches = loader.epoch(0)
+try:
+    next(batches)
+except UserError as e:
+    print(e)
+"""
+
+
+def test_workers_that_give_nothing_are_given_up_with_a_sentence(shards: Path) -> None:
+    """And they cannot keep the process from ending, though they ignore the signal that would end them."""
+    ended = subprocess.run([sys.executable, "-c", STALLED, shards], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.startswith(f"{shards}: no batch for 1 s; does the disk answer?")
+    assert (ended.returncode, ended.stderr) == (0, "")

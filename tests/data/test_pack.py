@@ -1,0 +1,398 @@
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run, write_pairs
+from PIL import Image
+from webdataset import WebDataset
+
+from dist_sketch.core.errors import UserError
+from dist_sketch.data import pack as pack_module
+from dist_sketch.data.manifest import manifest_hash, read_manifest
+from dist_sketch.data.pack import pack, verify
+from dist_sketch.data.recipe import load
+
+ODD = ["1", "2", "10", "a.b", "with space", "Zoë", "人物", "n" * 150, "%"]
+
+
+def draw(path: Path, seed: int, size: tuple[int, int] = (70, 90)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3 if seed % 2 else 1), np.uint8).squeeze())
+    coarse.resize(size, Image.Resampling.BILINEAR).save(path)
+
+
+def source(root: Path, train: list[str], val: list[str] = ()) -> Path:
+    for split, names in (("train", train), ("val", val)):
+        for i, name in enumerate(names):
+            draw(root / f"{split}_line" / f"{name}.png", 2 * i)
+            draw(root / f"{split}_sketch" / f"{name}.png", 2 * i + 1, (64, 64))
+    return root
+
+
+def do(root: Path, out: Path, **options: Any) -> dict[str, Any]:
+    return pack(load(str(root)), out, **{"size": 64, "workers": 1, **options})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A source with odd names and its shards, 4 samples each; read only."""
+    folder = tmp_path_factory.mktemp("packed")
+    do(source(folder / "data", ODD, ["7", "8"]), folder / "shards", shard_count=4)
+    return folder / "data", folder / "shards"
+
+
+@pytest.fixture
+def copy(packed: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the shards that a test may damage."""
+    (tmp_path / "copy").mkdir()
+    for name, data in contents(packed[1]).items():
+        (tmp_path / "copy" / name).write_bytes(data)
+    return tmp_path / "copy"
+
+
+def test_manifest(packed: tuple[Path, Path]) -> None:
+    manifest = read_manifest(packed[1])
+    assert (manifest["format"], manifest["size"], manifest["recipe"]) == (1, 64, "folder")
+    assert (manifest["license"], manifest["skipped"]) == ("not stated", [])
+    train = manifest["splits"]["train"]
+    assert (train["count"], train["has_sketch"]) == (9, True)
+    assert train["index"]["key"] == ["1", "2", "10", "%25", "Zoë", "a%2Eb", "n" * 150, "with space", "人物"]
+    assert [s["file"] for s in train["shards"]] == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
+    assert [s["count"] for s in train["shards"]] == [4, 4, 1]
+    assert train["index"]["shard"] == [0] * 4 + [1] * 4 + [2]
+    for shard in train["shards"]:
+        data = (packed[1] / shard["file"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
+    assert manifest["splits"]["val"]["index"]["key"] == ["7", "8"]
+    assert sorted(contents(packed[1])) == [
+        "manifest.json",
+        *(f"train-00000{i}.tar" for i in range(3)),
+        "val-000000.tar",
+    ]
+
+
+def test_each_span_is_a_tar_of_its_sample(packed: tuple[Path, Path]) -> None:
+    index = read_manifest(packed[1])["splits"]["train"]["index"]
+    for key, shard, offset, length, digest in zip(*index.values(), strict=True):
+        block = (packed[1] / f"train-{shard:06d}.tar").read_bytes()[offset : offset + length]
+        assert hashlib.sha256(block).hexdigest() == digest
+        with tarfile.open(fileobj=io.BytesIO(block)) as tar:
+            assert tar.getnames() == [f"{key}.json", f"{key}.line.png", f"{key}.sketch.png"]
+            assert all(len(tar.extractfile(m).read()) == m.size > 0 for m in tar)  # type: ignore[union-attr]
+
+
+def test_sample_is_the_resized_pair(packed: tuple[Path, Path]) -> None:
+    data, shards = packed
+    with tarfile.open(shards / "train-000001.tar") as tar:
+        members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+    assert json.loads(members["a%2Eb.json"]) == {
+        "name": "a.b",
+        "split": "train",
+        "line": {"file": "train_line/a.b.png", "width": 70, "height": 90, "mode": "L"},
+        "sketch": {"file": "train_sketch/a.b.png", "width": 64, "height": 64, "mode": "RGB"},
+    }
+    for side, mode in (("line", "L"), ("sketch", "RGB")):
+        stored = Image.open(io.BytesIO(members[f"a%2Eb.{side}.png"]))
+        with Image.open(data / f"train_{side}" / "a.b.png") as original:
+            expected = original.resize((64, 64), Image.Resampling.BICUBIC)
+        assert (stored.format, stored.mode) == ("PNG", mode)
+        assert np.array_equal(stored, expected)
+
+
+def test_stock_webdataset_sees_the_same_pairs(packed: tuple[Path, Path]) -> None:
+    for split, names in (("train", ODD), ("val", ["7", "8"])):
+        files = sorted(str(p) for p in packed[1].glob(f"{split}-*.tar"))
+        samples = list(WebDataset(files, shardshuffle=False).decode("pil"))
+        assert [s["__key__"] for s in samples] == read_manifest(packed[1])["splits"][split]["index"]["key"]
+        assert {s["json"]["name"] for s in samples} == set(names)
+        for sample in samples:
+            assert sample["line.png"].size == sample["sketch.png"].size == (64, 64)
+            for side in ("line", "sketch"):
+                with Image.open(packed[0] / sample["json"][side]["file"]) as image:
+                    expected = image.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
+                assert np.array_equal(sample[f"{side}.png"], expected)
+
+
+def test_two_packings_are_the_same_bytes(tmp_path: Path) -> None:
+    one = source(tmp_path / "one", [str(i) for i in range(70)])
+    shutil.copytree(one, tmp_path / "two")
+    os.utime(tmp_path / "two" / "train_line" / "3.png", (1, 1))
+    do(one, tmp_path / "a", shard_mb=0.3)
+    do(tmp_path / "two", tmp_path / "b", shard_mb=0.3, workers=2)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert manifest_hash(tmp_path / "a") == hashlib.sha256((tmp_path / "b/manifest.json").read_bytes()).hexdigest()
+    assert verify(tmp_path / "b") == {"train": 70}
+
+
+def test_shard_size_by_bytes(tmp_path: Path) -> None:
+    root = source(tmp_path / "data", [str(i) for i in range(12)])
+    shards = do(root, tmp_path / "out", shard_mb=0.05)["splits"]["train"]["shards"]
+    assert len(shards) > 1
+    assert all(s["bytes"] <= 50_000 for s in shards)
+    tiny = do(root, tmp_path / "tiny", shard_mb=0.001)["splits"]["train"]["shards"]
+    assert [s["count"] for s in tiny] == [1] * 12  # a sample always fits
+    assert verify(tmp_path / "tiny") == {"train": 12}
+
+
+def test_val_fraction_and_lines_without_sketches(tmp_path: Path) -> None:
+    root = source(tmp_path / "data", [str(i) for i in range(20)])
+    manifest = pack(load(str(root), val_fraction=0.3), tmp_path / "a", size=64, workers=1)
+    counts = verify(tmp_path / "a")
+    assert set(counts) == {"train", "val"}
+    assert sum(counts.values()) == 20
+    assert manifest["settings"]["val_fraction"] == 0.3
+    pack(load(str(root), val_fraction=1), tmp_path / "b", size=64, workers=1)
+    assert verify(tmp_path / "b") == {"val": 20}  # a split without pairs is not written
+    draw(root / "val_line" / "1.png", 0)
+    assert do(root, tmp_path / "c")["splits"]["val"]["has_sketch"] is False
+    with tarfile.open(tmp_path / "c" / "val-000000.tar") as tar:
+        assert tar.getnames() == ["1.json", "1.line.png"]
+
+
+# --- refusals ---
+
+
+def damage(root: Path) -> list[str]:
+    """Spoils three of four pairs, each in its own way."""
+    (root / "train_line" / "2.png").write_bytes((root / "train_line" / "2.png").read_bytes()[:60])
+    (root / "train_sketch" / "3.png").write_bytes(b"")
+    (root / "train_sketch" / "4.png").unlink()
+    return ["train_line/4.png", "train_line/2.png", "train_sketch/3.png"]
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    root = source(tmp_path / "data", ["1", "2", "3", "4"])
+    files = damage(root)
+    with pytest.raises(UserError) as e:
+        do(root, tmp_path / "out", skip_bad=2)
+    first, *lines, last = str(e.value).splitlines()
+    assert first == f"{root}: 3 files cannot be used:"
+    assert [line.strip().split(": ")[0] for line in lines] == files
+    assert "has no partner in train_sketch" in lines[0]
+    assert "is damaged or truncated" in lines[1]
+    assert "the file is empty" in lines[2]
+    assert last == "mend or remove them, or leave out up to N of them with --skip-bad N (now 2)"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]  # nothing half-made is left
+
+
+def test_skip_bad(tmp_path: Path) -> None:
+    root = source(tmp_path / "data", ["1", "2", "3", "4"])
+    files = damage(root)
+    manifest = do(root, tmp_path / "out", skip_bad=3)
+    assert [s["file"] for s in manifest["skipped"]] == files
+    assert read_manifest(tmp_path / "out") == manifest
+    assert manifest["splits"]["train"]["index"]["key"] == ["1"]
+    assert verify(tmp_path / "out") == {"train": 1}
+
+
+def test_many_bad_files_are_counted(tmp_path: Path) -> None:
+    root = source(tmp_path / "data", [str(i) for i in range(13)])
+    for path in (root / "train_line").iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"13 files cannot be used:\n  train_line/0\.png(.|\n)*\.\.\. and 3 more\n"):
+        do(root, tmp_path / "out")
+    with pytest.raises(UserError, match="no pair is left to pack"):
+        do(root, tmp_path / "out", skip_bad=13)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 100}, "size = 100: must be a multiple of 64 from 64 to 2048"),
+        ({"size": 0}, "size = 0: must be"),
+        ({"size": 4096}, "size = 4096: must be"),
+        ({"shard_mb": 0}, "shard_mb = 0: must be above 0"),
+        ({"shard_mb": float("nan")}, "shard_mb = nan: must be above 0"),
+        ({"shard_count": -1}, "shard_count = -1: must be 0 or more"),
+        ({"skip_bad": -1}, "skip_bad = -1: must be 0 or more"),
+        ({"workers": 0}, "workers = 0: must be 1 or more"),
+    ],
+)
+def test_settings_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        do(source(tmp_path / "data", ["1"]), tmp_path / "out", **options)
+
+
+def test_keep_leaves_good_shards_of_these_pairs_alone(cli: Run, tmp_path: Path) -> None:
+    faces, out = write_pairs(tmp_path / "faces", 3, 1), tmp_path / "out"
+    command = ("pack", faces, "--out", out, "--keep", "--size")
+    assert cli(*command, 64).returncode == 0
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.is_file()}
+    again = cli(*command, 64)
+    assert (again.returncode, again.stdout) == (0, f"{out}: packed already\n")
+    other = cli(*command, 128)
+    assert (other.returncode, other.stderr.splitlines()[-1][:50]) == (2, f"error: {out}: holds shards of"[:50])
+    write_pairs(faces, 4, 1)
+    more = cli(*command, 64)
+    assert more.returncode == 2
+    assert "holds shards of other pairs or of another size (4 at 64 px, asked for: " in more.stderr
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.is_file()} == before
+    tar = next(out.glob("*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-600])
+    damaged = cli(*command, 64)
+    assert damaged.returncode == 2
+    assert "--force packs them anew" in damaged.stderr
+    assert cli(*command, 64, "--force").returncode == 0
+    assert cli("verify", out).returncode == 0
+
+
+def test_existing_out(tmp_path: Path) -> None:
+    root = source(tmp_path / "data", ["1", "2"])
+    (tmp_path / "out").mkdir()
+    do(root, tmp_path / "out")  # an empty folder is no obstacle
+    before = contents(tmp_path / "out")
+    with pytest.raises(UserError, match="out: holds packed shards already; remove it or choose another --out"):
+        do(root, tmp_path / "out", size=128)
+    assert contents(tmp_path / "out") == before
+    assert do(root, tmp_path / "out", size=128, force=True)["size"] == 128
+    assert verify(tmp_path / "out") == {"train": 2}
+    with pytest.raises(UserError, match="data: is there already and holds no shards"):
+        do(root, root, force=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: is there already"):
+        do(root, tmp_path / "file", force=True)
+    with pytest.raises(UserError, match=r"below: cannot be written \(Not a directory\)"):
+        do(root, tmp_path / "file" / "below")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "file", "out"]
+
+
+def test_killed_packing_leaves_no_shards(tmp_path: Path) -> None:
+    root = source(tmp_path / "data", [str(i) for i in range(60)])
+    code = (
+        "import sys, time; from pathlib import Path; from dist_sketch.data import pack, recipe\n"
+        "read = recipe.read_image\n"
+        "pack.read_image = lambda path: (time.sleep(0.1), read(path))[1]\n"
+        "pack.pack(recipe.load(sys.argv[1]), Path(sys.argv[2]), size=64, shard_count=1, workers=1)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, root, tmp_path / "out"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob(".out.*.part/*.tar"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    do(root, tmp_path / "out")
+    assert verify(tmp_path / "out") == {"train": 60}
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    root = source(tmp_path / "data", ["1"])
+    monkeypatch.setattr(pack_module.os, "fsync", full)
+    with pytest.raises(UserError, match=r"out: cannot be written \(No space left on device\)"):
+        do(root, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
+
+
+# --- verify, read_manifest ---
+
+
+def test_verify_accepts(packed: tuple[Path, Path]) -> None:
+    assert verify(packed[1]) == {"train": 9, "val": 2}
+
+
+def failing(folder: Path) -> list[str]:
+    with pytest.raises(UserError) as e:
+        verify(folder)
+    first, *lines, last = str(e.value).splitlines()
+    assert (first, last) == (f"{folder}: the shards differ from the manifest:", "copy or pack them again")
+    return [line.strip() for line in lines]
+
+
+def test_verify_flipped_byte(copy: Path) -> None:
+    index = read_manifest(copy)["splits"]["train"]["index"]
+    data = bytearray((copy / "train-000001.tar").read_bytes())
+    data[index["offset"][5] + 2000] ^= 1
+    (copy / "train-000001.tar").write_bytes(data)
+    assert failing(copy) == ["train-000001.tar: key a%2Eb: its bytes have another SHA-256"]
+
+
+def test_verify_flipped_byte_behind_the_samples(copy: Path) -> None:
+    data = bytearray((copy / "val-000000.tar").read_bytes())
+    data[-1] ^= 1
+    (copy / "val-000000.tar").write_bytes(data)
+    assert failing(copy) == ["val-000000.tar: has another SHA-256, outside its samples"]
+
+
+def test_verify_truncated_missing_and_extra(copy: Path) -> None:
+    index = read_manifest(copy)["splits"]["train"]["index"]
+    data = (copy / "train-000000.tar").read_bytes()
+    cut = index["offset"][2]  # at a sample's border, where tar itself sees nothing wrong
+    (copy / "train-000000.tar").write_bytes(data[:cut])
+    (copy / "train-000001.tar").unlink()
+    (copy / "train-000009.tar").write_bytes(data)
+    assert failing(copy) == [
+        f"train-000000.tar: has {cut} bytes, not {len(data)}",
+        "train-000000.tar: key 10: its bytes end too early",
+        "train-000000.tar: key %25: its bytes end too early",
+        "train-000001.tar: is missing",
+        "train-000009.tar: is not in the manifest",
+    ]
+
+
+def test_verify_lists_ten(tmp_path: Path) -> None:
+    do(source(tmp_path / "data", [str(i) for i in range(14)]), tmp_path / "out", shard_count=1)
+    for path in (tmp_path / "out").glob("*.tar"):
+        path.unlink()
+    lines = failing(tmp_path / "out")
+    assert lines[0] == "train-000000.tar: is missing"
+    assert (len(lines), lines[-1]) == (11, "... and 4 more")
+
+
+def test_read_manifest_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none: there is no such folder; make it with: dist-sketch pack"):
+        read_manifest(tmp_path / "none")
+    with pytest.raises(UserError, match=r"manifest\.json: is missing: .* is no folder of packed shards"):
+        read_manifest(tmp_path)
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
+        manifest_hash(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format=2), "is of format 2, this version reads 1: pack the images again"),
+        (lambda m: m.pop("format"), "is damaged"),
+        (lambda m: m.pop("splits"), "is damaged"),
+        (lambda m: m.update(splits=[1]), "is damaged"),
+        (lambda m: m["splits"]["train"]["index"]["key"].pop(), "is damaged"),
+        (lambda m: m["splits"]["train"]["index"]["key"].__setitem__(0, "2"), "is damaged"),
+        (lambda m: m["splits"]["train"]["index"]["offset"].__setitem__(1, 512), "is damaged"),
+        (lambda m: m["splits"]["train"]["index"]["length"].__setitem__(3, 10**9), "is damaged"),
+        (lambda m: m["splits"]["train"]["index"]["shard"].__setitem__(8, 7), "is damaged"),
+        (lambda m: m["splits"]["train"]["index"]["sha256"].__setitem__(0, "xyz"), "is damaged"),
+        (lambda m: m["splits"]["train"]["shards"][0].update(file="../train-000000.tar"), "is damaged"),
+        (lambda m: m["splits"]["train"]["shards"][0].update(count=3), "is damaged"),
+    ],
+)
+def test_read_manifest_damaged(copy: Path, change: Any, message: str) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    change(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"manifest\.json: {message}"):
+        read_manifest(copy)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", '"x"'])
+def test_read_manifest_that_is_none(copy: Path, text: str) -> None:
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: is (damaged|not valid JSON)"):
+        read_manifest(copy)

@@ -1,0 +1,312 @@
+"""Inference and scores: every input once, the same on any number of ranks, files and figures that agree."""
+
+import hashlib
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, Run, face, launch, write_pairs
+from PIL import Image
+from support.scores import assert_same_scores
+
+from dist_sketch.data import pack, recipe
+from dist_sketch.data.manifest import read_manifest
+from dist_sketch.model import checkpoint
+from dist_sketch.tracking.tracker import read_metrics
+
+FOLDERS = ("line", "raw", "sketch", "real")
+VAL = ["14", "15", "16", "17", "18"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, cli: Run, shards: Path) -> Path:
+    """A short finished run; read only, also to `infer`."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    done = cli("train", "--data.shards", shards, *TINY, "--train.epochs", 2, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, cli: Run, run: Path, shards: Path) -> Path:
+    """The validation split drawn and scored; read only."""
+    folder = tmp_path_factory.mktemp("drawn") / "out"
+    done = cli("infer", "--run", run, "--input", shards, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def pictures(out: Path, *folders: str) -> dict[str, bytes]:
+    return {f"{f}/{p.name}": p.read_bytes() for f in folders for p in sorted((out / f).iterdir())}
+
+
+def digest(folder: Path) -> str:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return hashlib.sha256(b"".join(str(p).encode() + p.read_bytes() for p in files)).hexdigest()
+
+
+def scores(out: Path) -> dict[str, Any]:
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_every_picture_and_every_score(out: Path, run: Path) -> None:
+    for folder in FOLDERS:
+        assert sorted(p.stem for p in (out / folder).iterdir()) == VAL
+    result = scores(out)
+    assert result["n"] == 5
+    for kind in (result["raw"], result["denoised"], *result["baselines"].values()):
+        assert {"ssim", "l1", "psnr", "fid_64", "fid_192", "fid_768", "fid_2048", "kid"} <= set(kind)
+        assert all(np.isfinite(v) for k, v in kind.items() if k != "psnr")
+    assert set(result["baselines"]) == {"blank", "input", "reference"}
+    with Image.open(out / "sketch" / "14.png") as image:
+        assert image.size == (64, 64)
+        assert np.ptp(np.asarray(image.convert("RGB")), axis=2).max() == 0  # denoised is gray
+
+
+def test_batch_size_does_not_matter(tmp_path: Path, cli: Run, run: Path, shards: Path, out: Path) -> None:
+    done = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "one", "--batch-size", 1)
+    assert done.returncode == 0, done.stderr
+    assert pictures(tmp_path / "one", *FOLDERS) == pictures(out, *FOLDERS)
+    assert_same_scores(scores(tmp_path / "one"), scores(out))
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 3 training and 2 validation pairs."""
+    root = tmp_path_factory.mktemp("odd")
+    pack.pack(recipe.load(str(write_pairs(root / "pairs", 3, 2))), root / "shards", size=64, shard_count=1, workers=1)
+    return root / "shards"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, cli: Run, run: Path, out: Path, odd: Path) -> dict[int, Path]:
+    """What one process draws, by the number of inputs; read only."""
+    folder = tmp_path_factory.mktemp("alone") / "two"
+    done = cli("infer", "--run", run, "--input", odd, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return {5: out, 2: folder}
+
+
+# A loader that asked these would draw a part.
+FOREIGN = {"WORKER": "1", "NUM_WORKERS": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "7", "SLURM_LOCALID": "3"}
+
+
+@pytest.mark.parametrize(("n", "ranks"), [(5, 2), (5, 3), (5, 4), (2, 3)])
+def test_any_number_of_ranks_draws_and_scores_every_input_once(
+    tmp_path: Path, run: Path, shards: Path, odd: Path, alone: dict[int, Path], n: int, ranks: int
+) -> None:
+    source = {5: shards, 2: odd}[n]
+    options = ("infer", "--run", run, "--input", source, "--out", tmp_path / "o", "--batch-size", 2)
+    done = launch(ranks, *options, **FOREIGN)
+    assert done.returncode == 0, done.stderr
+    split = read_manifest(source)["splits"]["val"]
+    assert json.loads((tmp_path / "o" / "infer.json").read_text())["names"] == split["index"]["key"]
+    assert pictures(tmp_path / "o", *FOLDERS) == pictures(alone[n], *FOLDERS)
+    found = scores(tmp_path / "o")
+    assert found["n"] == split["count"] == n
+    assert [image["name"] for image in found["images"]] == split["index"]["key"]
+    assert found["settings"]["missing"] == {}  # FID and KID too
+    assert_same_scores(found, scores(alone[n]))
+
+
+def test_evaluate_gives_the_same_numbers_from_the_files(tmp_path: Path, cli: Run, out: Path, odd: Path) -> None:
+    """On one rank and on three, the last of which has no training sketch to set beside its own two images."""
+    found = []
+    for name, start in (("one", cli), ("three", partial(launch, 3))):
+        shutil.copytree(out, tmp_path / name)
+        about = json.loads((out / "infer.json").read_text()) | {"reference": str(odd)}
+        (tmp_path / name / "infer.json").write_text(json.dumps(about))
+        (tmp_path / name / "metrics.json").unlink()
+        done = start("evaluate", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        found.append(scores(tmp_path / name))
+    one, three = found
+    assert three["n"] == 5
+    assert three["settings"]["reference_n"] == 3
+    assert three["baselines"]["reference"]["fid_2048"] > 0
+    assert_same_scores(three, one)
+    drawn = scores(out)
+    for result, source, sketches in ((one, "files", 3), (drawn, "memory", 5)):
+        assert result["settings"].pop("source") == source
+        assert result["settings"].pop("reference_n") == sketches
+        del result["baselines"]["reference"]
+    assert_same_scores(one, drawn)
+
+
+def test_the_papers_mode_is_seeded_by_name_and_leaves_the_run_alone(
+    tmp_path: Path, cli: Run, pairs: Path, run: Path, shards: Path
+) -> None:
+    # 128 px: at 64 the bottleneck has one value a channel, and no statistics of a single image
+    assert cli("pack", pairs, "--out", tmp_path / "shards", "--size", 128).returncode == 0
+    options = ("--data.shards", tmp_path / "shards", *TINY, "--train.epochs", 1, "--checkpoint.interval-steps", 0)
+    assert cli("train", *options, "--out", tmp_path / "run").returncode == 0
+    before = digest(tmp_path / "run")
+    infer = ("infer", "--run", tmp_path / "run", "--input", pairs / "val_line", "--mode", "paper")
+    first = cli(*infer, "--out", tmp_path / "a", "--batch-size", 3)
+    second = launch(2, *infer, "--out", tmp_path / "b")
+    other = cli(*infer, "--out", tmp_path / "c", "--seed", 1)
+    assert (first.returncode, second.returncode, other.returncode) == (0, 0, 0)
+    assert pictures(tmp_path / "a", "raw") == pictures(tmp_path / "b", "raw")
+    assert pictures(tmp_path / "a", "raw") != pictures(tmp_path / "c", "raw")
+    assert digest(tmp_path / "run") == before
+    small = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "d", "--mode", "paper")
+    assert small.returncode == 2
+    assert "the bottleneck has one value a channel" in small.stderr
+
+
+def test_a_folder_gives_what_its_shards_give(tmp_path: Path, cli: Run, run: Path, pairs: Path, out: Path) -> None:
+    done = cli("infer", "--run", run, "--input", pairs, "--out", tmp_path / "o")
+    assert done.returncode == 0, done.stderr
+    assert pictures(tmp_path / "o", "raw", "sketch") == pictures(out, "raw", "sketch")
+
+
+def test_lines_without_sketches_of_any_size(tmp_path: Path, cli: Run, run: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    face(1, 200)[0].resize((333, 200)).save(lines / "7.jpg")
+    face(2, 100)[0].save(lines / "a b.png")
+    options = ("infer", "--run", run, "--input", lines, "--out", tmp_path / "o", "--format", "jpg")
+    done = cli(*options, "--output-size", "source")
+    assert done.returncode == 0, done.stderr
+    assert "no sketches" in done.stdout
+    with Image.open(tmp_path / "o" / "sketch" / "7.jpg") as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (333, 200))
+    assert not (tmp_path / "o" / "metrics.json").exists()
+    assert cli("report", tmp_path / "o").returncode == 0
+    one = cli("infer", "--run", run, "--input", lines / "a b.png", "--out", tmp_path / "p", "--output-size", 100)
+    assert one.returncode == 0, one.stderr
+    with Image.open(tmp_path / "p" / "sketch" / "a b.png") as image:
+        assert image.size == (100, 100)
+    scored = cli("evaluate", tmp_path / "o")
+    assert scored.returncode == 2
+    assert "had no sketches" in scored.stderr
+
+
+def test_the_reference_is_found_from_any_directory(tmp_path: Path, cli: Run, shards: Path) -> None:
+    shutil.copytree(shards, tmp_path / "here" / "shards")
+    options = ("train", "--data.shards", "shards", *TINY, "--train.epochs", 1, "--out", "run")
+    assert cli(*options, cwd=tmp_path / "here").returncode == 0
+    run = tmp_path / "here" / "run"
+    done = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "o", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert scores(tmp_path / "o")["baselines"]["reference"]["fid_2048"] > 0
+
+
+def test_denoise_can_be_switched_by_part(tmp_path: Path, cli: Run, run: Path, pairs: Path) -> None:
+    off = ("--denoise.gray", "False", "--denoise.filter", "none", "--denoise.shadows", "False")
+    assert cli("infer", "--run", run, "--input", pairs / "val_line", "--out", tmp_path / "o", *off).returncode == 0
+    raw, sketch = (pictures(tmp_path / "o", f) for f in ("raw", "sketch"))
+    assert list(raw.values()) == list(sketch.values())
+
+
+def test_an_older_checkpoint_on_request(tmp_path: Path, cli: Run, run: Path, pairs: Path, out: Path) -> None:
+    done = cli("infer", "--run", run, "--input", pairs / "val_line", "--out", tmp_path / "o", "--step", 2)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "o" / "infer.json").read_text())["step"] == 2
+    assert pictures(tmp_path / "o", "raw") != pictures(out, "raw")
+
+
+def test_an_exported_generator(tmp_path: Path, cli: Run, run: Path, pairs: Path, out: Path) -> None:
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    newest = checkpoint.find(run)
+    assert newest is not None
+    for file in (newest / "generator.safetensors", run / "config.json", run / "denoise.json"):
+        shutil.copy(file, exported)
+    done = cli("infer", "--run", exported, "--input", pairs / "val_line", "--out", tmp_path / "o")
+    assert done.returncode == 0, done.stderr
+    assert pictures(tmp_path / "o", "raw", "sketch") == pictures(out, "raw", "sketch")
+
+
+def test_an_output_is_replaced_and_other_folders_are_not(tmp_path: Path, cli: Run, run: Path, pairs: Path) -> None:
+    options = ("infer", "--run", run, "--out", tmp_path / "o")
+    assert cli(*options, "--input", pairs).returncode == 0
+    assert cli(*options, "--input", pairs / "val_line" / "14.png").returncode == 0
+    assert [p.name for p in (tmp_path / "o" / "sketch").iterdir()] == ["14.png"]
+    assert not (tmp_path / "o" / "metrics.json").exists()
+    wrong = cli("infer", "--run", run, "--out", pairs, "--input", pairs / "val_line" / "14.png")
+    assert wrong.returncode == 2
+    assert "which would be overwritten" in wrong.stderr
+    again = cli(*options, "--input", tmp_path / "o" / "line")  # an older output's own pictures
+    assert again.returncode == 2
+    assert "which would be overwritten" in again.stderr
+    assert (tmp_path / "o" / "line" / "14.png").is_file()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    other = cli("infer", "--run", run, "--out", tmp_path / "mine", "--input", pairs)
+    assert other.returncode == 2
+    assert "is not an output folder" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--run", "/nowhere"), "/nowhere: is neither a run nor an exported generator"),
+        (("--input", "/nowhere"), "/nowhere: there is no such folder or image"),
+        (("--split", "test"), "has no split 'test'; it has train, val"),
+        (("--step", "999"), "--step 999"),
+        (("--output-size", "0"), "--output-size 0: must be network, source, or a number"),
+        (("--batch-size", "0"), "--batch-size 0: must be at least 1"),
+        (("--denoise.strength", "-1"), "strength"),
+        (("--fid-weights", "/nowhere"), "--fid-weights /nowhere: there is no such file"),
+    ],
+)
+def test_mistakes_get_a_sentence(
+    tmp_path: Path, cli: Run, run: Path, shards: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    wrong = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "o", *options)
+    assert wrong.returncode == 2
+    assert sentence in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_damaged_weights_are_named(tmp_path: Path, cli: Run, run: Path, shards: Path) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    for folder in (damaged / "checkpoints").iterdir():
+        file = folder / "generator.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+    wrong = cli("infer", "--run", damaged, "--input", shards, "--out", tmp_path / "o")
+    assert wrong.returncode == 2
+    assert "has no complete checkpoint" in wrong.stderr
+    assert "generator.safetensors: damaged" in wrong.stdout
+
+
+def test_report_of_a_real_run(cli: Run, tmp_path: Path, out: Path, run: Path) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    done = cli("report", copy)
+    assert done.returncode == 0, done.stderr
+    page = (copy / "report.html").read_text()
+    assert f"{scores(out)['denoised']['ssim']:.3f}" in page
+    assert page.count("<svg") >= 2  # the loss curves
+    assert len(read_metrics(run)) > 0
+
+
+def test_parts_make_what_one_job_makes(tmp_path: Path, cli: Run, run: Path, shards: Path, out: Path) -> None:
+    target, infer = tmp_path / "parts", ("infer", "--run", run, "--input", shards, "--out", tmp_path / "parts")
+    done = cli(*infer, "--part", "2/2")
+    assert done.returncode == 0, done.stderr
+    for command in (("merge", target), ("evaluate", target)):  # half of it
+        done = cli(*command)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert "merge" in done.stderr or "not drawn yet: --part 1/2" in done.stderr
+    written = pictures(target, *FOLDERS)
+    assert {Path(name).stem for name in written} == {"16", "17", "18"}
+    assert "nothing to do" in cli(*infer, "--part", "2/2").stdout
+    done = cli(*infer, "--part", "1/2", "--batch-size", 1)
+    assert done.returncode == 0, done.stderr
+    done = cli("merge", target)
+    assert done.returncode == 0, done.stderr
+    again = cli("merge", target)  # of a job that was started again
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert "nothing to do" in cli(*infer, "--part", "2/2").stdout
+    assert pictures(target, *FOLDERS) == pictures(out, *FOLDERS)
+    assert json.loads((target / "infer.json").read_text()) == json.loads((out / "infer.json").read_text())
+    assert_same_scores(scores(target), scores(out))
+    assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in out.iterdir() if p.name != "report.html")

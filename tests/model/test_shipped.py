@@ -1,0 +1,80 @@
+"""The trained generator that comes with dist_sketch: small, whole, found by its name, and it draws."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run
+from PIL import Image
+
+from dist_sketch.core import config as cfg
+from dist_sketch.core.config import Config
+from dist_sketch.core.errors import UserError
+from dist_sketch.model import pretrained
+from dist_sketch.model.pretrained import SketchGenerator
+
+NAME, SIZE = "portrait-128", 128
+FOLDER = Path(__file__).parents[2] / "launch" / NAME
+
+
+def gray(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("L"), dtype=float)
+
+
+def test_it_is_small_and_tells_of_no_machine() -> None:
+    assert {p.name for p in FOLDER.iterdir()} == {"generator.safetensors", "config.json", "denoise.json", "README.md"}
+    assert (FOLDER / "generator.safetensors").stat().st_size < 5e6
+    text = (FOLDER / "config.json").read_text() + (FOLDER / "README.md").read_text()
+    assert not re.search(r'["\s`]/\w+/', text)  # no absolute path
+
+
+def test_its_card_tells_licence_and_scores() -> None:
+    card = (FOLDER / "README.md").read_text()
+    for said in ("Licence of the data: MIT", "n = 105 in every figure", "| FID-2048", "## Limits", f"# {NAME}:"):
+        assert said in card, said
+
+
+def test_its_settings_are_those_of_the_preset() -> None:
+    preset, mine = cfg.load("portrait"), SketchGenerator.from_pretrained(NAME)
+    assert mine.size == SIZE
+    for part in ("norm", "generator", "discriminator", "optim", "loss", "conditional", "checkpoint"):
+        assert getattr(mine.config, part) == getattr(preset, part), part
+
+
+def test_a_folder_wins_over_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.located(Path(NAME)) == FOLDER
+    Path(NAME).mkdir()
+    assert pretrained.located(Path(NAME)) == Path(NAME)
+    with pytest.raises(UserError, match=rf"^{NAME}: is neither a run nor .* nor one of those that come .*{NAME}"):
+        SketchGenerator.from_pretrained(NAME)
+
+
+def test_it_draws_along_the_line_and_adds_tone(tmp_path: Path, cli: Run) -> None:
+    """Faces that it has not seen, of another kind than those it was trained on."""
+    assert cli("synth", tmp_path / "faces", "--count", 8, "--val", 0, "--size", 256, "--seed", 5).returncode == 0
+    lines = tmp_path / "faces" / "train_line"
+    done = cli("infer", "--run", NAME, "--input", lines, "--out", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    line, drawn = (
+        np.stack([gray(tmp_path / "out" / folder / f"{p.stem}.png") for p in sorted(lines.iterdir())])
+        for folder in ("line", "sketch")
+    )
+    assert drawn.shape == (8, SIZE, SIZE)
+    page = np.median(drawn)
+    assert page > 200
+    ink, far = line < 128, line > 250
+    assert drawn[ink].mean() < page - 40  # the line is drawn
+    assert (drawn[far] < page - 40).mean() > 0.02  # and more than the line: hair, shade
+    assert drawn.std(axis=0).mean() > 10  # not one face for all
+
+
+def test_in_python(tmp_path: Path) -> None:
+    model = SketchGenerator.from_pretrained(NAME)
+    assert isinstance(model.config, Config)
+    with torch.no_grad():
+        page = model(torch.ones(1, 1, SIZE, SIZE))
+    assert page.shape == (1, 1, SIZE, SIZE)
+    assert page.mean() > 0.5  # of a blank page a blank page

@@ -1,0 +1,385 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.pages import Parsed, assert_self_contained
+
+from dist_sketch.core.config import ConditionalConfig, Config, to_dict
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.fileio import write_json
+from dist_sketch.reports import report
+from dist_sketch.reports.curves import CURVE_POINTS, LockInterval, lock_intervals, thin
+from dist_sketch.tracking.tracker import read_metrics
+
+HOSTILE = 'Zoë "&" <b>x <script>alert(1) \' 東京.v2'
+NAMES = [HOSTILE, *(f"{i}" for i in range(1, 12))]
+FIGURES = {"ssim": 0.64, "psnr": 20.25, "l1": 0.0617, "fid_64": 1.5, "fid_192": 5.5, "fid_768": 0.4, "fid_2048": 71.9}
+
+
+def picture(path: Path, size: int = 16, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+
+
+def scores(**changes: float | None) -> dict[str, float | None]:
+    return FIGURES | {"kid": 0.031} | changes
+
+
+def images(names: list[str]) -> list[dict]:
+    """SSIM of the denoised rises with the place in `names`."""
+    return [
+        {"name": n, "raw": {"ssim": 0.5, "l1": 0.1, "psnr": 18.0},
+         "denoised": {"ssim": 0.3 + i / 100, "l1": 0.1, "psnr": 19.0}}
+        for i, n in enumerate(names)
+    ]  # fmt: skip
+
+
+def metrics(**changes: object) -> dict:
+    made = {
+        "n": 12,
+        "size": 16,
+        "raw": scores(ssim=0.61),
+        "denoised": scores(),
+        "baselines": {
+            "blank": scores(ssim=0.331, psnr=9.0, l1=0.2, fid_64=9, fid_192=9, fid_768=9, fid_2048=310.4, kid=0.4),
+            "input": scores(ssim=0.592, psnr=9.0, l1=0.2, fid_64=9, fid_192=9, fid_768=9, fid_2048=142.7, kid=0.1),
+            "reference": scores(ssim=0.276, fid_2048=39.8),
+        },
+        "settings": {"ssim": {"sigma": 1.5}, "fid": {"weights": "w.pth", "resize": "bilinear to 299"}, "missing": {}},
+        "images": images(NAMES),
+    }
+    return made | changes
+
+
+def train(step: int, **values: object) -> dict:
+    return {"kind": "train", "step": step, "epoch": step // 50, "loss/d": 1 + 1 / step, "loss/g": 2.0, "loss/g_l1": 0.1,
+            "d/real": 0.6, "d/fake": 0.4, "speed/images_per_s": 17.0, "images": step * 8} | values  # fmt: skip
+
+
+def lock(step: int, train_d: bool, train_g: bool, reason: str = "") -> dict:
+    return {"kind": "lock", "step": step, "epoch": 0, "train_d": train_d, "train_g": train_g, "reason": reason}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder, run = tmp_path / "out", tmp_path / "run <1>"
+    for i, name in enumerate(NAMES):
+        for j, kind in enumerate(("line", "raw", "sketch", "real")):
+            picture(folder / kind / f"{name}.png", seed=4 * i + j)
+    config = to_dict(Config(conditional=ConditionalConfig(timer=3)))
+    infer = {"run": str(run), "step": 200, "config": config, "input": "in", "split": "val", "size": 16,
+             "output_size": "network", "format": "png", "mode": {"statistics": "running"}, "reference": None,
+             "denoise": {"gray": True, "filter": "tv", "strength": 0.75, "shadows": False}, "names": NAMES}  # fmt: skip
+    write_json(folder / "infer.json", infer)
+    write_json(folder / "metrics.json", metrics())
+    write_json(run / "config.json", {"config": config, "facts": {"world_size": 2}})
+    lines = [train(s) for s in range(10, 201, 10)]
+    lines += [lock(0, True, True), lock(50, False, True, "D locked: timer"), lock(100, True, True)]
+    lines += [{"kind": "val", "step": 50 * e, "epoch": e - 1, "val/ssim": e / 10, "val/l1": 0.1} for e in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return folder
+
+
+def change(file: Path, **values: object) -> None:
+    write_json(file, json.loads(file.read_text(encoding="utf-8")) | values)
+
+
+def page(out: Path) -> str:
+    made = report.build(out)
+    assert made == out / "report.html"
+    return made.read_text(encoding="utf-8")
+
+
+def test_page_holds_headline_figures_and_settings(out):
+    text = Parsed(page(out)).text
+    assert "12 validation portraits, SSIM 0.64 denoised (blank page 0.33, input 0.59)" in text
+    assert "step 200 · 16 × 16 px" in text
+    for shown in ("0.0617", "20.25", "71.9", "310.4", "142.7", "39.8", "0.0310", "sigma 1.5", "weights w.pth"):
+        assert shown in text, shown
+    assert "conditional.timer 3 2" in text  # what differs from the defaults: this run, default
+    assert "filter tv" in text
+    assert "strength 0.75" in text
+    assert "world_size 2" in text
+    assert "D locked once, 25 % of the steps: timer (1×)" in text
+    assert "G never locked" in text
+
+
+def test_page_is_self_contained(out):
+    html = page(out)
+    assert_self_contained(html)
+
+
+def test_hostile_names_are_text(out):
+    html = page(out)
+    parsed = Parsed(html)
+    assert HOSTILE in parsed.text
+    assert "<b>x" not in html
+    assert "alert(1)</script" not in html
+    assert sum(tag == "script" for tag, _ in parsed.tags) == 1
+    assert f"denoised of {HOSTILE}" in {a.get("alt") for _, a in parsed.tags}
+    assert "<1>" not in html  # the run's folder
+
+
+def test_same_page_twice(out):
+    assert page(out) == page(out)
+
+
+@pytest.mark.parametrize(
+    ("count", "worst", "median", "best"),
+    [(12, [0, 1, 2], [4, 5, 6], [11, 10, 9]), (9, [0, 1, 2], [3, 4, 5], [8, 7, 6]), (4, [0], [1], [3])],
+)
+def test_choose_worst_median_best(count, worst, median, best):
+    names = [f"n{i}" for i in range(count)]
+    scored = {i["name"]: i for i in images(names)}
+    shuffled = [names[i] for i in np.random.default_rng(0).permutation(count)]
+    expected = [("Worst", worst), ("Median", median), ("Best", best)]
+    assert report.choose(shuffled, scored) == [(title, [f"n{i}" for i in group]) for title, group in expected]
+
+
+def test_choose_few_or_unscored():
+    scored = {i["name"]: i for i in images(["a", "b", "c"])}
+    scored["c"]["denoised"]["ssim"] = None
+    assert report.choose(["b", "a", "c"], scored) == [("All", ["a", "b"])]
+    assert report.choose(["b", "a"], {}) == [("A sample", ["b", "a"])]
+    assert len(report.choose([str(i) for i in range(100)], {})[0][1]) == 9
+    assert report.choose([], {}) == [("A sample", [])]
+
+
+def test_rows_show_the_worst_first(out):
+    order = re.findall(r'<div class="meta"><b>(.*?)</b>', page(out))
+    assert order == [str(report.Markup.escape(HOSTILE)), "1", "2", "4", "5", "6", "11", "10", "9"]
+
+
+def test_best_of_raw_and_denoised_is_marked(out):
+    change(out / "metrics.json", raw=scores(ssim=0.7, fid_2048=80.0))
+    rows = {r["metric"].key: r["cells"] for r in report.score_rows(json.loads((out / "metrics.json").read_text()))}
+    assert [best for _, best in rows["ssim"]] == [True, False, False, False, False]
+    assert [best for _, best in rows["fid_2048"]] == [False, True, False, False, False]  # lower is better
+    assert not any(best for _, best in rows["kid"])  # a draw
+    assert re.findall(r'class="best[^>]*>(\S+?)</td>', page(out)) == ["0.700", "71.9"]
+
+
+def test_verdicts_name_what_is_not_beaten():
+    made = metrics(denoised=scores(ssim=0.5, kid=None), raw=scores(psnr=21.0))
+    found = report.verdicts(made)
+    assert found[0] == ("bad", "The denoised output does not beat the input itself in SSIM (0.500 against 0.592).")
+    assert found[1] == ("good", "The raw output beats the blank page and the input in every figure.")
+    assert found[2] == ("note", "Noise removal worsens SSIM and PSNR.")
+    made["denoised"] = scores(ssim=0.331, fid_2048=142.7)  # a draw is not a win
+    assert report.verdicts(made)[0][1] == (
+        "The denoised output does not beat the blank page in SSIM (0.331 against 0.331), nor the input itself in SSIM "
+        "(0.331 against 0.592) and FID-2048 (142.7 against 142.7)."
+    )
+    assert report.verdicts(metrics(raw=scores()))[-1] == ("note", "Noise removal changes no figure.")
+
+
+def test_scores_of_the_pairs_that_chose_the_weights_are_told():
+    assert "lowest KID" in report.flattered({"chosen_on_these": True})[0][1]
+    assert report.flattered({"chosen_on_these": False}) == report.flattered({}) == []
+
+
+def test_missing_figures_are_dashes_with_a_reason(out):
+    none = dict.fromkeys(("fid_64", "fid_192", "fid_768", "fid_2048", "kid"))
+    made = metrics(raw=scores(**none), denoised=scores(**none))
+    made["baselines"] = {"blank": scores(**none), "input": scores(**none), "reference": dict.fromkeys(scores())}
+    made["settings"]["missing"] = {"fid": "no weights <here>", "kid": "no weights <here>", "reference": "no shards"}
+    made["images"][3]["denoised"] = {"ssim": None, "l1": None, "psnr": None}
+    write_json(out / "metrics.json", made)
+    html = page(out)
+    assert html.count('title="no weights &lt;here&gt;">–</td>') == 5 * 5
+    assert html.count('title="no shards">–</td>') == 3
+    assert "– FID, KID: no weights <here>." in Parsed(html).text
+    assert html.count('title="not computed">–</td>') == 3
+
+
+def test_lock_intervals_from_lock_records():
+    records = [lock(0, True, True), lock(40, False, True, "D locked: timer"), lock(60, False, True, "D locked: small"),
+               lock(80, True, False, "G locked: strong"), lock(90, True, True),
+               lock(150, False, True, "D locked: timer"),
+               train(200)]  # fmt: skip
+    assert lock_intervals(records) == {
+        "d": [(40, 80, "timer"), (150, 201, "timer")],
+        "g": [(80, 90, "strong")],
+    }
+    assert lock_intervals([]) == {"d": [], "g": []}
+
+
+def test_lock_intervals_from_train_records():
+    marks = [0, 1, 1, 0, 1]
+    records = [train(10 * (i + 1), **{"lock/d": m, "lock/g": 0, "lock/reason": "why"}) for i, m in enumerate(marks)]
+    assert lock_intervals(records) == {"d": [(20, 40, "why"), (50, 51, "why")], "g": []}
+
+
+def test_bands_stand_at_their_steps():
+    steps = {"d": [(50, 100), (120, 130)], "g": [(101, 110), (150, 175)]}
+    locks = {net: [LockInterval(*pair, "") for pair in pairs] for net, pairs in steps.items()}
+    records = [train(s) for s in range(1, 201)]
+    svg = report.draw("Discriminator", records, "step", (report.LOSS_D,), locks, 10.0)
+
+    def edges(style: str) -> list[tuple[float, float]]:
+        paths = re.findall(rf'<path d="([^"]*)"[^>]*style="{style}', svg)
+        return [(min(x), max(x)) for p in paths for x in [[float(v) for v in re.findall(r"[ML] (\S+) ", p)]]]
+
+    first, last = edges(r"fill: none; stroke: var\(--d\)")[0]  # the curve spans steps 1 to 200
+    for net, expected in steps.items():
+        found = [
+            tuple(1 + 199 * (x - first) / (last - first) for x in pair) for pair in edges(rf"fill: var\(--{net}\)")
+        ]
+        assert found == [pytest.approx(pair, abs=0.5) for pair in expected]
+
+
+def test_bands_close_gaps_that_nobody_sees():
+    every_second_step = [LockInterval(s, s + 1, "") for s in range(0, 10_000, 2)]
+    assert report.bands(every_second_step) == [(0, 9_999)]
+    assert report.bands([LockInterval(0, 10, ""), LockInterval(20, 30, "")]) == [(0, 10), (20, 10)]
+    assert report.bands([]) == []
+
+
+def test_records_survive_torn_lines_and_repeated_steps(tmp_path):
+    lines = [json.dumps(train(10, **{"loss/d": 1.0})), json.dumps(train(20)), json.dumps(train(10, **{"loss/d": 5.0}))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, "[1]", '{"kind": "odd"}', '{"kind": "train", "st']))
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records] == [10, 20]
+    assert records[0]["loss/d"] == 5.0
+    assert read_metrics(tmp_path / "none") == []
+
+
+def test_curves_keep_their_spikes_and_skip_what_is_not_finite(tmp_path):
+    x = np.arange(50_000.0)
+    y = np.sin(x)
+    y[12_345] = 99.0
+    kept_x, kept_y = thin(x, y)
+    assert len(kept_x) <= CURVE_POINTS
+    assert kept_y[kept_x == 12_345] == 99.0
+    records = [
+        train(s, **{"loss/d": None if s % 2 else 1.0, "d/real": float("nan"), "d/fake": None}) for s in range(1, 9)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    made = report.history(tmp_path)
+    assert [c["title"] for c in made["curves"]] == ["Discriminator", "Generator"]
+    assert "nan" not in made["curves"][0]["wide"]
+
+
+def test_line_only_input(out):
+    (out / "metrics.json").unlink()
+    for file in (out / "real").iterdir():
+        file.unlink()
+    (out / "real").rmdir()
+    parsed = Parsed(page(out))
+    assert "12 validation portraits" in parsed.text
+    assert "There are no scores: the input had lines only" in parsed.text
+    assert "A sample" in parsed.text
+    alts = {a["alt"].split(" of ")[0] for t, a in parsed.tags if t == "img"}
+    assert alts == {"line", "raw", "denoised"}
+
+
+def test_not_scored_yet_says_how(out):
+    (out / "metrics.json").unlink()
+    assert f"Not scored yet: run dist-sketch evaluate {out}" in Parsed(page(out)).text
+
+
+def candidate(**values: object) -> dict:
+    plain = {"filter": "none", "strength": 1.0, "shadows": False, "ssim": 0.7, "noise_distance": 1.0}
+    return plain | {"distance": None, "allowed": True, "chosen": False} | values
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([], None),
+        (
+            [candidate(), candidate(filter="tv", shadows=True, chosen=True)],
+            "Chosen on 24 training pairs out of 2 settings.",
+        ),
+        (
+            [candidate(distance=0.1), candidate(filter="tv", chosen=True, distance=0.05),
+             candidate(filter="nlm", strength=0.5, shadows=True, allowed=False, distance=0.25),
+             candidate(shadows=True, allowed=False), candidate(filter="median", allowed=False)],
+            "Chosen on 24 training pairs out of 5 settings; ruled out: 2 because they cost SSIM; nlm of "
+            "strength 0.5 with removal of shadows because it raises KID (0.100 to 0.250). The removal of shadows would "
+            "not have helped: switched off.",
+        ),
+        (
+            [candidate(chosen=True, distance=0.1), candidate(shadows=True, allowed=False, distance=0.2)],
+            "Chosen on 24 training pairs out of 2 settings; ruled out: removal of shadows because it raises KID "
+            "(0.100 to 0.200). "
+            "None was left that helps: filter and shadows are switched off.",
+        ),
+        ([candidate(), candidate(shadows=True, chosen=True)],
+         "Chosen on 24 training pairs out of 2 settings. A filter would not have helped: switched off."),
+    ],
+)  # fmt: skip
+def test_what_the_noise_removal_was_chosen_on(out, rows, sentence):
+    run = Path(json.loads((out / "infer.json").read_text())["run"])
+    used = json.loads((out / "infer.json").read_text())["denoise"]
+    write_json(run / "denoise.json", {"denoise": used, "pairs": 24, "candidates": rows})
+    assert report.calibrated(run, used) == sentence
+    assert (sentence or "What turned the raw output") in Parsed(page(out)).text
+    assert report.calibrated(run, used | {"strength": 3.0}) is None  # the drawings were made with something else
+
+
+def test_where_the_drawings_differ(out):
+    parsed = Parsed(page(out))
+    assert "Means over 12 denoised drawings" in parsed.text
+    alts = [a["alt"] for t, a in parsed.tags if t == "img"]
+    assert [a.split(":")[0] for a in alts if ":" in a] == ["absolute difference of tone (0 to 1)", "1 − SSIM"]
+
+
+def test_run_is_gone(out):
+    run = Path(json.loads((out / "infer.json").read_text())["run"])
+    for file in run.iterdir():
+        file.unlink()
+    parsed = Parsed(page(out))
+    assert f"The run's history {run / 'metrics.jsonl'} is gone or empty" in parsed.text
+    assert "conditional.timer 3 2" in parsed.text  # infer.json remembers the configuration
+    assert not any(tag == "svg" for tag, _ in parsed.tags)
+
+
+def test_larger_jpegs_are_scaled_and_lost_pictures_shown_as_lost(out):
+    for name in NAMES:
+        for kind in ("raw", "sketch"):
+            (out / kind / f"{name}.png").unlink()
+            picture(out / kind / f"{name}.jpg", 64)
+    (out / "sketch" / "11.jpg").write_bytes(b"no picture")
+    change(out / "infer.json", format="jpg", output_size="64")
+    html = page(out)
+    assert html.count("no file") == 2  # in its row and in the table of all
+    uri = report.data_uri(out / "sketch", "1", 16, False)
+    assert uri in html
+    assert report.data_uri(out / "sketch", "11", 16, False) == ""
+
+
+def test_rows_lose_nothing(out):
+    import base64
+    import io
+
+    uri = report.data_uri(out / "raw", HOSTILE, 16, False)
+    shown = np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+    assert np.array_equal(shown, np.array(Image.open(out / "raw" / f"{HOSTILE}.png")))
+
+
+def test_page_size_is_bounded(out, monkeypatch):
+    monkeypatch.setattr(report, "TABLE_LIMIT", 10)
+    monkeypatch.setattr(report, "TABLE_END", 2)
+    html = page(out)
+    assert "Of 12 images, only 4 are listed, to keep this page small: the 2 worst and the 2 best" in Parsed(html).text
+    body = html[html.index('<table class="images">') :]
+    assert re.findall(r"<tr><td>(.*?)</td>", body) == [str(report.Markup.escape(HOSTILE)), "1", "10", "11"]
+
+
+@pytest.mark.parametrize("content", [None, {"state": "running"}])
+def test_not_an_output_folder(tmp_path, content):
+    if content:
+        write_json(tmp_path / "infer.json", content)
+    with pytest.raises(UserError, match=r"infer\.json.*dist-sketch infer"):
+        report.build(tmp_path)
+
+
+def test_damaged_file_is_named(out):
+    (out / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics\.json.*not valid JSON"):
+        report.build(out)
+    assert not (out / "report.html").exists()

@@ -1,0 +1,291 @@
+"""`submit`: words -> requests -> calls of sbatch; `sbatch` and `scancel` are stand-ins here, the real ones are in
+test_slurm_cluster."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Run, write_pairs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_sketch.core.errors import UserError
+from dist_sketch.slurm import doctor, submit
+
+SLURM = Path(__file__).parents[2] / "slurm"
+TRAIN = ("train", "--nodes=4", "--gpus-per-node", "8", "shards=s", "out=r", "--train.epochs", "2")
+CHAIN = ("chain", "pack", "source=faces", "out=s", "then", "train", "-N2", "out=r", "then", "infer", "out=o")
+
+
+def test_words_are_sbatch_s_then_settings_then_options() -> None:
+    request = submit.read(TRAIN)
+    assert request.sbatch == ("--nodes=4", "--gpus-per-node", "8")
+    assert request.settings == {"shards": "s", "out": "r"}
+    assert request.options == ("--train.epochs", "2")
+    assert [request.slurm(n) for n in ("nodes", "gpus-per-node", "cpus-per-task", "requeue", "qos")] == [
+        *("4", "8", "8", ""),
+        "",
+    ]
+    assert [request.setting(n) for n in ("out", "requeues", "stage", "procs")] == ["r", "20", "0", ""]
+    short = submit.read(("train", "-N2", "-c", "4", "-t10", "shards=s", "out=r"))
+    assert [short.slurm(n) for n in ("nodes", "cpus-per-task", "time")] == ["2", "4", "10"]
+
+
+@pytest.mark.parametrize("kind", submit.KINDS)
+def test_every_setting_of_a_script_can_be_given(kind: submit.JobKind) -> None:
+    """What the script lists as settings, what it takes as arguments and what we read of it are the same."""
+    script = (SLURM / f"{kind}.sbatch").read_text()
+    taken = re.search(r"=~ \^\(([a-z|]+)\)=", script)
+    assert taken
+    assert set(submit._defaults(SLURM / f"{kind}.sbatch")) == set(taken[1].split("|"))
+    assert set(submit.NEEDED[kind]) <= set(taken[1].split("|"))
+    assert script.count(f"slurm/{kind}.sbatch") >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "submit (nothing): must be one of pack, train, infer, experiment, chain"),
+        (("fly",), "submit fly: must be one of"),
+        (("train", "out=r"), "submit train: shards=... is missing"),
+        (("train", "shard=s", "out=r"), "submit train: there is no setting shard=; there are shards, out, config,"),
+        (("train", "shards=s", "out=r", "more"), "submit train: more: neither a setting (name=value) nor an option"),
+        (("chain", "train", "out=r", "then", "pack", "source=f", "out=s"), "submit train: shards=... is missing"),
+        (("infer", "merge=1"), "submit infer: out=... is missing"),
+        (("train", "--gres=gpu:8", "shards=s", "out=r"), "submit train: --gres: say --gpus-per-node=N; of GPUs"),
+        (("train", "-G8", "shards=s", "out=r"), "submit train: --gpus: say --gpus-per-node=N"),
+        (("train", "shards=s", "out=r", "--dry-run"), "submit train: --dry-run: stands before the kind"),
+        (("train", "--export", "foo=bar", "shards=s"), "submit train: there is no setting foo=; there are shards,"),
+        (
+            ("chain", "pack", "source=f", "out=s", "then", "train", "-d", "singleton", "out=r"),
+            "submit train: --dependency: of a chain, only its first job may wait",
+        ),
+        (
+            ("chain", "pack", "source=f", "out=s", "then", "experiment", "out=e", "data=s"),
+            "submit experiment: its plan needs the shards",
+        ),
+    ],
+)
+def test_mistakes(words: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}"):
+        submit.requests(words)
+
+
+def test_a_chain_hands_its_paths_on() -> None:
+    made = submit.jobs(submit.requests(CHAIN))
+    assert [(j.name, j.after, j.relation) for j in made] == [
+        ("pack", None, "afterok"),
+        ("train", 0, "afterok"),
+        ("infer", 1, "afterok"),
+    ]
+    assert submit.command(made[1], ["11"]) == [
+        *("sbatch", "--parsable", "--dependency=afterok:11", "--kill-on-invalid-dep=yes", "-N2"),
+        *(str(SLURM / "train.sbatch"), "out=r", "shards=s"),
+    ]
+    assert submit.command(made[2], ["11", "12"])[-3:] == ["out=o", "run=r", "input=s"]
+
+
+def test_an_inference_in_parts_is_merged() -> None:
+    words = ("infer", "--array=1-4", "--nodes=2", "run=r", "input=s", "out=o", "--batch-size", "4")
+    drawn, merged = submit.jobs(submit.requests(words))
+    script = str(SLURM / "infer.sbatch")
+    settings = ["run=r", "input=s", "out=o"]
+    assert drawn.words == ["--array=1-4", "--nodes=2", script, *settings, "--batch-size", "4"]
+    one = ["--nodes=1", "--gpus-per-node=0", "--job-name=merge"]
+    assert (merged.words, merged.after) == ([*one, script, *settings, "merge=1"], 0)
+
+
+def test_a_job_on_one_node_takes_over_only_who_and_where() -> None:
+    where = ("-A", "me", "--partition=p", "--nodelist=a,b", "--exclusive", "--mem=9G", "--dependency=afterok:7")
+    drawn, merged = submit.jobs(submit.requests(("infer", *where, "--array=1-2", "run=r", "input=s", "out=o")))
+    assert drawn.words[:8] == [*where, "--array=1-2"]
+    assert merged.words[:3] == ["--account=me", "--partition=p", "--mem=9G"]
+    assert submit.command(merged, ["5"])[:4] == [
+        *("sbatch", "--parsable", "--dependency=afterok:5", "--kill-on-invalid-dep=yes")
+    ]
+    chained = submit.requests(("chain", "pack", "source=f", "out=s", "venv=v", "then", "train", "out=r"))
+    assert chained[1].setting("venv") == "v"
+
+
+def test_an_experiment_is_an_array_of_what_is_missing(shards: Path, tmp_path: Path) -> None:
+    words = [
+        "experiment",
+        "-J",
+        "mine",
+        "--array=%2",
+        "name=sweep",
+        f"data={shards}",
+        f"out={tmp_path / 'exp'}",
+        "--epochs",
+        "1",
+    ]
+    tasks, page = submit.jobs(submit.requests(words))
+    count = sum(line.startswith("dist-sketch train") for line in (tmp_path / "exp/plan.txt").read_text().splitlines())
+    assert count > 2
+    assert tasks.words[:3] == ["-J", "mine", f"--array=1-{count}%2"]
+    (plan,) = (w.removeprefix("plan=") for w in tasks.words if w.startswith("plan="))
+    assert (tmp_path / "exp" / plan).read_text() == (tmp_path / "exp" / "plan.txt").read_text()
+    assert (page.after, page.relation) == (0, "afterany")
+    assert page.words[-2:] == ["--epochs", "1"]
+    assert not [w for w in page.words if w.startswith("--array")]
+    chosen = submit.jobs(submit.requests([w if "%" not in w else "--array=2" for w in words]))
+    assert "--array=2" in chosen[0].words
+    # Tasks that wait read their own plan: another one, and a mere look, leave it alone.
+    before = {p.name: p.read_bytes() for p in (tmp_path / "exp").iterdir()}
+    submit.jobs(submit.requests([*words, "--seeds", "2"]), write=False)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "exp").iterdir()} == before
+    submit.jobs(submit.requests([*words, "--seeds", "2"]))
+    assert (tmp_path / "exp" / plan).read_bytes() == before[plan]
+    assert len(list((tmp_path / "exp").glob("plan-*.txt"))) == 2
+
+
+@given(st.sets(st.integers(1, 40)))
+def test_spans(numbers: set[int]) -> None:
+    text = submit.spans(sorted(numbers))
+    found = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    assert found == sorted(numbers)
+    assert submit.spans([1, 2, 3, 7]) == "1-3,7"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`sbatch` that notes its words and counts; it refuses a job named `refused`."""
+    (tmp_path / "bin").mkdir()
+    log = tmp_path / "log"
+    for name, does in {
+        "sbatch": 'case "$*" in *refused*) echo "sbatch: error: no such partition" >&2; exit 1;; esac; wc -l < LOG',
+        "scancel": "true",
+    }.items():
+        file = tmp_path / "bin" / name
+        file.write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\n{does}\n'.replace("LOG", str(log)))
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return log
+
+
+def test_a_chain_from_the_command_line(cli: Run, cluster: Path, tmp_path: Path) -> None:
+    faces = write_pairs(tmp_path / "faces", 8, 2)
+    chain = ["chain", "pack", f"source={faces}", f"out={tmp_path / 's'}", "--size", "64"]
+    chain += ["then", "train", "--gpus-per-node=0", f"out={tmp_path / 'r'}"]
+    dry = cli("submit", "--dry-run", *chain)
+    assert dry.returncode == 0, dry.stderr
+    assert f"sbatch --parsable {SLURM / 'pack.sbatch'} source={faces}" in dry.stdout
+    assert "dependency=afterok:<pack>" in dry.stdout
+    assert f"----- {SLURM / 'train.sbatch'}\n#!/usr/bin/env bash" in dry.stdout
+    assert not cluster.exists()
+
+    done = cli("submit", *chain)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("pack: job 1\ntrain: job 2\n")
+    noted = cluster.read_text().splitlines()
+    assert noted[0] == f"sbatch --parsable {SLURM / 'pack.sbatch'} source={faces} out={tmp_path / 's'} --size 64"
+    assert noted[1].startswith("sbatch --parsable --dependency=afterok:1 --kill-on-invalid-dep=yes --gpus-per-node=0 ")
+
+    cluster.unlink()
+    refused = cli("submit", *[w.replace("--gpus-per-node=0", "--partition=refused") for w in chain])
+    assert refused.returncode == 2
+    assert "sbatch refuses train (and job 1 is cancelled): sbatch: error: no such partition" in refused.stderr
+    assert cluster.read_text().splitlines()[-1] == "scancel 1"
+
+
+def test_nothing_is_submitted_that_would_fail(cli: Run, cluster: Path, shards: Path, tmp_path: Path) -> None:
+    words = ("train", "--nodes=3", "--gpus-per-node=1", f"shards={shards}", f"out={tmp_path / 'r'}")
+    refused = cli("submit", *words)
+    assert refused.returncode == 2
+    assert "1 check(s) failed, nothing is submitted" in refused.stderr
+    assert not cluster.exists()
+    assert cli("doctor", *words).returncode == 2
+    assert cli("submit", "--force", *words).returncode == 0
+    assert cluster.read_text().startswith("sbatch --parsable --nodes=3")
+
+
+def checks(*words: object) -> dict[str, doctor.Check]:
+    found = [c for request in submit.requests([str(w) for w in words]) for c in doctor.check(request, [])]
+    return {c.what: c for c in found}
+
+
+def test_what_doctor_sees_of_a_training(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    good = ("train", "--nodes=2", "--gpus-per-node=h100:2", f"shards={shards}", f"out={tmp_path / 'r'}")
+    found = checks(*good)
+    assert {c.state for c in found.values()} <= {"good", "note"}
+    assert found["ranks"].found == "4 rank(s) on 2 node(s); global batch 8, 2 a rank"
+    assert found["shards"].found.startswith(f"{shards}: every hash is right (train ")
+    assert "8 CPU(s) a node for 4 process(es)" in found["CPUs"].found
+    assert found["W&B"].found == "offline; dist-sketch sync afterwards"
+    # 16,456,899 + 375,617 weights with two means of Adam's, 4 bytes each, 4 checkpoints
+    assert found["disk"].found.startswith("3 checkpoints take 0.8 GB, ")
+    assert checks(*good, "--data.workers", 9)["CPUs"].state == "note"
+    assert checks(*good, "--data.batch-size", 4000)["settings"].found.endswith("only 13 pairs; use 13 or less")
+    assert checks(*good, "--train.accumulate", 3)["settings"].state == "bad"
+    assert checks("train", "--ntasks-per-node=8", *good[1:])["ranks"].state == "bad"
+    assert checks(good[0], "--time=1:2:3:4", *good[1:])["time"].state == "bad"
+    tar = next(shards.glob("*.tar"))
+    content = tar.read_bytes()
+    try:
+        tar.write_bytes(content[:-600] + b"x" + content[-599:])
+        assert checks(*good)["shards"].state == "bad"
+        tar.unlink()
+        assert f"{tar.name}: is missing" in checks(*good)["shards"].found
+    finally:
+        tar.write_bytes(content)
+
+
+def test_doctor_estimates_from_the_run_s_own_log(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "speed/step_s": 3600.0}\n')
+    words = ("--time=1:00:00", f"shards={shards}", f"out={run}", "--data.batch-size", 1, "--train.epochs", 10)
+    found = checks("train", *words)["time"]
+    steps = int(found.found.split()[0])
+    assert found.state == "bad"
+    assert found.found.endswith(f": {steps}.0 h, {steps} leg(s) of 1:00:00; requeues=20 allow 21")
+    assert checks("train", *words[:3], "requeues=1000", *words[3:])["time"].state == "good"
+
+
+def test_what_doctor_sees_of_the_others(shards: Path, tmp_path: Path) -> None:
+    faces = write_pairs(tmp_path / "faces", 3, 0)
+    out = f"out={tmp_path / 'o'}"
+    assert checks("pack", f"source={faces}", out)["source"].found == "3 pairs"
+    assert checks("pack", f"source={tmp_path / 'no'}", out)["source"].state == "bad"
+    found = checks("infer", f"run={tmp_path / 'no'}", f"input={shards}", out)
+    assert (found["run"].state, found["shards"].state) == ("bad", "good")
+    found = checks("experiment", "name=paper", f"data={shards}", out, "--only", "table2")
+    assert re.fullmatch(r"\d+ training\(s\)", found["plan"].found)
+    assert checks("experiment", f"data={tmp_path / 'no'}", out)["plan"].state == "bad"
+    assert checks("pack", f"source={faces}", "out=/proc/no")["output"].state == "bad"
+    infer = (f"run={tmp_path / 'no'}", f"input={shards}", out)
+    for array, state in (("1-8%2", "good"), ("0-7", "bad"), ("3", "bad")):
+        assert checks("infer", f"--array={array}", *infer)["array"].state == state
+    assert checks("infer", "--array=3", *infer[:2], "parts=8", out)["array"].state == "note"
+    assert checks("infer", *infer, "--batch-size", "4")["options"].state == "good"
+    assert checks("infer", *infer, "--nonsense")["options"].state == "bad"
+    assert checks("pack", f"source={faces}", out, "--size", "64", "--nodes=2")["options"].state == "bad"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--nodes=2-4",), "error: --nodes=2-4: must be a number"),
+        (("--cpus-per-task=8K",), "error: --cpus-per-task=8K: must be a number"),
+        (("procs=x",), "error: procs=x: must be a number"),
+        (("requeues=x",), "error: requeues=x: must be a number"),
+    ],
+)
+def test_odd_words_are_a_sentence(cli: Run, shards: Path, words: tuple[str, ...], sentence: str) -> None:
+    sbatch, settings = ([w for w in words if w.startswith("-") is dashed] for dashed in (True, False))
+    done = cli("doctor", "train", *sbatch, f"shards={shards}", "out=[/x]", *settings)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("4:30", 270), ("04:00:00", 14400), ("2-12", 216000), ("1-2:30", 95400), ("1-0:0:5", 86405)],
+)
+def test_time_limits(text: str, seconds: float) -> None:
+    assert doctor.seconds(text) == seconds
+    assert doctor.seconds("UNLIMITED") == doctor.seconds("0") == float("inf")

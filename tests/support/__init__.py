@@ -1,0 +1,9 @@
+"""What several test files share: servers, jobs, comparisons of outcomes."""
+
+import os
+import sys
+
+
+def python_path() -> str:
+    """PYTHONPATH for a child process that imports the same test modules as this one."""
+    return os.pathsep.join(p for p in sys.path if p)

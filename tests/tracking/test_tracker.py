@@ -1,0 +1,256 @@
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from rich.console import Console
+from support import ranked
+
+from dist_sketch.core.config import TrackConfig
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.ranks import Ranks
+from dist_sketch.tracking.provenance import revision, versions
+from dist_sketch.tracking.tracker import Speed, Tracker, read_metrics
+from dist_sketch.training.progress import ProgressBar
+
+OFF = TrackConfig(wandb="off")
+
+
+def tracker(run: Path, settings: TrackConfig = OFF, *, step: int = 0, is_main: bool = True) -> Tracker:
+    return Tracker(
+        run,
+        settings,
+        job="train",
+        run_id="abcd1234",
+        step=step,
+        settings={"config": {"norm": "batch"}},
+        is_main=is_main,
+    )
+
+
+def lines(run: Path) -> list[str]:
+    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    assert text.endswith("\n") or not text
+    return text.split("\n")[:-1]
+
+
+# metrics.jsonl
+
+
+def test_a_line_a_call(tmp_path: Path) -> None:
+    before = time.time()
+    log = tracker(tmp_path)
+    log.log("train", 1, {"epoch": 0, "loss/d": 1.5, "lock/reason": "timer", "lock/d": 1})
+    log.log("val", 1, {"val/ssim": 0.25, "name": "Zoë"})
+    log.close()
+    first, second = map(json.loads, lines(tmp_path))
+    assert before - 1 <= first.pop("time") <= second.pop("time") <= time.time() + 1
+    assert list(first) == ["kind", "step", "epoch", "loss/d", "lock/reason", "lock/d"]
+    assert first == {"kind": "train", "step": 1, "epoch": 0, "loss/d": 1.5, "lock/reason": "timer", "lock/d": 1}
+    assert second == {"kind": "val", "step": 1, "val/ssim": 0.25, "name": "Zoë"}
+    assert "Zoë" in lines(tmp_path)[1]
+    assert [r["kind"] for r in read_metrics(tmp_path)] == ["train", "val"]
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    tracker(tmp_path).log("train", 1, {"loss/d": math.nan, "loss/g": math.inf, "n": {"a": [-math.inf]}})
+    (line,) = lines(tmp_path)
+    assert '"loss/d": null, "loss/g": null, "n": {"a": [null]}' in line
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\nb", "a\x1cb"])
+def test_a_line_end_within_a_value_does_not_cut_its_line(tmp_path: Path, text: str) -> None:
+    tracker(tmp_path).log("bad", 1, {"keys": text})
+    tracker(tmp_path, step=1)
+    assert [r["keys"] for r in read_metrics(tmp_path)] == [text]
+
+
+def test_resuming_cuts_the_log_back_to_the_checkpoint(tmp_path: Path) -> None:
+    log = tracker(tmp_path)
+    for step in range(1, 6):
+        log.log("train", step, {"loss/d": step / 10})
+    log.log("epoch", 3, {})
+    path = tmp_path / "metrics.jsonl"
+    kept = [line for line in lines(tmp_path) if json.loads(line)["step"] <= 3]
+    path.write_text(path.read_text() + '{"kind": "train", "step": 1, "loss')  # killed in mid-line
+    log = tracker(tmp_path, step=3)
+    assert lines(tmp_path) == kept
+    log.log("train", 4, {"again": True})
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 3, 4]
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
+    good = '{"kind": "train", "step": 1}'
+    for bad in ("[]", "3", "null", '{"kind": "train"}', '{"step": "x"}', "\0\0\0", "\ufffd", ""):
+        (tmp_path / "metrics.jsonl").write_text(f"{bad}\n{good}\n{bad}")
+        tracker(tmp_path, step=1)
+        assert lines(tmp_path) == [good]
+    (tmp_path / "metrics.jsonl").write_bytes(b'\xff\xfe\n{"kind": "train", "step": 1}\n{"kind"')
+    assert read_metrics(tmp_path) == [{"kind": "train", "step": 1}]
+    tracker(tmp_path, step=1)
+    assert lines(tmp_path) == [good]
+
+
+def test_a_run_without_a_log(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    tracker(tmp_path, step=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    log = tracker(tmp_path)
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written \(Is a directory\)$"):
+        log.log("train", 1, {})
+
+
+# status.json
+
+
+def test_status_is_whole_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, replace, seen = tracker(tmp_path), os.replace, []
+    log.status(state="running", step=1, loss=math.nan)
+    first = json.loads((tmp_path / "status.json").read_text())
+    assert (first["state"], first["step"], first["loss"]) == ("running", 1, None)
+    assert abs(first["time"] - time.time()) < 60
+
+    def look(old: Path, new: Path) -> None:
+        seen.append((json.loads(new.read_text()), json.loads(old.read_text())["state"]))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", look)
+    log.status(state="finished")
+    assert seen == [(first, "finished")]
+    assert os.listdir(tmp_path) == ["status.json"]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("W&B is rank 0's"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 9}\n')
+    log = tracker(tmp_path, TrackConfig(wandb="offline"), is_main=False)
+    log.log("train", 1, {"loss/d": 1.0})
+    log.status(state="running")
+    log.wandb.picture("samples", 1, 8, tmp_path / "none.png")
+    log.close()
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+    assert lines(tmp_path) == ['{"kind": "train", "step": 9}']
+
+
+def test_versions_are_those_that_are_installed() -> None:
+
+    found = versions()
+    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+    assert {"dist-sketch", "torchvision", "accelerate", "webdataset", "cuda"} <= set(found)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_revision_is_the_checkout_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dist_sketch import __version__
+    from dist_sketch.tracking import provenance
+
+    package = tmp_path / "dist_sketch" / "tracking"
+    package.mkdir(parents=True)
+    (package / "track.py").write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(package / "track.py"))
+    assert revision() == __version__  # no checkout
+    git(tmp_path, "init", "-q")
+    assert revision() == __version__  # nothing is committed
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "x")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert revision() == commit
+    (tmp_path / "notes").write_text("not ours")
+    assert revision() == commit
+    (package / "track.py").write_text("# changed")
+    assert revision() == f"{commit}+dirty"
+    inner = tmp_path / "venv" / "dist_sketch" / "tracking"
+    inner.mkdir(parents=True)
+    monkeypatch.setattr(provenance, "__file__", str(inner / "track.py"))
+    assert revision() == __version__  # somebody else's checkout, into which the package is installed
+    monkeypatch.setenv("PATH", "")
+    assert revision() == __version__
+
+
+# Speed
+
+
+def two_speeds(ranks: Ranks) -> ranked.Result:
+    """Rank 1 is the slower, rank 0 waits longer for its data; twice."""
+    speed = Speed(ranks, 10)
+    found = []
+    for step in (14, 16):
+        time.sleep(0.1 + 0.3 * ranks.rank)
+        speed.waited_s += 0.05 if ranks.rank == 0 else 0.0
+        found.append(speed.take(step, batch_size=8))
+    return {"found": found}
+
+
+def test_the_slowest_rank_counts(tmp_path: Path) -> None:
+    one, other = (r["found"] for r in ranked.run(2, two_speeds, tmp_path))
+    assert one == other
+    for steps, values in zip((4, 2), one, strict=True):
+        assert 0.4 <= values["speed/step_s"] * steps < 30
+        assert values["speed/images_per_s"] == pytest.approx(8 / values["speed/step_s"])
+        assert 0 < values["speed/data_wait"] <= 0.5  # rank 0's, of whose 0.1 s half was waiting
+        assert 10 < values["speed/memory_mb"] < 1e5
+    assert one[0] != one[1]
+
+
+def test_memory_is_this_process_s() -> None:
+    """In a process of its own: it is a peak, and tests before this one may have had a higher one."""
+    script = """
+import torch
+from dist_sketch.tracking.provenance import memory_mb
+before = memory_mb(torch.device("cpu"))
+kept = torch.ones(30_000_000)
+print(memory_mb(torch.device("cpu")) - before)
+"""
+    more = float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert 100 < more < 200  # MB, of 120
+
+
+# The progress bar
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, is_main: bool) -> str:
+    out = io.StringIO()
+    monkeypatch.setattr(
+        "dist_sketch.training.progress.Console", lambda **k: Console(file=out, force_terminal=terminal, width=120, **k)
+    )
+    with ProgressBar(6, 8, 2, is_main) as progress:
+        for step in (3, 4, 5, 6):
+            values = {"loss/d": 1.25, "loss/g": 2.5, "loss/g_l1": 0.125} if step > 3 else {}
+            progress.update(step, (step - 1) // 3, 2, values)
+        progress.say("[saved] step 6")
+    return out.getvalue()
+
+
+def test_a_log_file_gets_a_line_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = shown(monkeypatch, terminal=False, is_main=True).splitlines()
+    assert [" ".join(s.split()) for s in said if s] == [
+        "epoch 1/2 step 3",
+        "epoch 2/2 step 4 D 1.250 G 2.500 L1 0.1250",
+        "[saved] step 6",
+    ]
+
+
+def test_a_terminal_gets_a_bar_and_other_ranks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = shown(monkeypatch, terminal=True, is_main=True)
+    for part in ("epoch 2/2", "6/6", "images/s", "D 1.250 G 2.500"):
+        assert part in bar
+    for terminal in (True, False):
+        assert shown(monkeypatch, terminal=terminal, is_main=False) == ""
