@@ -16,8 +16,7 @@ from dist_sketch.commands.bench import BenchCommand
 from dist_sketch.commands.checkpoint import CheckpointCommand
 from dist_sketch.commands.compare import CompareCommand
 from dist_sketch.commands.experiment import ExperimentCommand, preset
-from dist_sketch.commands.infer import INFER, EvaluateCommand, MergeCommand
-from dist_sketch.commands.infer import command as infer_command
+from dist_sketch.commands.infer import EvaluateCommand, InferCommand, MergeCommand
 from dist_sketch.commands.pack import PackCommand, VerifyCommand
 from dist_sketch.commands.report import ReportCommand
 from dist_sketch.commands.sync import SyncCommand
@@ -26,23 +25,23 @@ from dist_sketch.commands.train import TrainCommand
 from dist_sketch.commands.train import preset as train_preset
 from dist_sketch.commands.weights import WeightsCommand
 from dist_sketch.core.errors import SharedError, UserError
-from dist_sketch.core.rank_logs import redirect
 from dist_sketch.slurm.command_line import DoctorCommand, LegCommand, LogsCommand, NodeCommand, SubmitCommand, separate
+from dist_sketch.slurm.rank_logs import redirect
 
 USER, OURS = 2, 1  # exit codes
 
 
-FIRST_WORD_S = 2.0  # that the rank that tells why has for it
+FIRST_WORD_S = 2.0  # time for the rank that knows the cause to print it before others end
 
 
-# In the order of the work. A function is called only when its command is: it imports what `--help` need not.
+# In the order in which they are used. A command imports what it needs only when it runs, so that `--help` is quick.
 COMMANDS: dict[str, Any] = {
     "synth": SynthCommand,
     "pack": PackCommand,
     "verify": VerifyCommand,
     "train": TrainCommand,
     "checkpoint": CheckpointCommand,
-    "infer": infer_command,
+    "infer": InferCommand,
     "merge": MergeCommand,
     "evaluate": EvaluateCommand,
     "report": ReportCommand,
@@ -60,21 +59,20 @@ COMMANDS: dict[str, Any] = {
 
 
 def usage() -> str:
-    """The help of `dist-sketch` itself: a line a command."""
-    about = {n: (INFER if c is infer_command else c.__doc__).strip().splitlines()[0] for n, c in COMMANDS.items()}
-    lines = [f"  {name:12}{text}" for name, text in about.items()]
+    """The help of `dist-sketch` itself: one line for each command."""
+    lines = [f"  {name:12}{command.__doc__.strip().splitlines()[0]}" for name, command in COMMANDS.items()]
     return (
         "usage: dist-sketch COMMAND [-h] ...\n\nFrom rough line drawings of faces to pencil portraits.\n\n"
         + "\n".join(lines)
-        + "\n\n`dist-sketch COMMAND --help` tells each command's options.\n"
+        + "\n\n`dist-sketch COMMAND --help` lists the options of a command.\n"
     )
 
 
 def parse(arguments: list[str]) -> Callable[[], int]:
-    """The command line as something to run.
+    """Parses the command line; returns the function that runs the command.
 
     Raises:
-        UserError: there is no such command, preset or setting. For a wrong option tyro itself exits with 2.
+        UserError: there is no such command, preset or setting. For a wrong option tyro exits with 2 by itself.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -87,17 +85,18 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         raise UserError(f"{name}: there is no such command; there are {', '.join(COMMANDS)}")
     if name in ("submit", "doctor"):
         rest = separate(rest)
-    command: Any = COMMANDS[name]() if name == "infer" else COMMANDS[name]
     default: Any = train_preset(rest) if name == "train" else preset(rest) if name == "experiment" else None
-    parsed: Any = tyro.cli(command, prog=f"dist-sketch {name}", args=rest, default=default)
+    parsed: Any = tyro.cli(COMMANDS[name], prog=f"dist-sketch {name}", args=rest, default=default)
     run: Callable[[], int] = parsed.run
     return run
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is a sentence and exit code 2, ours a traceback and exit code 1."""
+    """Runs the command line. A user's mistake gives a message and exit code 2, ours a traceback and exit code 1."""
     redirect()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice against what `ranks` needs
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # hides DDP's advice against what `core.ranks` needs
     try:
         code = _parse_alike(sys.argv[1:])()
     except KeyboardInterrupt:
@@ -119,27 +118,27 @@ def _leave(code: int) -> NoReturn:
 
 
 def _left_alone() -> int:
-    """The exit code if whoever read our output has left, as in `dist-sketch train --help | head`; else 0."""
+    """The exit code if the reader of our output has gone, as in `dist-sketch train --help | head`; else 0."""
     poll = select.poll()
     poll.register(1, 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
         return 0
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still in the buffer
     return 128 + signal.SIGPIPE
 
 
 def _parse_alike(arguments: list[str]) -> Callable[[], int]:
     try:
         return parse(arguments)
-    except UserError as e:  # all ranks have the same command line
+    except UserError as e:  # all ranks have the same command line, so one message is enough
         raise SharedError(str(e)) from e
 
 
 def _explain(error: Exception, rank: int) -> int:
-    """Prints what went wrong, once over all ranks; returns the exit code."""
+    """Prints what went wrong, once for all ranks; returns the exit code."""
     who = f" (rank {rank})" if rank else ""
     if isinstance(error, SharedError) and rank:
-        time.sleep(FIRST_WORD_S)  # a launcher ends all ranks as soon as one has left: the first one tells it
+        time.sleep(FIRST_WORD_S)  # a launcher ends all ranks as soon as one has ended, so rank 0 must print first
         return USER
     if isinstance(error, UserError):
         print(f"error{who}: {error}", file=sys.stderr)
@@ -155,7 +154,7 @@ def _explain(error: Exception, rank: int) -> int:
     if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, SharedError):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-        get_error_handler().record_exception(error)  # the launcher's last words name the rank that failed first
+        get_error_handler().record_exception(error)  # so that the launcher names the rank that failed first
     return code
 
 

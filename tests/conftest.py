@@ -18,6 +18,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as `__main__` has it, but torch is imported before that here
 
 import torch
+from support import forks
 
 torch.set_num_threads(1)
 
@@ -73,12 +74,33 @@ def shards(pairs: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Run:
-    """Runs `python -m dist_sketch ARGUMENTS` in a process of its own."""
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs `dist-sketch ARGUMENTS` in a process of its own, which a server has forked."""
+
+    def run(*arguments: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        return forks.run(tmp_path_factory.mktemp("cli"), *arguments, cwd=cwd, env={**os.environ, **env})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def new_cli() -> Run:
+    """Runs `python -m dist_sketch ARGUMENTS` in a new interpreter, which takes seconds for its imports."""
 
     def run(*arguments: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "dist_sketch", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, timeout=600)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cli_ranks(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs `dist-sketch ARGUMENTS` on CPU processes that work together, without a launcher: their outputs joined."""
+
+    def run(processes: int, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+        variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **env}
+        return forks.run_ranks(tmp_path_factory.mktemp("cli"), processes, *arguments, env=variables)
 
     return run
 

@@ -1,4 +1,4 @@
-"""The options of `dist-sketch bench`."""
+"""The options of `dist-sketch bench`; imports nothing heavy, because `--help` reads it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,38 +11,38 @@ class BenchOptions:
     size: int = 256
     """Width and height of the networks' images, px; a multiple of 64."""
     batch_size: int = 8
-    """Pairs a step."""
+    """Pairs in each training step."""
     repeats: int = 5
-    """Rounds of each comparison; the median counts. In a round each variant runs once, the baseline among them."""
+    """Rounds of each comparison; the median counts. In a round each variant runs once, including the baseline."""
     budget_s: float = 150.0
-    """A comparison starts no new round after so long: slow baselines get fewer than --repeats."""
+    """After this many seconds a comparison starts no new round, so that slow baselines get fewer than --repeats."""
     steps: int = 0
-    """Training steps timed at once; 0: 1 on CPUs, 20 on GPUs."""
+    """Training steps in one timing; 0: 1 on CPUs, 20 on GPUs."""
     table: bool = False
-    """step: images/s over batch sizes; always made on GPUs."""
+    """step: measure images/s over batch sizes; always done on GPUs."""
     loss_steps: int = 100
-    """step: steps over which the losses of float32 and of the fast precision are compared."""
+    """step: steps over which the losses in float32 and in the fast precision are compared."""
     source_size: int = 1024
     """loader: width and height of the baseline's JPEGs, px."""
     pairs: int = 24
-    """loader, infer: pairs that are drawn for it."""
+    """loader, infer: pairs that are drawn for the measurement."""
     workers: int = 0
-    """loader: most worker processes to try; 0: one a core, up to 8."""
+    """loader: largest number of worker processes to try; 0: one for each core, up to 8."""
     index: int = 1_000_000
     """loader: entries of the index whose memory is measured."""
     images: int = 1000
     """metrics: size of the image set; infer: images to draw, at most 64."""
     dims: int = 2048
-    """metrics: features of the Fréchet distance with fewer images than that."""
+    """metrics: features of the Fréchet distance that is measured with fewer images than features."""
     fid_weights: Path | None = None
-    """metrics: file of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
+    """metrics: file of FID's Inception weights; default: where `dist-sketch weights` finds them."""
     step_ms: float = 0.0
-    """scaling: step time of the GPU that the model on paper is made for; 0: what was measured here."""
+    """scaling: step time of the GPU that is modelled on paper; 0: the time that was measured here."""
     quick: bool = False
-    """Small sizes: shows that everything works, and nothing else."""
+    """Use small sizes: shows that everything works, but the figures mean nothing."""
 
     def resolved(self) -> "BenchOptions":
-        """With the sizes that `quick` stands for."""
+        """Applies the sizes that `quick` stands for."""
         if not self.quick:
             return self
         small = {"size": 64, "batch_size": 4, "repeats": 2, "budget_s": 10.0, "steps": 1, "loss_steps": 4}

@@ -1,6 +1,6 @@
-"""The paper's own way, as the thing to beat: its step, its data folder, a plain inference loop, FID by scipy's sqrtm.
+"""The baselines: the paper's step, its data folder, a plain inference loop, FID by scipy's sqrtm.
 
-Written straight down, as the paper's code is; where its way leaves a choice, the quicker one is taken.
+They are written in the simplest way, as the paper's code is. Where the paper leaves a choice, they take the faster one.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from dist_sketch.model.pretrained import SketchGenerator
 
 
 class PaperStep:
-    """Section 3.4, line by line: float32, default memory format, sigmoid + BCE, two backwards for D, plain Adam.
+    """Section 3.4 of the paper: float32, default memory format, sigmoid + BCE, two backwards for D, plain Adam.
 
-    G's backward runs through a D that is not frozen, and fills D's gradients for nothing.
+    D is not frozen while G is trained, so that G's backward computes gradients of D that nobody uses.
     """
 
     def __init__(self, config: Config, device: torch.device):
@@ -43,7 +43,7 @@ class PaperStep:
         self.loss = config.loss
 
     def __call__(self, line: Tensor, sketch: Tensor, *, train_d: bool = True, train_g: bool = True) -> dict[str, float]:
-        """One step on float32 (B, C, H, W) in [-1, 1]; a locked network's turn is left out. Returns the losses."""
+        """One step on float32 (B, C, H, W) in [-1, 1]; locked networks are not trained. Returns the losses."""
         output_g = self.g(line)
         losses: dict[str, Tensor] = {}
         if train_d:
@@ -68,9 +68,9 @@ class PaperStep:
 
 
 class JpegFolder(Dataset[Any]):
-    """ROOT/train_line/N.jpg and ROOT/train_sketch/N.jpg, decoded and resized by Pillow each time they are asked for.
+    """ROOT/train_line/N.jpg and ROOT/train_sketch/N.jpg, decoded and resized by Pillow at every reading.
 
-    uint8 (3, size, size) each, as our loader gives them: the conversion to floats is not counted against it.
+    The images are uint8 (3, size, size), as in our loader, so that both are measured without the conversion to floats.
     """
 
     def __init__(self, root: Path, size: int):
@@ -92,9 +92,9 @@ class JpegFolder(Dataset[Any]):
 
 @torch.no_grad()
 def infer(run: Path, shards: Path, split: str, out: Path, batch_size: int, device: torch.device) -> int:
-    """A plain loop: eager float32, then noise removal and PNG files, one image after the other. Returns their number.
+    """Draws in eager float32, then removes noise and writes PNG files one by one. Returns the number of images.
 
-    Writes what `dist_sketch.inference.infer` writes for lines without sketches: raw/, sketch/, line/.
+    The files are those of `dist_sketch.inference.infer` for lines without sketches: raw/, sketch/, line/.
     """
     model = SketchGenerator.load(run).to(device)
     source = Shards(shards, split)
@@ -110,13 +110,13 @@ def infer(run: Path, shards: Path, split: str, out: Path, batch_size: int, devic
 
 
 def finish(out: Path, name: str, line: Tensor, raw: Tensor, settings: DenoiseConfig) -> None:
-    """Noise removal and PNG files of one picture, as Pillow writes them when it is not told how."""
+    """Removes noise from one drawing and writes PNG files with Pillow's default settings."""
     for folder, image in (("raw", raw), ("sketch", denoise(raw, settings)), ("line", line)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / folder / f"{name}.png")
 
 
 def frechet(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Fréchet distance of features (n, d) and (m, d) as pytorch-fid computes it: by scipy's matrix square root."""
+    """Fréchet distance of features (n, d) and (m, d) by scipy's matrix square root, as in pytorch-fid."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     shift = x.mean(0) - y.mean(0)
     a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
@@ -128,10 +128,10 @@ def frechet(x: NDArray[Any], y: NDArray[Any]) -> float:
 
 
 def pytorch_fid_net(weights: inception.Weights, dims: int, device: torch.device) -> nn.Module:
-    """pytorch-fid's own network for one of the dims, with the weights that we use."""
+    """pytorch-fid's own network for one of its feature sizes, with our file of weights."""
     index = pytorch_fid.InceptionV3.BLOCK_INDEX_BY_DIM[dims]
     state = inception.state(weights, inception.skeleton())
-    state |= {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}  # of a layer that it does not use
+    state |= {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}  # a layer that it does not use
     download: Callable[..., Any] = pytorch_fid.load_state_dict_from_url
     pytorch_fid.load_state_dict_from_url = lambda *_, **__: state
     try:
@@ -143,7 +143,7 @@ def pytorch_fid_net(weights: inception.Weights, dims: int, device: torch.device)
 def pytorch_fid_score(
     net: nn.Module, drawn: list[Path], real: list[Path], dims: int, device: torch.device, workers: int
 ) -> float:
-    """pytorch-fid's own route from two lists of files to one number: its loop, batches of 50, sqrtm."""
+    """FID of two lists of files as pytorch-fid computes it: its loop, batches of 50, sqrtm."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         found = [
             fid_score.get_activations([str(p) for p in files], net, 50, dims, str(device), workers)

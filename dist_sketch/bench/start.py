@@ -1,70 +1,55 @@
-"""`dist-sketch bench start`: how long a user, or a job that was requeued, waits for the first step."""
+"""`dist-sketch bench start`: how long a user, or a job that was requeued, waits for the first training step."""
 
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from dist_sketch.bench.figures import BenchReport, figure
+from dist_sketch.bench.measure import BenchReport
 from dist_sketch.data import pack, recipe
 from dist_sketch.data.synthetic import dataset as synth
 from dist_sketch.tracking import tracker
 
-NAME = "start"
-
-
 PAIRS, SIZE = 4, 64
-
-
-LIBRARIES = "torch, torchvision, accelerate"
-
-
-SECONDS = dict[str, list[float]]
+LIBRARIES = "import torch, torchvision, accelerate"
 
 
 def run(report: BenchReport, folder: Path) -> None:
-    """All figures of the start."""
-    options, shards = report.options, _shards(folder)
-    times: SECONDS = {name: [] for name in ("python", "help", "imports", "first", "resumed")}
-    for turn in range(-1, options.repeats):  # the first fills the disk's cache
-        run_folder = folder / f"run{turn + 1}"
+    """Adds all figures of the start."""
+    shards = folder / "shards"
+    synth.write(folder / "pairs", count=PAIRS, val=0, size=SIZE, seed=0, workers=1)
+    pack.pack(recipe.load(str(folder / "pairs")), shards, size=SIZE, workers=1)
+    rounds = []
+    for turn in range(-1, report.options.repeats):
+        out = folder / f"run{turn + 1}"
         found = {
             "python": _python("-c", "pass"),
             "help": _python("-m", "dist_sketch", "--help"),
-            "imports": _python("-c", f"import {LIBRARIES}"),
-            "first": _first_step(shards, run_folder, epochs=1),
-            "resumed": _first_step(shards, run_folder, epochs=2),
+            "imports": _python("-c", LIBRARIES),
+            "first": _first_step(shards, out, epochs=1),
+            "resumed": _first_step(shards, out, epochs=2),
         }
-        if turn >= 0:
-            for name, seconds in found.items():
-                times[name].append(seconds)
-    for name, ours, baseline in (
-        ("dist-sketch --help", "help", "python"),
-        ("training: start to the end of the first step", "first", "imports"),
-        ("the same, resumed from a checkpoint", "resumed", "imports"),
+        if turn >= 0:  # the round before only fills the disk's cache
+            rounds.append(found)
+    times = {name: [found[name] for found in rounds] for name in rounds[0]}
+    for name, ours, baseline, baseline_name in (
+        ("dist-sketch --help", "help", "python", "python -c pass"),
+        ("training: start to the end of the first step", "first", "imports", LIBRARIES),
+        ("the same, resumed from a checkpoint", "resumed", "imports", LIBRARIES),
     ):
-        words = {"python": "python -c pass", "imports": f"import {LIBRARIES}"}[baseline]
-        report.add(
-            figure(NAME, name, times[ours], times[baseline], unit="s", baseline_name=words, lower_is_better=True)
-        )
-    report.note(NAME, f"{PAIRS} pairs at {SIZE} px, no loader processes, W&B off; the baselines are limits: ratio 1")
-
-
-def _shards(folder: Path) -> Path:
-    synth.write(folder / "pairs", count=PAIRS, val=0, size=SIZE, seed=0, workers=1)
-    pack.pack(recipe.load(str(folder / "pairs")), folder / "shards", size=SIZE, workers=1)
-    return folder / "shards"
+        report.add(name, times[ours], times[baseline], "s", baseline_name, lower_is_better=True)
+    report.note(f"{PAIRS} pairs at {SIZE} px, no loader processes, W&B off; the baselines are limits: ratio 1")
 
 
 def _python(*arguments: str) -> float:
-    """Seconds that a Python takes from its start to its end."""
+    """Seconds that Python takes from its start to its end."""
     since = time.perf_counter()
     subprocess.run((sys.executable, *arguments), check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - since
 
 
 def _first_step(shards: Path, out: Path, epochs: int) -> float:
-    """Seconds from the start of `dist-sketch train` until the first step of this leg has ended."""
+    """Seconds from the start of `dist-sketch train` until its first step has ended."""
     began = time.time()
     quiet = ("--train.validate-interval-epochs", "0", "--train.sample-interval-epochs", "0", "--track.wandb", "off")
     small = ("--data.batch-size", str(PAIRS), "--data.workers", "0", "--track.log-interval-steps", "1")

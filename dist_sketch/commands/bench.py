@@ -1,53 +1,52 @@
-"""`dist-sketch bench [SUBJECT]`: measure this machine; each figure beside a baseline that ran in the same call."""
+"""`dist-sketch bench [SUBJECT]`."""
 
 import importlib
 import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from dist_sketch.bench.options import BenchOptions
 from dist_sketch.core.errors import SharedError, UserError
 
-SUBJECTS = ("step", "loader", "infer", "metrics", "scaling", "start")
-
-
 Subject = Literal["all", "step", "loader", "infer", "metrics", "scaling", "start"]
+SUBJECTS = get_args(Subject)[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCommand:
-    """Measure this machine, each figure beside a baseline of the same call (the paper's own way, or a limit).
+    """Measure this machine, each figure beside a baseline: the paper's own way, or a limit of the hardware.
 
-    Medians over rounds in which baseline and ours take turns, with the range in brackets. Run it on an idle machine and
-    without a launcher: it starts the processes that it needs.
+    Baseline and ours take turns; the figures are medians over the rounds, with the range in brackets. Run it on an idle
+    machine and without a launcher: it starts the processes that it needs.
     """
 
     subject: tyro.conf.Positional[Annotated[Subject, tyro.conf.arg(metavar="SUBJECT")]] = "all"
-    """step, loader, infer, metrics, scaling, start; all of them in turn where none is named."""
+    """step, loader, infer, metrics, scaling or start; without it, all of them in turn."""
     json: Path | None = None
-    """File that the figures are written to, with the machine and the options."""
+    """File to which the figures are written, with the machine and the options."""
     options: Annotated[BenchOptions, tyro.conf.arg(name="")] = field(default_factory=BenchOptions)
 
     def run(self) -> int:
         """Runs the command.
 
         Raises:
-            UserError: a value is out of its range, or a launcher started several of us.
+            UserError: a value is out of range, or a launcher started several processes.
         """
         options = _check(self.options)
-        from dist_sketch.bench.figures import BenchReport
+        from dist_sketch.bench.measure import BenchReport
 
         report = BenchReport(options, self.json)
-        report.write()  # an unwritable file is known now, not after the measurements
+        report.write()  # fails now, not after the measurements, if the file cannot be written
         report.head()
         for name in SUBJECTS if self.subject == "all" else (self.subject,):
+            report.subject = name
             with tempfile.TemporaryDirectory(prefix="dist-sketch-bench-") as folder:
                 importlib.import_module(f"dist_sketch.bench.{name}").run(report, Path(folder))
-            report.show(name)
+            report.show()
         if self.json is not None:
             print(self.json)
         return 0
@@ -68,7 +67,7 @@ def _check(options: BenchOptions) -> BenchOptions:
     if options.pairs < options.batch_size and not options.quick:
         raise UserError(f"--pairs {options.pairs}: must be at least --batch-size ({options.batch_size})")
     if not 64 <= options.source_size <= 2048:
-        raise UserError(f"--source-size {options.source_size}: must be 64 to 2048")
+        raise UserError(f"--source-size {options.source_size}: must be from 64 to 2048")
     if options.dims not in (64, 192, 768, 2048):
         raise UserError(f"--dims {options.dims}: must be one of 64, 192, 768, 2048")
     return options.resolved()

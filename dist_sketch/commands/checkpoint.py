@@ -1,4 +1,4 @@
-"""`dist-sketch checkpoint list|verify|export`: a run's checkpoints on the command line."""
+"""`dist-sketch checkpoint list|verify|export`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ Run = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
 
 @dataclass(frozen=True, kw_only=True)
 class ListCommand:
-    """List a run's checkpoints: step, size, when written, and whether all files agree with their hashes."""
+    """List a run's checkpoints: step, size, time, and whether all files match their hashes."""
 
     folder: Run
     """Run folder."""
@@ -32,7 +32,7 @@ class ListCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyCheckpointsCommand:
-    """Compare all files with the sizes and hashes they were saved with. Exit code 0 or 2."""
+    """Compare all files with the sizes and hashes that were saved with them. Exit code 0 or 2."""
 
     folder: Run
     """Run folder."""
@@ -52,16 +52,16 @@ class ExportCommand:
     """Write the generator and its model card to a folder, for `infer --run` and `SketchGenerator.from_pretrained`."""
 
     folder: Run
-    """Run folder, or an exported generator's; it is not written to, unless --out lies in it."""
+    """Run folder, or folder of an exported generator; it is not written to, unless --out is inside it."""
     out: Path
-    """Folder of the generator; an earlier export there is replaced, anything else refused."""
+    """Folder to write; an earlier export there is replaced, anything else is refused."""
     step: int | None = None
-    """Checkpoint to export; default: the one that `infer` draws with."""
+    """Step of the checkpoint to export; default: the one that `infer` draws with."""
     scores: Path | None = None
-    """Output folder of an `infer` with these weights, whose scores the model card (README.md) shall hold."""
+    """Output folder of an `infer` with these weights; its scores are written into the model card (README.md)."""
     compact: bool = False
-    """Store the weights in 8 bits, in a fourth of the space. --scores must then be drawn by such an export: export,
-    draw with it, export that folder once more onto itself."""
+    """Store the weights in 8 bits, a quarter of the size. For --scores then: export, run `infer` with the export, and
+    export that folder again onto itself with --scores."""
 
     def run(self) -> int:
         """Runs the command."""

@@ -1,4 +1,4 @@
-"""`dist-sketch compare` on the command line."""
+"""`dist-sketch compare`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,16 @@ import tyro
 class CompareCommand:
     """Compare runs and outputs on one page: what differs, curves, scores over seeds, the same faces side by side.
 
-    The first RUN is what the others are compared with. Those that differ only in their seed count as one setting.
-    Beside the page its tables are written as Markdown and CSV.
+    The others are compared with the first RUN. Runs that differ only in their seed count as one setting. The tables of
+    the page are also written beside it as Markdown and CSV.
     """
 
     paths: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]]
-    """Run folders of `train` and output folders of `infer`, in any mixture."""
+    """Run folders of `train` and output folders of `infer`, also mixed."""
     out: Path = Path("compare.html")
-    """The page."""
+    """The HTML file to write."""
     title: str = ""
-    """Its headline; default: the names of what is compared."""
+    """Title of the page; default: the names of what is compared."""
 
     def run(self) -> int:
         """Runs the command."""

@@ -1,4 +1,4 @@
-"""`dist-sketch infer`, `merge`, `evaluate` and `report` on the command line."""
+"""`dist-sketch infer`, `merge` and `evaluate`."""
 
 import os
 import time
@@ -9,53 +9,47 @@ from typing import Annotated, Any
 import tyro
 
 from dist_sketch.core.config import TrackConfig
+from dist_sketch.inference.options import InferOptions
 from dist_sketch.tracking.wandb_run import is_off
 
-INFER = "Draw sketches with a trained generator, remove their noise, score them."
 
+@dataclass(frozen=True, kw_only=True)
+class InferCommand:
+    """Draw sketches with a trained generator, remove their noise, score them.
 
-def command() -> Any:
-    """The class of `infer`, which needs torch."""
-    from dist_sketch.inference.options import InferOptions
+    Writes OUT/raw and, with the noise removed, OUT/sketch; scores them where the input has sketches. One process by
+    itself; several with `accelerate launch ... -m dist_sketch infer ...`.
+    """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Infer:
-        """Draw sketches: OUT/raw and, with the noise removed, OUT/sketch; scores where the input has sketches.
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+    """Run folder, folder of an exported generator, or the name of one that comes with dist_sketch (portrait-128);
+    nothing is written to it."""
+    input: Path
+    """Shards, a folder of images (with or without splits and sketches), or one image."""
+    out: Path
+    """Output folder."""
+    options: Annotated[InferOptions, tyro.conf.arg(name="")] = field(default_factory=InferOptions)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
-        One process as it stands; several with `accelerate launch ... -m dist_sketch infer ...`.
-        """
+    def run(self) -> int:
+        """Runs the command."""
+        from dist_sketch.inference import infer
+        from dist_sketch.model import pretrained
 
-        run_folder: Annotated[Path, tyro.conf.arg(name="run")]
-        """Run folder, an exported generator's, or the name of one that comes with dist_sketch (portrait-128); it is
-        never written to."""
-        input: Path
-        """Shards, a folder of images (with or without splits and sketches), or one image."""
-        out: Path
-        """Output folder."""
-        options: Annotated[InferOptions, tyro.conf.arg(name="")] = field(default_factory=InferOptions)
-        track: TrackConfig = field(default_factory=TrackConfig)
-
-        def run(self) -> int:
-            """Runs the command."""
-            from dist_sketch.inference import infer
-            from dist_sketch.model import pretrained
-
-            began = time.monotonic()
-            result = infer.infer(pretrained.located(self.run_folder), self.input, self.out, self.options)
-            if self.options.part:
-                return 0  # the scores come with `merge`
-            _track(self.out, self.track, seconds=time.monotonic() - began)
-            return show_scores(result, self.out)
-
-    return Infer
+        began = time.monotonic()
+        result = infer.infer(pretrained.located(self.run_folder), self.input, self.out, self.options)
+        if self.options.part:
+            return 0  # `merge` will make the scores
+        _track(self.out, self.track, seconds=time.monotonic() - began)
+        return show_scores(result, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeCommand:
-    """Make one output folder of parts that jobs of their own drew (`infer --part K/N`), with the scores of all."""
+    """Join the parts that separate jobs have drawn (`infer --part K/N`) into one output folder, with its scores."""
 
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
-    """Output folder of all the parts."""
+    """Output folder of the parts."""
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def run(self) -> int:
@@ -69,25 +63,25 @@ class MergeCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """Score an output folder's files against its real sketches again: OUT/metrics.json."""
+    """Score the files of an output folder against its real sketches again: OUT/metrics.json."""
 
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """Output folder of `dist-sketch infer`."""
     fid_weights: Path | None = None
-    """File of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
+    """File of FID's Inception weights; default: the file that `dist-sketch weights` finds."""
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def run(self) -> int:
         """Runs the command."""
-        from dist_sketch.inference import infer
+        from dist_sketch.inference.scoring import evaluate
 
-        result = infer.evaluate(self.out, self.fid_weights)
+        result = evaluate(self.out, self.fid_weights)
         _track(self.out, self.track, again=True)
         return show_scores(result, self.out)
 
 
 def _track(out: Path, track: TrackConfig, **more: Any) -> None:
-    """Logs an output folder to W&B, on the first rank alone."""
+    """Logs an output folder to W&B, on rank 0 only."""
     if os.environ.get("RANK", "0") == "0" and not is_off(track):
         from dist_sketch.tracking import wandb_jobs
 
@@ -95,7 +89,7 @@ def _track(out: Path, track: TrackConfig, **more: Any) -> None:
 
 
 def show_scores(result: dict[str, Any] | None, out: Path) -> int:
-    """Prints the scores, on the first rank alone."""
+    """Prints the scores, on rank 0 only."""
     if os.environ.get("RANK", "0") != "0":
         return 0
     if result is None:
@@ -103,7 +97,7 @@ def show_scores(result: dict[str, Any] | None, out: Path) -> int:
         return 0
     from rich.console import Console
 
-    from dist_sketch.metrics.console import scores_table
+    from dist_sketch.metrics.definitions import scores_table
 
     Console().print(scores_table(result))
     print(out / "metrics.json")

@@ -3,44 +3,41 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from dist_sketch.core.config import TrackConfig
-from dist_sketch.core.errors import UserError
 from dist_sketch.tracking.wandb_run import is_off
-
-if TYPE_CHECKING:
-    from dist_sketch.data.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackCommand:
-    """Pack pairs of images into WebDataset shards with a manifest; the same input gives the same bytes."""
+    """Pack pairs of images into WebDataset shards with a manifest. The same input always gives the same bytes."""
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
     """A folder with train_line/ and train_sketch/ (val_*: validation), or a recipe (name or .toml) with --root."""
     out: Path
-    """Folder of the shards."""
+    """Folder for the shards."""
     root: Path | None = None
     """Folder that a recipe's paths are relative to."""
     size: int = 256
-    """Width and height that all images are resized to, px; a multiple of 64. The aspect is not kept (the paper's)."""
+    """Width and height to which all images are resized, px; a multiple of 64. The aspect ratio is not kept, as in the
+    paper."""
     val_fraction: float | None = None
-    """Share of the pairs that becomes the validation split where the folders give none (stable hash of the name)."""
+    """Share of the pairs that becomes the validation split if the folders have none (by a stable hash of the name)."""
     shard_mb: float = 64
-    """Largest shard, MB."""
+    """Largest size of a shard, MB."""
     shard_count: int = 0
-    """Most samples in a shard; 0: no limit."""
+    """Largest number of samples in a shard; 0: no limit."""
     skip_bad: int = 0
-    """How many unusable files may be left out (and listed) before the command refuses."""
+    """Number of unusable files that may be left out and listed; with more, the command refuses."""
     force: bool = False
-    """Replace the shards that lie in --out."""
+    """Replace the shards that are in --out."""
     keep: bool = False
-    """Leave the shards that lie in --out as they are, if they are good and of these pairs and this size."""
+    """Keep the shards that are in --out if they are undamaged and hold these pairs at this size."""
     workers: int | None = None
-    """Processes; default: one a core."""
+    """Processes; default: one for each core."""
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def run(self) -> int:
@@ -49,7 +46,7 @@ class PackCommand:
 
         began = time.monotonic()
         source = recipe.load(self.source, self.root, self.val_fraction)
-        if self.keep and not self.force and kept(source, self.out, self.size):
+        if self.keep and not self.force and pack.holds(self.out, source, self.size):
             print(f"{self.out}: packed already")
             return 0
         manifest = pack.pack(
@@ -73,37 +70,9 @@ class PackCommand:
         return 0
 
 
-def kept(recipe: "Recipe", out: Path, size: int) -> bool:
-    """Whether good shards of these pairs lie in `out` already.
-
-    Raises:
-        UserError: they are damaged, or hold other pairs or another size.
-    """
-    from dist_sketch.data import pack
-    from dist_sketch.data.manifest import MANIFEST, read_manifest
-    from dist_sketch.data.recipe import pairs
-
-    if not (out / MANIFEST).is_file():
-        return False
-    manifest = read_manifest(out)
-    try:
-        pack.verify(out)
-    except UserError as e:
-        raise UserError(f"{e}; --force packs them anew") from e
-    there = {(split, key) for split, part in manifest["splits"].items() for key in part["index"]["key"]}
-    found, _ = pairs(recipe)
-    left_out = len(manifest["skipped"])
-    if manifest["size"] != size or len({(p.split, p.key) for p in found} - there) > left_out or len(there) > len(found):
-        raise UserError(
-            f"{out}: holds shards of other pairs or of another size ({len(there)} at {manifest['size']} px, asked for: "
-            f"{len(found)} at {size} px); --force replaces them"
-        )
-    return True
-
-
 @dataclass(frozen=True, kw_only=True)
 class VerifyCommand:
-    """Compare shards with their manifest: counts, lengths, hashes. Exit code 0 or 2."""
+    """Compare shards with their manifest: counts, lengths, hashes. Exit code 0 if they agree, 2 if not."""
 
     shards: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SHARDS")]]
     """Folder made by `dist-sketch pack`."""

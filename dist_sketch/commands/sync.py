@@ -1,17 +1,24 @@
-"""`dist-sketch sync`."""
+"""`dist-sketch sync`: sends to W&B what was logged offline."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from dist_sketch.tracking.sync import sync
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.folders import LOCK, Lock
+from dist_sketch.tracking.wandb_run import FOLDER, Fragment, fragments, logged_in
+
+HEADER_BYTES = 7  # size of a W&B file without entries, which a run leaves that is killed in its first seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncCommand:
-    """Send what was logged offline to W&B (`wandb login` first): each run's legs in order, as one W&B run."""
+    """Send what was logged offline to W&B (`wandb login` first): all attempts of a run, in order, as one W&B run."""
 
     folders: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")]]
     """Folders of training runs, outputs or shards."""
@@ -21,3 +28,52 @@ class SyncCommand:
         for folder in self.folders:
             sync(folder)
         return 0
+
+
+def sync(folder: Path) -> None:
+    """Sends the fragments in `folder`/wandb that have not been sent, oldest first; stops at the first that fails.
+
+    All attempts of a run have one id, so W&B appends each to those before. If an attempt was killed, the next one
+    repeated the steps after its last checkpoint, and these appear twice.
+
+    Raises:
+        UserError: no such folder, a process is using it, nobody is logged in, or W&B did not take a fragment.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    found = [f for f in fragments(folder) if not f.online and not _is_empty(f)]
+    todo = [f for f in found if not _is_sent(f)]
+    if not todo:
+        sent = f"; {len(found)} attempt(s) were sent before" if found else f" (no {FOLDER}/offline-run-*)"
+        print(f"{folder}: nothing to send{sent}")
+        return
+    if (folder / LOCK).exists():
+        Lock(folder).acquire(wait_s=0)  # a run that is still going must not be sent in parts
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to another server; it delays the exit if that is silent
+    if not logged_in():
+        raise UserError("W&B knows no account here: `wandb login` (or set WANDB_API_KEY), then start this again")
+    for n, fragment in enumerate(todo, 1):
+        print(f"{folder}: {n}/{len(todo)}: run {fragment.run_id}, begun {fragment.began}", flush=True)
+        _send(fragment, folder)
+
+
+def _is_empty(fragment: Fragment) -> bool:
+    return not any(file.stat().st_size > HEADER_BYTES for file in fragment.folder.glob("*.wandb"))
+
+
+def _is_sent(fragment: Fragment) -> bool:
+    return any(fragment.folder.glob("*.wandb.synced"))
+
+
+def _send(fragment: Fragment, run: Path) -> None:
+    variables = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
+    variables["WANDB_DIR"] = str(run.resolve())
+    variables.setdefault("WANDB__GRAPHQL_RETRY_MAX", "3")  # W&B's default keeps trying for hours without a server
+    command = [sys.executable, "-m", "wandb", "sync", str(fragment.folder.resolve())]
+    # In `run`, because W&B writes its own log into ./wandb.
+    ended = subprocess.run(command, env=variables, cwd=run, stderr=subprocess.STDOUT)
+    if not _is_sent(fragment):
+        raise UserError(
+            f"{fragment.folder}: W&B did not take it (`wandb sync` ended with code {ended.returncode}, see above); "
+            "start this again, or remove that folder"
+        )

@@ -9,20 +9,20 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class SynthCommand:
-    """Draw procedural portraits: DIR/{train,val}_{line,sketch}/N.jpg, the same for the same seed."""
+    """Draw procedural portraits: DIR/{train,val}_{line,sketch}/N.jpg. The same seed always gives the same files."""
 
     folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
-    """Where the pairs go."""
+    """Folder for the pairs."""
     count: int = 64
     """Training pairs."""
     val: int = 16
-    """Validation pairs more."""
+    """Validation pairs, in addition."""
     size: int = 256
     """Width and height, px."""
     seed: int = 0
     """Another seed draws other people."""
     workers: int | None = None
-    """Processes; default: one a core."""
+    """Processes; default: one for each core."""
 
     def run(self) -> int:
         """Runs the command."""

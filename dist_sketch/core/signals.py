@@ -1,4 +1,4 @@
-"""Being asked to stop: signals become a flag that the training loop reads, from the first moment of the process on."""
+"""Requests to stop: signals, or the clock, set a flag that the training loop reads."""
 
 import ctypes
 import os
@@ -16,50 +16,51 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopRequest:
-    """Whether this process was asked to stop; twice is the same as once.
+    """Whether this process was asked to stop.
 
     Args:
-        ask_at: the time that asks, too, s since 1970.
+        ask_at: at this time (s since 1970) the clock asks.
     """
 
     def __init__(self, ask_at: float = float("inf")) -> None:
         self._asked, self._ask_at = False, ask_at
+        self._numbers: set[signal.Signals] = set()
 
     @property
     def asked(self) -> bool:
-        """Whether a signal or the clock has asked."""
+        """Whether a signal or the clock has asked this process to stop."""
         return self._asked or time.time() >= self._ask_at
 
     def listen(self, *numbers: signal.Signals, orphaned: signal.Signals = signal.SIGKILL) -> None:
-        """From now on these signals ask.
+        """From now on these signals ask this process to stop.
 
         Args:
-            orphaned: what this process gets when its launcher dies, which would leave its ranks behind. Before there
-                is anything to save, SIGKILL: while the ranks look for each other, no other signal is heard, and they
-                would look for half an hour - or find those of the next job.
+            orphaned: the signal that this process gets if its launcher dies. SIGKILL as long as there is nothing to
+                save: ranks that are still looking for each other handle no other signal, and would go on looking for
+                half an hour, or join the ranks of the next job.
         """
+        self._numbers.update(numbers)
         for number in numbers:
             signal.signal(number, self._ask)
         if "TORCHELASTIC_RUN_ID" in os.environ:
             signal_on_parent_s_death(orphaned)
-            if _is_orphan():  # it died before
+            if _is_orphan():  # the launcher died before this
                 os.kill(os.getpid(), orphaned)
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
 
-    @staticmethod
-    def ignore(*numbers: signal.Signals) -> None:
-        """From now on these signals do nothing: the work is saved, and the process is about to end."""
-        for number in numbers:
+    def ignore(self) -> None:
+        """From now on the signals do nothing: the work is saved, and the process is about to end."""
+        for number in self._numbers:
             signal.signal(number, signal.SIG_IGN)
 
 
 def before_job_s_end(margin_s: float) -> float:
-    """The time, s since 1970, to stop at in a SLURM job; infinity if nothing says when it ends.
+    """The time (s since 1970) at which to stop in a SLURM job: `margin_s` before its end; infinity outside of one.
 
-    Needs no signal: it works where nobody has asked SLURM to send one. A quarter of what is left is the most it takes,
-    or a short job would stop after each step.
+    This works even if SLURM was not asked to send a signal. The margin is at most a quarter of the time that is left,
+    so that a short job does not stop after its first step.
     """
     try:
         end = float(os.environ.get("SLURM_JOB_END_TIME", ""))
@@ -70,14 +71,14 @@ def before_job_s_end(margin_s: float) -> float:
 
 
 def signal_on_parent_s_death(number: signal.Signals) -> None:
-    """This process gets it when the one that started it dies. Linux; elsewhere nothing happens."""
+    """This process gets the signal when its parent dies. Only on Linux; elsewhere nothing happens."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def _is_orphan() -> bool:
-    """Whether init has taken over this process (and is not itself the launcher, as in a container)."""
+    """Whether init is the parent of this process, and is not itself the launcher (as it can be in a container)."""
     try:
         return os.getppid() == 1 and os.fsencode(sys.argv[-1]) not in Path("/proc/1/cmdline").read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""The one place where image files are opened: any format becomes 8-bit gray or RGB, or is refused by name."""
+"""Opens image files: any supported format becomes 8-bit gray or RGB; everything else is refused by name."""
 
 import io
 import warnings
@@ -9,17 +9,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dist_sketch.core.errors import UserError
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no EPS, PDF ...: those start other programs
-
-
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not EPS: Pillow starts Ghostscript to read it
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000; an A3 page at 600 dpi has 70 million
-
-
 PNG_END = b"IEND\xaeB`\x82"
 
 
 class BadImage(UserError):
-    """A file that is no usable image: `path` and `why`."""
+    """A file that is not a usable image: `path` and `why`."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(path, why)
@@ -30,13 +26,13 @@ class BadImage(UserError):
 
 
 def read_image(path: Path) -> Image.Image:
-    """Reads an image file as people see it: mode "L" where it is gray (a color file with R = G = B too), else "RGB".
+    """Reads an image file as mode "L" if it is gray (also if a color file has R = G = B everywhere), else "RGB".
 
-    Turned by its EXIF orientation; alpha is laid on white; 16-bit and float levels are scaled to 8 bit; of an animation
-    the first frame. Color profiles are not applied. `.info["mode"]` is the mode in the file.
+    EXIF orientation is applied, alpha is composited on white, 16-bit and float levels are scaled to 8 bit, and an
+    animation gives its first frame. Color profiles are ignored. `.info["mode"]` is the mode of the file.
 
     Raises:
-        BadImage: missing, empty, unreadable, truncated, or above MAX_PIXELS (told from its header, before decoding).
+        BadImage: missing, empty, unreadable, truncated, or larger than MAX_PIXELS (decided before decoding).
     """
     try:
         data = path.read_bytes()
@@ -44,7 +40,7 @@ def read_image(path: Path) -> Image.Image:
         raise BadImage(path, f"cannot be read ({e.strerror})") from e
     if not data:
         raise BadImage(path, "the file is empty (0 bytes)")
-    # a malformed file makes Pillow raise almost anything, and warn of what is refused or mended here
+    # Pillow raises almost any exception for a malformed file, and warns of files that are refused or repaired here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -67,7 +63,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _verify_png(data: bytes) -> None:
-    """Pillow's decoder stops at the last pixel and checks neither sums nor the end."""
+    """Checks checksums and the end, because Pillow's decoder stops at the last pixel and checks neither."""
     if PNG_END not in data:
         raise OSError("the PNG's end is missing")
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -75,23 +71,22 @@ def _verify_png(data: bytes) -> None:
 
 
 def _to_8bit(image: Image.Image) -> Image.Image:
-    """Any mode -> "L" or "RGB"."""
+    """Converts any mode to "L" or "RGB"."""
     if image.mode.startswith(("I", "F")):
         return _scale(np.asarray(image, np.float32), integer=image.mode != "F")
     if image.has_transparency_data:
-        color = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), color)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     if image.mode in ("1", "L"):
         return image.convert("L")
-    red, green, blue = image.convert("RGB").split()
-    gray = red.tobytes() == green.tobytes() == blue.tobytes()
-    return red if gray else Image.merge("RGB", (red, green, blue))
+    image = image.convert("RGB")
+    red, green, blue = (channel.tobytes() for channel in image.split())
+    return image.getchannel("R") if red == green == blue else image
 
 
 def _scale(levels: np.ndarray, *, integer: bool) -> Image.Image:
-    """(H, W) levels -> "L". Integers are out of 65535; floats out of the least of 1, 255, 65535 that holds them all."""
+    """Scales levels (H, W) to "L". White is 65535 for integers; for floats the least of 1, 255, 65535 that fits."""
     low, high = levels.min(), levels.max()
-    if not (low >= 0 and high <= 65535):  # also where it is NaN
+    if not (low >= 0 and high <= 65535):  # NaN fails this too
         raise ValueError(f"gray levels from {low:g} to {high:g}; 0 to 65535 can be read")
-    full = 65535 if integer else next(top for top in (1, 255, 65535) if high <= top)
-    return Image.fromarray(np.rint(levels * (255 / full)).astype(np.uint8))
+    white = 65535 if integer else next(top for top in (1, 255, 65535) if high <= top)
+    return Image.fromarray(np.rint(levels * (255 / white)).astype(np.uint8))

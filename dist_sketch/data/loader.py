@@ -1,7 +1,7 @@
-"""Shards -> batches, by index: an order that is a pure function of (seed, epoch), cut into equal shares for the ranks.
+"""Batches out of shards: an order that depends on (seed, epoch) alone, cut into equal shares for the ranks.
 
-Stock WebDataset pipelines split whole shards over ranks and workers, so that ranks may get unequal numbers of
-batches; here each sample has its place (shard, offset, length, hash) in the manifest and is read by it.
+Stock WebDataset pipelines distribute whole shards over ranks and workers, so that ranks may get unequal numbers of
+batches. Here each sample is read by its place in the manifest (shard, offset, length, hash).
 """
 
 import atexit
@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,12 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.data import pixels
 from dist_sketch.data.shards import BadSample, Shards
 
+Place = tuple[int, int]  # epoch, index
+TrainingPair = tuple[str, Tensor, Tensor]  # key; line and sketch, uint8 (C, H, W) each
+
 
 def order(count: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
-    """The indices 0..count-1 in the order of one epoch; the same on every rank."""
+    """The indices 0..count-1 in the order of one epoch; equal on all ranks."""
     if not shuffle:
         return np.arange(count)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))).permutation(count)
@@ -38,10 +41,10 @@ def steps_an_epoch(count: int, batch_size: int) -> int:
 
 
 def check_batch(batch_size: int, world_size: int, count: int) -> None:
-    """Refuses a global batch that the ranks cannot share equally, or that the data cannot fill.
+    """Refuses a global batch that the ranks cannot share equally, or that is larger than the data set.
 
     Raises:
-        UserError: with the sizes that would do.
+        UserError: proposes sizes that work.
     """
     if batch_size % world_size:
         fitting = batch_size - batch_size % world_size
@@ -66,7 +69,7 @@ class Batch:
 
     @property
     def blank(self) -> bool:
-        """Whether all samples were left out; empty pages stand in, so that this rank can take part in the step."""
+        """Whether all samples were left out. White images replace them, so that this rank can take part in the step."""
         return not self.keys
 
     def pin_memory(self) -> "Batch":
@@ -74,89 +77,78 @@ class Batch:
         return Batch(self.line.pin_memory(), self.sketch.pin_memory(), self.keys, self.bad)
 
 
-class _Decoded:
-    """Decoded pairs in memory that the loader's forked workers share; each is decoded once, by whoever needs it first.
+class _DecodedPairs:
+    """Decoded pairs in memory that is shared with forked workers, so that each pair is decoded only once.
 
-    The memory is anonymous, not in /dev/shm, which containers keep small; pages cost nothing until they are written.
+    The memory is anonymous, because containers keep /dev/shm small. Pages take no memory until they are written.
     """
 
     def __init__(self, shape: tuple[int, ...]):
         count = shape[0]
         memory = mmap.mmap(-1, count + math.prod(shape))
-        self._there = np.frombuffer(memory, np.uint8, count)
+        self._present = np.frombuffer(memory, np.uint8, count)
         self._images = torch.frombuffer(memory, dtype=torch.uint8, offset=count).view(shape)
 
     def get(self, i: int) -> tuple[Tensor, Tensor] | None:
-        """Pair `i`, uint8 (C, H, W) each, not to be written to; None if it is not there yet."""
-        return (self._images[i, 0], self._images[i, 1]) if self._there[i] else None
+        """Pair `i`, read-only uint8 (C, H, W) each; None if it has not been decoded yet."""
+        return (self._images[i, 0], self._images[i, 1]) if self._present[i] else None
 
     def complete(self) -> bool:
-        """Whether all pairs are there."""
-        return bool(self._there.all())
+        """Whether all pairs have been decoded."""
+        return bool(self._present.all())
 
     def put(self, i: int, line: Tensor, sketch: Tensor) -> None:
-        """Keeps pair `i`. Two workers that do so at once write the same bytes."""
+        """Keeps pair `i`. If two workers do this at once, they write the same bytes."""
         self._images[i, 0].copy_(line)
         self._images[i, 1].copy_(sketch)
-        self._there[i] = 1
-
-
-class _TrainingPair(NamedTuple):
-    """uint8 (C, H, W) each."""
-
-    key: str
-    line: Tensor
-    sketch: Tensor
+        self._present[i] = 1
 
 
 class _Pairs(Dataset[Any]):
-    """Items are addressed by (epoch, index), so that augmentation needs no state in the workers."""
+    """Pairs by (epoch, index), so that augmentation needs no state in the workers."""
 
     def __init__(self, shards: Shards, data: DataConfig, seed: int):
         self.shards, self.data, self.seed = shards, data, seed
+        self.augments = data.flip or data.shift
         shape = (len(shards), 2, data.channels, shards.size, shards.size)
-        self._decoded = _Decoded(shape) if math.prod(shape) <= data.memory_mb * 1e6 else None
+        self._decoded = _DecodedPairs(shape) if math.prod(shape) <= data.memory_mb * 1e6 else None
 
-    def __getitem__(self, place: tuple[int, int]) -> _TrainingPair | BadSample:
+    def __getitem__(self, place: Place) -> TrainingPair | BadSample:
         epoch, i = place
         try:
-            pair = self._read(i)
+            line, sketch = self._read(i)
         except BadSample as e:
-            return e  # counted by the training loop, which knows the budget
-        if not (self.data.flip or self.data.shift):
-            return pair
-        generator = pixels.pair_generator(self.seed, epoch, pair.key)
-        line, sketch = pixels.augment(pair.line, pair.sketch, generator, flip=self.data.flip, shift=self.data.shift)
-        return pair._replace(line=line, sketch=sketch)
+            return e  # the training loop counts it and knows how many are allowed
+        key = str(self.shards.keys[i])
+        if self.augments:
+            generator = pixels.pair_generator(self.seed, epoch, key)
+            line, sketch = pixels.augment(line, sketch, generator, flip=self.data.flip, shift=self.data.shift)
+        return key, line, sketch
 
     def at_hand(self) -> bool:
-        """Whether a pair is there for the asking: cheaper than to have it from another process."""
-        made = self.data.flip or self.data.shift
-        return not made and self._decoded is not None and self._decoded.complete()
+        """True when all pairs are decoded here, so that asking a worker would be slower."""
+        return not self.augments and self._decoded is not None and self._decoded.complete()
 
-    def _read(self, i: int) -> _TrainingPair:
-        kept = self._decoded.get(i) if self._decoded is not None else None
-        if kept is not None:
-            return _TrainingPair(str(self.shards.keys[i]), *kept)
+    def _read(self, i: int) -> tuple[Tensor, Tensor]:
+        decoded = self._decoded.get(i) if self._decoded is not None else None
+        if decoded is not None:
+            return decoded
         sample = self.shards.read(i, self.data.channels)
-        assert sample.sketch is not None  # no other split can be trained on
+        assert sample.sketch is not None  # checked before training starts
         if self._decoded is not None:
             self._decoded.put(i, sample.line, sample.sketch)
-        return _TrainingPair(sample.key, sample.line, sample.sketch)
+        return sample.line, sample.sketch
 
 
-class _Places(Sampler[list[tuple[int, int]]]):
-    """This rank's share of each global batch of one epoch, from one step on."""
+class PlaceSampler(Sampler[list[Place]]):
+    """This rank's share of each global batch of one epoch, from `first_step` on."""
 
     def __init__(self, count: int, data: DataConfig, seed: int, rank: int, world_size: int):
         self.count, self.data, self.seed = count, data, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.first_step = 0, 0
 
-    def __len__(self) -> int:
-        return steps_an_epoch(self.count, self.data.batch_size) - self.first_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Place]]:
         indices = order(self.count, self.seed, self.epoch, self.data.shuffle)
         share = self.data.batch_size // self.world_size
         for step in range(self.first_step, steps_an_epoch(self.count, self.data.batch_size)):
@@ -164,24 +156,25 @@ class _Places(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(i)) for i in indices[start : start + share]]
 
 
-def _collate(pairs: Sequence[_TrainingPair | BadSample], *, channels: int, size: int) -> Batch:
-    good = [p for p in pairs if isinstance(p, _TrainingPair)]
+def _collate(pairs: Sequence[TrainingPair | BadSample], *, channels: int, size: int) -> Batch:
+    good = [p for p in pairs if not isinstance(p, BadSample)]
     bad = [str(p) for p in pairs if isinstance(p, BadSample)]
     if not good:
         blank = torch.full((len(pairs), channels, size, size), 255, dtype=torch.uint8)
         return Batch(blank, blank, [], bad)
-    return Batch(torch.stack([p.line for p in good]), torch.stack([p.sketch for p in good]), [p.key for p in good], bad)
+    keys, lines, sketches = zip(*good, strict=True)
+    return Batch(torch.stack(lines), torch.stack(sketches), list(keys), bad)
 
 
 def _ignore_signals(worker: int) -> None:
-    """A scheduler signals all processes of a job: the training process decides when to stop, and needs its workers."""
+    """SLURM signals all processes of a job. The training process decides when to stop, and needs its workers then."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end_workers() -> None:
-    """They ignore the signal by which multiprocessing would end them, and it would wait for them for ever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call that an error
+def _kill_workers() -> None:
+    """Kills the workers at exit, because they ignore the signal by which multiprocessing ends its children."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report an error
     for process in multiprocessing.active_children():
         process.kill()
 
@@ -192,34 +185,34 @@ class Loader:
     def __init__(self, shards: Shards, data: DataConfig, *, seed: int, rank: int, world_size: int, pin: bool = False):
         check_batch(data.batch_size, world_size, len(shards))
         self.steps = steps_an_epoch(len(shards), data.batch_size)
-        self._places = _Places(len(shards), data, seed, rank, world_size)
+        self._sampler = PlaceSampler(len(shards), data, seed, rank, world_size)
         self._folder, self._stall_timeout_s = shards.folder, data.stall_timeout_s
         if data.workers:
-            atexit.register(_end_workers)
+            atexit.register(_kill_workers)
         self._pairs, self._pin = _Pairs(shards, data, seed), pin
         self._collate = partial(_collate, channels=data.channels, size=shards.size)
         self._loader = DataLoader(
             self._pairs,
-            batch_sampler=self._places,
+            batch_sampler=self._sampler,
             collate_fn=self._collate,
             num_workers=data.workers,
-            multiprocessing_context="fork" if data.workers else None,  # the index and the decoded pairs are shared
+            multiprocessing_context="fork" if data.workers else None,  # shares the index and the decoded pairs
             persistent_workers=data.workers > 0,
             timeout=data.stall_timeout_s if data.workers else 0,
             worker_init_fn=_ignore_signals,
             pin_memory=pin,
-            generator=torch.Generator(),  # else each epoch would draw a number from the run's own stream
+            generator=torch.Generator(),  # else each epoch would draw from the global generator, which dropout uses
         )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `first_step` on; those before it are not read.
+        """The batches of an epoch from `first_step` on; earlier ones are not read.
 
         Raises:
-            UserError: the workers give no batch for `data.stall_timeout_s`.
+            UserError: the workers deliver no batch for `data.stall_timeout_s`.
         """
-        self._places.epoch, self._places.first_step = epoch, first_step
+        self._sampler.epoch, self._sampler.first_step = epoch, first_step
         if self._pairs.at_hand():
-            for places in self._places:
+            for places in self._sampler:
                 batch = self._collate([self._pairs[place] for place in places])
                 yield batch.pin_memory() if self._pin else batch
             return

@@ -1,6 +1,6 @@
-"""Shards on a node's own disk: copied there by `dist-sketch node --stage` before its ranks start, removed at their end.
+"""A copy of the shards on a node's own disk, for as long as its ranks run (`dist-sketch node --stage`).
 
-The ranks are told by an environment variable, so that a run's configuration names the folder that all nodes see.
+The ranks find it by an environment variable, so that the run's configuration still names the shared folder.
 """
 
 import json
@@ -25,23 +25,23 @@ def nearest(shards: Path) -> Path:
 
 
 def home(env: Mapping[str, str]) -> Path:
-    """Where this node keeps its copy: $SLURM_TMPDIR or $TMPDIR, which may be the same disk for all nodes."""
+    """The folder for this node's copy. Its name contains the node's number, because $TMPDIR may be a shared disk."""
     disk = env.get("SLURM_TMPDIR") or env.get("TMPDIR") or "/tmp"
     return Path(disk) / f"dist-sketch-{env.get('SLURM_JOB_ID', '0')}-{env.get('SLURM_NODEID', '0')}"
 
 
 @contextmanager
 def staged(shards: Path, copy: Path) -> Iterator[dict[str, str]]:
-    """Copies a folder of shards and compares the copy with its manifest; removes it afterwards.
+    """Copies a folder of shards and verifies the copy; removes it at the end.
 
     Yields:
-        The variables by which the ranks find it.
+        The environment variables by which the ranks find the copy.
 
     Raises:
-        UserError: the folder has no manifest, the disk is full, or the copy is not what was copied.
+        UserError: the folder has no manifest, the disk is full, or the copy is damaged.
     """
     sha256 = manifest_hash(shards)
-    shutil.rmtree(copy, ignore_errors=True)  # of an earlier leg that was killed
+    shutil.rmtree(copy, ignore_errors=True)  # left by a job that was killed
     try:
         try:
             shutil.copytree(shards, copy)

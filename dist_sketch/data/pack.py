@@ -1,7 +1,7 @@
-"""Pairs -> WebDataset tars + manifest.json, byte for byte the same each time; and checking them against each other.
+"""Packs pairs into WebDataset tars with a manifest, reproducibly byte for byte, and verifies them against it.
 
-Formats: shards/README.md. A sample is three members KEY.json, KEY.line.png, KEY.sketch.png that stand together, and the
-manifest's index says where: one `pread` of `length` bytes at `offset` is a small tar of that sample.
+Formats: shards/README.md. A sample is three consecutive members KEY.json, KEY.line.png, KEY.sketch.png. The manifest's
+index says where it is: the `length` bytes at `offset` are a small tar of that sample.
 """
 
 import hashlib
@@ -11,12 +11,13 @@ import math
 import os
 import tarfile
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import groupby, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import write_json
-from dist_sketch.core.folders import refuse_foreign, replaced
+from dist_sketch.core.fileio import sha256, write_json
+from dist_sketch.core.folders import refuse_foreign, replaced, sync
 from dist_sketch.data.image_files import BadImage, read_image
 from dist_sketch.data.manifest import COLUMNS, FORMAT, MANIFEST, read_manifest
-from dist_sketch.data.recipe import SPLITS, FilePair, Problem, Recipe, pairs, refuse
+from dist_sketch.data.recipe import SPLITS, FilePair, Problem, Recipe, listed, pairs, unusable
 
-_LISTED = 10  # problems named in one error
-
-
-_PAIRS_A_WORKER = 32  # fewer than that are not worth starting a process for
-
+PAIRS_A_WORKER = 32  # with fewer, starting a process takes longer than it saves
 
 PackedSample = dict[str, Any]  # {"__key__": str, "json": bytes, "line.png": bytes, "sketch.png": bytes}
+Span = tuple[str, int, int]  # a sample's key, offset and length in a shard
 
 
 def pack(
@@ -54,36 +52,39 @@ def pack(
 ) -> dict[str, Any]:
     """Packs all pairs, resized to `size` x `size`, into the new folder `out`; returns its manifest.
 
-    Nothing stands at `out` before all is written and on disk. With `workers` above 1 (default: the CPUs this process
-    may use) processes are spawned: a script that calls this needs the usual `if __name__ == "__main__":`.
+    The folder appears when it is complete. With `workers` above 1 (default: the CPUs this process may use) processes
+    are spawned: a script that calls this needs the usual `if __name__ == "__main__":`.
 
     Args:
         shard_mb: upper limit of a shard in 10^6 bytes (one sample always fits).
-        shard_count: upper limit of samples in a shard; 0: bytes alone decide.
-        skip_bad: up to so many files that cannot be used are left out, and listed in the manifest.
+        shard_count: upper limit of samples in a shard; 0: only bytes count.
+        skip_bad: up to this many files that cannot be used are left out and listed in the manifest.
         force: replace `out` if it holds shards.
 
     Raises:
-        UserError: a setting is out of range, `out` exists, more than `skip_bad` files cannot be used, or the disk.
+        UserError: a setting is out of range, `out` exists, more than `skip_bad` files cannot be used, or the disk is
+            full.
     """
     _check_settings(size, shard_mb, shard_count, skip_bad, workers)
     refuse_foreign(out, "a folder of shards", MANIFEST, leftovers=False)
     if (out / MANIFEST).is_file() and not force:
         raise UserError(f"{out}: holds packed shards already; remove it or choose another --out")
     found, problems = pairs(recipe)
+    splits = {}
     try:
         with replaced(out) as folder:
-            splits = {}
-            with _progress("packing", len(found)) as advance:
-                for split in SPLITS:
-                    chosen = [p for p in found if p.split == split]
-                    prepare = partial(_prepare, root=recipe.root, size=size)
-                    samples = _good(_map(prepare, chosen, workers), problems, skip_bad, advance)
+            found.sort(key=lambda pair: SPLITS.index(pair.split))
+            prepared = closing(_prepare_all(found, recipe.root, size, workers))
+            with _progress("packing", len(found)) as advance, prepared as results:
+                for split, group in groupby(found, key=lambda pair: pair.split):
+                    chosen = list(group)
+                    samples = _good(islice(results, len(chosen)), problems, skip_bad, advance)
                     shards = _write(samples, folder, split, int(shard_mb * 1e6), shard_count)
                     if shards:
                         splits[split] = _describe(folder, shards, has_sketch=chosen[0].sketch is not None)
-            budget = f", or leave out up to N of them with --skip-bad N (now {skip_bad})"
-            refuse(recipe.root, problems, skip_bad, budget)
+            if len(problems) > skip_bad:
+                advice = f", or leave out up to N of them with --skip-bad N (now {skip_bad})"
+                raise unusable(recipe.root, problems, advice)
             if not splits:
                 raise UserError(f"{recipe.root}: no pair is left to pack")
             manifest = {
@@ -118,8 +119,27 @@ def _check_settings(size: int, shard_mb: float, shard_count: int, skip_bad: int,
             raise UserError(f"{name} = {value}: must be {least} or more")
 
 
+def _prepare_all(
+    chosen: list[FilePair], root: Path, size: int, workers: int | None
+) -> Generator[PackedSample | list[Problem], None, None]:
+    """Prepares pairs in worker processes, in order, with a bounded number of results waiting to be written."""
+    prepare = partial(_prepare, root=root, size=size)
+    n = min(workers or len(os.sched_getaffinity(0)), math.ceil(len(chosen) / PAIRS_A_WORKER))
+    if n <= 1:
+        yield from map(prepare, chosen)
+        return
+    # Processes, because Pillow's encoder holds the GIL; spawned, because a fork would copy locks that torch's and
+    # rich's threads hold.
+    with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
+        futures = (pool.submit(prepare, pair) for pair in chosen)
+        waiting = deque(islice(futures, 8 * n))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(islice(futures, 1))
+
+
 def _prepare(pair: FilePair, root: Path, size: int) -> PackedSample | list[Problem]:
-    """Reads, resizes and encodes a pair; runs in a worker process."""
+    """Reads, resizes and encodes a pair."""
     about: dict[str, Any] = {"name": pair.name, "split": pair.split}
     sample: PackedSample = {"__key__": pair.key}
     problems = []
@@ -140,30 +160,10 @@ def _prepare(pair: FilePair, root: Path, size: int) -> PackedSample | list[Probl
     return problems or sample
 
 
-def _map(prepare: Any, chosen: list[FilePair], workers: int | None) -> Iterator[PackedSample | list[Problem]]:
-    """`map` over processes, in order, a bounded number of pairs ahead of the writer."""
-    # spawned: a fork would copy the locks of torch's and rich's threads; processes: Pillow's encoder holds the GIL
-    n = min(workers or len(os.sched_getaffinity(0)), math.ceil(len(chosen) / _PAIRS_A_WORKER))
-    if n <= 1:
-        yield from map(prepare, chosen)
-        return
-    with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
-        ahead: deque[Future[PackedSample | list[Problem]]] = deque()
-        try:
-            for pair in chosen:
-                ahead.append(pool.submit(prepare, pair))
-                if len(ahead) > 8 * n:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _good(
-    results: Iterable[PackedSample | list[Problem]], problems: list[Problem], skip_bad: int, advance: Any
+    results: Iterable[PackedSample | list[Problem]], problems: list[Problem], skip_bad: int, advance: Callable[[], None]
 ) -> Iterator[PackedSample]:
-    """Passes the samples on and notes the problems; past the budget it goes on reading, to name them all."""
+    """Yields the samples and collects the problems; when there are too many it reads on, so that all can be named."""
     for result in results:
         advance()
         if isinstance(result, list):
@@ -172,139 +172,127 @@ def _good(
             yield result
 
 
-def _write(samples: Iterable[PackedSample], folder: Path, split: str, limit: int, count: int) -> list[str]:
-    """Writes the split's shards and returns their names."""
-    # here, not above: it imports torch, 3 s that each worker process would wait for
+def _write(samples: Iterable[PackedSample], folder: Path, split: str, limit: int, count: int) -> dict[str, list[Span]]:
+    """Writes the split's shards; returns what each file holds."""
+    # Imported here, because it imports torch, which takes each worker process 3 s.
     from webdataset import TarWriter
 
-    names: list[str] = []
-    tar = file = None
-    used = written = 0
-    try:
+    shards: dict[str, list[Span]] = {}
+    spans: list[Span] = []
+    used = 0
+    with ExitStack() as open_shard:
         for sample in samples:
-            # a member: its header (with a PAX header where the name needs it), its bytes up to a whole block
+            # a member has a header (and a PAX header if the name needs one) and is padded to whole blocks
             header = 512 if sample["__key__"].isascii() and len(sample["__key__"]) < 80 else 2048
             need = sum(header + len(v) + -len(v) % 512 for k, v in sample.items() if k != "__key__")
-            if tar is None or (count and written == count) or used + need > limit:
-                _close(tar, file)
-                names.append(f"{split}-{len(names):06d}.tar")
-                file = open(folder / names[-1], "xb")  # noqa: SIM115 - closed by _close
-                # nothing of this machine or moment may get into the bytes; PAX takes long and non-ASCII names
-                tar = TarWriter(
-                    file, user="dist_sketch", group="dist_sketch", mtime=0, encoder=False, format="PAX_FORMAT"
-                )
-                used, written = tarfile.RECORDSIZE, 0
+            if not shards or (count and len(spans) == count) or used + need > limit:
+                open_shard.close()
+                name, spans, used = f"{split}-{len(shards):06d}.tar", [], tarfile.RECORDSIZE
+                shards[name] = spans
+                file = open_shard.enter_context(open(folder / name, "xb"))
+                # Fixed owner and time make the bytes reproducible; PAX allows long and non-ASCII names.
+                about = {"user": "dist_sketch", "group": "dist_sketch", "mtime": 0, "format": "PAX_FORMAT"}
+                tar = open_shard.enter_context(TarWriter(file, encoder=False, **about))
+            start = tar.tarstream.offset
             tar.write(sample)
-            used, written = used + need, written + 1
-    finally:
-        _close(tar, file)
-    return names
+            spans.append((sample["__key__"], start, tar.tarstream.offset - start))
+            used += need
+    for name in shards:
+        sync(folder / name)
+    return shards
 
 
-def _close(tar: Any, file: Any) -> None:
-    if tar is not None:
-        tar.close()
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-
-
-def _describe(folder: Path, shards: list[str], has_sketch: bool) -> dict[str, Any]:
-    """A split's part of the manifest, read back from the shards as they lie on the disk."""
+def _describe(folder: Path, shards: dict[str, list[Span]], has_sketch: bool) -> dict[str, Any]:
+    """A split's part of the manifest; the hashes are those of the files on the disk."""
     index: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    listed = []
-    for number, name in enumerate(shards):
-        spans = _spans(folder / name)
-        hashes, whole = _hash(folder / name, [(start, end - start) for _, start, end in spans])
-        for (key, start, end), digest in zip(spans, hashes, strict=True):
-            for column, value in zip(COLUMNS, (key, number, start, end - start, digest), strict=True):
+    files = []
+    for number, (name, spans) in enumerate(shards.items()):
+        path = folder / name
+        for (key, offset, length), digest in zip(spans, _hashes(path, spans), strict=True):
+            for column, value in zip(COLUMNS, (key, number, offset, length, digest), strict=True):
                 index[column].append(value)
-        size = (folder / name).stat().st_size
-        listed.append({"file": name, "bytes": size, "sha256": whole, "count": len(spans)})
-    return {"count": len(index["key"]), "has_sketch": has_sketch, "shards": listed, "index": index}
+        files.append({"file": name, "bytes": path.stat().st_size, "sha256": sha256(path), "count": len(spans)})
+    return {"count": len(index["key"]), "has_sketch": has_sketch, "shards": files, "index": index}
 
 
-def _spans(shard: Path) -> list[tuple[str, int, int]]:
-    """(key, first byte, byte after the last) of each sample, PAX headers and padding included."""
-    spans: list[tuple[str, int, int]] = []
-    with tarfile.open(shard, "r:") as tar:
-        for member in tar:
-            key = member.name.partition(".")[0]
-            end = member.offset_data + member.size + -member.size % tarfile.BLOCKSIZE
-            if spans and spans[-1][0] == key:
-                spans[-1] = (key, spans[-1][1], end)
-            else:
-                spans.append((key, member.offset, end))
-    return spans
-
-
-def _hash(shard: Path, spans: list[tuple[int, int]]) -> tuple[list[str], str]:
-    """SHA-256 of each (offset, length), which follow each other from 0, and of the whole file; 1 MiB at a time."""
-    whole = hashlib.sha256()
-    hashes = []
+def _hashes(shard: Path, spans: Iterable[Span]) -> list[str]:
+    """SHA-256 of each sample; the samples follow each other from the beginning of the file."""
     with open(shard, "rb") as file:
-        for _, left in spans:
-            digest = hashlib.sha256()
-            while left and (block := file.read(min(left, 1 << 20))):
-                digest.update(block)
-                whole.update(block)
-                left -= len(block)
-            hashes.append(digest.hexdigest())
-        while block := file.read(1 << 20):
-            whole.update(block)
-    return hashes, whole.hexdigest()
+        return [hashlib.sha256(file.read(length)).hexdigest() for _, _, length in spans]
 
 
-def verify(shards: Path, workers: int | None = None) -> dict[str, int]:
+def holds(shards: Path, recipe: Recipe, size: int) -> bool:
+    """Whether `shards` already holds good shards of the recipe's pairs.
+
+    Raises:
+        UserError: it holds damaged shards, or shards of other pairs or of another size.
+    """
+    if not (shards / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(shards)
+    try:
+        verify(shards)
+    except UserError as e:
+        raise UserError(f"{e}; --force replaces them") from e
+    packed = {(split, key) for split, part in manifest["splits"].items() for key in part["index"]["key"]}
+    wanted = {(p.split, p.key) for p in pairs(recipe)[0]}
+    left_out = len(manifest["skipped"])
+    if manifest["size"] != size or len(wanted - packed) > left_out or len(packed) > len(wanted):
+        raise UserError(
+            f"{shards}: holds shards of other pairs or of another size ({len(packed)} at {manifest['size']} px, "
+            f"asked for: {len(wanted)} at {size} px); --force replaces them"
+        )
+    return True
+
+
+def verify(shards: Path) -> dict[str, int]:
     """Reads every shard and compares lengths, counts and hashes with the manifest; returns {split: count}.
 
     Raises:
-        UserError: names what differs, shard and key, up to 10 of them.
+        UserError: names the first ten differences by shard and key.
     """
     manifest = read_manifest(shards)
-    jobs = []
+    jobs: list[tuple[dict[str, Any], dict[Span, str]]] = []
     for split in manifest["splits"].values():
-        by_shard: list[list[tuple[str, int, int, str]]] = [[] for _ in split["shards"]]
-        columns = [split["index"][name] for name in ("shard", "key", "offset", "length", "sha256")]
-        for number, *row in zip(*columns, strict=True):
-            by_shard[number].append(tuple(row))
-        jobs += list(zip(split["shards"], by_shard, strict=True))
-    problems = []
+        hashes: list[dict[Span, str]] = [{} for _ in split["shards"]]
+        for key, number, offset, length, digest in zip(*(split["index"][name] for name in COLUMNS), strict=True):
+            hashes[number][key, offset, length] = digest
+        jobs += zip(split["shards"], hashes, strict=True)
+    problems: list[str] = []
+    # Threads are enough, because hashing and reading release the GIL.
+    threads = min(8, len(os.sched_getaffinity(0)))
+    with _progress("verifying", len(jobs)) as advance, ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(lambda job: _verify_shard(shards, *job), jobs):
+            problems += found
+            advance()
     extra = {p.name for p in shards.glob("*.tar")} - {shard["file"] for shard, _ in jobs}
-    with _progress("verifying", len(jobs)) as advance:
-        # threads: hashing and reading release the GIL
-        with ThreadPoolExecutor(workers or min(8, len(os.sched_getaffinity(0)))) as pool:
-            for found in pool.map(lambda job: _verify_shard(shards, *job), jobs):
-                problems += found
-                advance()
     problems += [f"{name}: is not in the manifest" for name in sorted(extra)]
     if problems:
-        more = [f"... and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-        listed = "\n  ".join(problems[:_LISTED] + more)
-        raise UserError(f"{shards}: the shards differ from the manifest:\n  {listed}\ncopy or pack them again")
+        lines = listed(problems)
+        raise UserError(f"{shards}: the shards differ from the manifest:{lines}\ncopy or pack them again")
     return {name: split["count"] for name, split in manifest["splits"].items()}
 
 
-def _verify_shard(folder: Path, shard: dict[str, Any], rows: list[tuple[str, int, int, str]]) -> list[str]:
+def _verify_shard(folder: Path, shard: dict[str, Any], expected: dict[Span, str]) -> list[str]:
+    """What differs from the manifest's entry `shard` and the hashes that its index gives for the samples."""
     name, path = shard["file"], folder / shard["file"]
     try:
-        size = path.stat().st_size
-        hashes, whole = _hash(path, [(offset, length) for _, offset, length, _ in rows])
+        size, hashes, whole = path.stat().st_size, _hashes(path, expected), sha256(path)
     except OSError as e:
         return [f"{name}: {'is missing' if isinstance(e, FileNotFoundError) else f'cannot be read ({e.strerror})'}"]
     problems = [] if size == shard["bytes"] else [f"{name}: has {size} bytes, not {shard['bytes']}"]
-    problems += [
-        f"{name}: key {key}: its bytes {'end too early' if offset + length > size else 'have another SHA-256'}"
-        for (key, offset, length, digest), now in zip(rows, hashes, strict=True)
-        if now != digest
-    ]
+    for ((key, offset, length), digest), now in zip(expected.items(), hashes, strict=True):
+        if now != digest:
+            why = "end too early" if offset + length > size else "have another SHA-256"
+            problems.append(f"{name}: key {key}: its bytes {why}")
     if not problems and whole != shard["sha256"]:
         problems = [f"{name}: has another SHA-256, outside its samples"]
     return problems
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Any]:
+def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar; yields the function that advances it by one."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)

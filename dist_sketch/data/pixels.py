@@ -1,4 +1,4 @@
-"""Pixels: encoded bytes <-> uint8 tensors <-> the networks' floats, and augmentation drawn once for a pair."""
+"""Conversions between encoded images, uint8 tensors and the networks' floats; augmentation of pairs."""
 
 import hashlib
 import io
@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-SHIFT = 1 / 16  # most that an augmented image moves, as share of its side; pix2pix enlarges by 286/256 and crops
+SHIFT = 1 / 16  # largest shift, as a share of the side; pix2pix resizes to 286 px and crops 256
 
 
 def decode(data: bytes, channels: int) -> Tensor:
@@ -33,7 +33,7 @@ def encode(image: Tensor, format: str = "png") -> bytes:
     if format == "jpg":
         picture.save(buffer, "JPEG", quality=95)
     else:
-        picture.save(buffer, "PNG", compress_level=3)  # twice as fast as the default 6 for a few percent more bytes
+        picture.save(buffer, "PNG", compress_level=3)  # twice as fast as the default 6, a few percent more bytes
     return buffer.getvalue()
 
 
@@ -53,14 +53,14 @@ def to_rgb(image: Tensor) -> Tensor:
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resizes uint8 (..., H, W), bicubic and antialiased; the aspect is not kept."""
+    """Resizes uint8 (..., H, W), bicubic and antialiased; the aspect ratio is not kept."""
     if image.shape[-2:] == (height, width):
         return image
     return F.resize(image, [height, width], v2.InterpolationMode.BICUBIC, antialias=True)
 
 
 def pair_generator(seed: int, epoch: int, key: str) -> torch.Generator:
-    """The random stream of one pair in one epoch: the same on any rank, worker or world size."""
+    """The random stream of one pair in one epoch: it does not depend on rank, worker or world size."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{key}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -68,23 +68,22 @@ def pair_generator(seed: int, epoch: int, key: str) -> torch.Generator:
 def augment(
     line: Tensor, sketch: Tensor, generator: torch.Generator, *, flip: bool, shift: bool
 ) -> tuple[Tensor, Tensor]:
-    """Moves and mirrors a pair of uint8 (C, H, W) images: one draw, applied to both halves.
+    """Shifts and mirrors both images of a pair, uint8 (C, H, W), in the same random way.
 
-    Nothing is resampled, which would soften the strokes that are to be learned.
+    Pixels are moved but never resampled, because that would blur the strokes.
     """
-    draw = torch.rand(
-        3, generator=generator
-    ).tolist()  # always three, so that one option does not change another's draw
+    # Always three numbers, so that switching one option on does not change the other's.
+    vertical, horizontal, mirror = torch.rand(3, generator=generator).tolist()
     if shift:
-        rows, columns = (_moved(n, u) for n, u in zip(line.shape[-2:], draw, strict=False))
-        line, sketch = (i[:, rows][:, :, columns] for i in (line, sketch))
-    if flip and draw[2] < 0.5:
+        rows, columns = _shifted(line.shape[-2], vertical), _shifted(line.shape[-1], horizontal)
+        line, sketch = (image[:, rows][:, :, columns] for image in (line, sketch))
+    if flip and mirror < 0.5:
         line, sketch = line.flip(-1), sketch.flip(-1)
     return line, sketch
 
 
-def _moved(length: int, draw: float) -> Tensor:
-    """Where the pixels of a side come from when the image moves by up to SHIFT of it; what is missing is mirrored."""
+def _shifted(length: int, draw: float) -> Tensor:
+    """Source index of each pixel along a side that is shifted by up to SHIFT; the border is filled by reflection."""
     most = int(SHIFT * length)
-    places = torch.arange(length) + int(draw * (2 * most + 1)) - most
-    return length - 1 - (length - 1 - places.abs()).abs()
+    indices = torch.arange(length) + int(draw * (2 * most + 1)) - most
+    return length - 1 - (length - 1 - indices.abs()).abs()

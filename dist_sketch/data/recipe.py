@@ -1,4 +1,4 @@
-"""Where the pairs lie: folders -> pairs of files, matched by name; and the one door for image files."""
+"""Recipes: which folders hold the pairs of a data set, and how files in them are paired by name."""
 
 import hashlib
 import os
@@ -9,17 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from dist_sketch.core.config import from_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import find_file, read_toml
+from dist_sketch.core.toml_dataclass import from_dict
 
 SPLITS = ("train", "val", "test")
-
-
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-
-_LISTED = 10  # problems named in one error
+LISTED = 10  # problems that one error message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,35 +28,27 @@ class Folders:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A data set on disk: which folders under `root` are lines and which are sketches, in each split."""
+    """A data set on disk: which folders below `root` are lines and which are sketches, in each split.
 
-    name: str
-    license: str
-    description: str
-    root: Path
-    splits: dict[str, Folders]
-    val_fraction: float = 0.0
-    """Share of the pairs that go to `val`, by a stable hash of the name, where the folders give `train` alone."""
-    extensions: tuple[str, ...] = EXTENSIONS
-    """File name extensions (lower case) that are images; other files are not looked at."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """The plain settings of a recipe's TOML file; its tables `splits.NAME` are read as `Folders`."""
+    A recipe's TOML file has the same fields, except `root`.
+    """
 
     name: str = ""
     license: str = "not stated"
     description: str = ""
+    root: Path = Path()
     inside: str | None = None
+    """Sub-folder of the root that holds the data, if it exists."""
+    splits: dict[str, Folders] = field(default_factory=dict)
     val_fraction: float = 0.0
-    splits: dict = field(default_factory=dict)
-    extensions: list = field(default_factory=lambda: list(EXTENSIONS))
+    """Share of the pairs that goes to `val`, by a stable hash of the name; only if `train` is the only split."""
+    extensions: list[str] = field(default_factory=lambda: list(EXTENSIONS))
+    """File name extensions of images, in lower case; other files are ignored."""
 
 
 @dataclass(frozen=True)
 class FilePair:
-    """A line drawing and its sketch; `key` names it in shards, `name` is the file's stem."""
+    """A line drawing and its sketch; `key` is its name in shards, `name` is the stem of its files."""
 
     key: str
     name: str
@@ -78,16 +66,16 @@ class Problem:
 
 
 def load(source: str, root: Path | None = None, val_fraction: float | None = None) -> Recipe:
-    """Resolves what the user calls the source of the pairs.
+    """Finds the recipe for what the user names as the source of the pairs.
 
     Args:
-        source: a folder with train_line/ and train_sketch/ (val_*, test_* may be there), or, with `root`, the name of a
-            recipe in shards/ or the path of a recipe's TOML file.
-        root: the folder that a recipe's folders lie in.
-        val_fraction: overrides the recipe's (a folder's is 0).
+        source: a folder with train_line/ and train_sketch/ (and optionally val_*, test_*), or, with `root`, the name
+            of a recipe in shards/ or the path of a recipe's TOML file.
+        root: the folder that a recipe's folders are relative to.
+        val_fraction: replaces the recipe's; for a folder the default is 0.
 
     Raises:
-        UserError: no such source, a folder of it is missing or leaves the root, or the recipe is malformed.
+        UserError: no such source, one of its folders is missing or leaves the root, or the recipe is malformed.
     """
     if root is None and Path(source).is_dir():
         recipe = _folder_recipe(Path(source))
@@ -95,75 +83,64 @@ def load(source: str, root: Path | None = None, val_fraction: float | None = Non
         try:
             path = find_file("shards", source)
         except UserError as e:
-            hint = "is a folder: give it without --root" if Path(source).is_dir() else "is no folder either"
+            hint = "is a folder: give it without --root" if Path(source).is_dir() else "is not a folder either"
             raise UserError(f"{e}; it {hint}") from e
         if root is None:
-            raise UserError(f"{source}: a recipe needs --root DIR, the folder that its images lie in")
+            raise UserError(f"{source}: a recipe needs --root DIR, the folder that contains its images")
         recipe = _toml_recipe(path, root)
     if val_fraction is not None:
         if val_fraction and set(recipe.splits) != {"train"}:
-            raise UserError(f"val fraction {val_fraction:g}: {recipe.root} is split already; leave it away")
+            raise UserError(f"val fraction {val_fraction:g}: {recipe.root} has several splits already; omit the option")
         recipe = replace(recipe, val_fraction=val_fraction)
     if not 0 <= recipe.val_fraction <= 1:
         raise UserError(f"val fraction {recipe.val_fraction:g}: must be from 0 to 1")
     return recipe
 
 
-def _folder_recipe(root: Path, wanted: Sequence[str] = SPLITS) -> Recipe:
+def _folder_recipe(root: Path, need_train_sketches: bool = True) -> Recipe:
     splits = {}
     for split in SPLITS:
         line, sketch = root / f"{split}_line", root / f"{split}_sketch"
         if sketch.is_dir() and not line.is_dir():
             raise UserError(f"{root}: has {sketch.name} but no {line.name}: each sketch needs the line it belongs to")
-        if line.is_dir() and split == "train" and not sketch.is_dir() and split in wanted:
+        if not line.is_dir():
+            continue
+        if split == "train" and need_train_sketches and not sketch.is_dir():
             raise UserError(f"{root}: has {line.name} but no {sketch.name}: training needs both, paired by file name")
-        if line.is_dir():
-            splits[split] = Folders(line=line.name, sketch=sketch.name if sketch.is_dir() else None)
+        splits[split] = Folders(line=line.name, sketch=sketch.name if sketch.is_dir() else None)
     if not splits:
-        raise UserError(
-            f"{root}: has no folder train_line (with train_sketch beside it); else give a recipe and --root"
-        )
-    return Recipe(name="folder", license="not stated", description="", root=root, splits=splits)
+        raise UserError(f"{root}: has no folders train_line and train_sketch; for other names give a recipe and --root")
+    return Recipe(name="folder", root=root, splits=splits)
 
 
 def _toml_recipe(path: Path, root: Path) -> Recipe:
-    where = str(path)
-    head = from_dict(_File, read_toml(path), where)
+    values = read_toml(path)
+    if "root" in values:
+        raise UserError(f"{path}: there is no setting root; use --root")
+    recipe = from_dict(Recipe, values, str(path))
     if not root.is_dir():
         raise UserError(f"{root}: --root is not a folder")
-    if head.inside is not None and _within(root, head.inside, where).is_dir():
-        root = root / head.inside
-    splits = {
-        name: from_dict(Folders, head.splits[name], where, f"splits.{name}.") for name in SPLITS if name in head.splits
-    }
-    for name in head.splits:
+    if recipe.inside is not None and _within(root, recipe.inside, str(path)).is_dir():
+        root = root / recipe.inside
+    for name, folders in recipe.splits.items():
         if name not in SPLITS:
-            raise UserError(f"{where}: splits.{name}: a split is one of {', '.join(SPLITS)}")
-    if not head.name or not splits:
-        raise UserError(f"{where}: needs a name and at least one table [splits.train] with line and sketch folders")
-    for name, folders in splits.items():
+            raise UserError(f"{path}: splits.{name}: a split is one of {', '.join(SPLITS)}")
         if not folders.line or (name == "train" and not folders.sketch):
-            raise UserError(f"{where}: splits.{name}: needs line and sketch, folders relative to the root")
-    if head.val_fraction and set(splits) != {"train"}:
-        raise UserError(f"{where}: val_fraction = {head.val_fraction:g}: only where [splits.train] stands alone")
-    if not all(isinstance(e, str) and re.fullmatch(r"\.[^.A-Z]+", e) for e in head.extensions):
-        raise UserError(f"{where}: extensions = {head.extensions}: a list of lower-case endings such as '.jpg'")
-    return Recipe(
-        name=head.name,
-        license=head.license,
-        description=head.description,
-        root=root,
-        splits=splits,
-        val_fraction=head.val_fraction,
-        extensions=tuple(head.extensions),
-    )
+            raise UserError(f"{path}: splits.{name}: needs line and sketch, folders relative to the root")
+    if not recipe.name or not recipe.splits:
+        raise UserError(f"{path}: needs a name and at least one table [splits.train] with line and sketch folders")
+    if recipe.val_fraction and set(recipe.splits) != {"train"}:
+        raise UserError(f"{path}: val_fraction = {recipe.val_fraction:g}: is allowed only with [splits.train] alone")
+    if not all(re.fullmatch(r"\.[^.A-Z]+", extension) for extension in recipe.extensions):
+        raise UserError(f"{path}: extensions = {recipe.extensions}: must be lower-case endings such as '.jpg'")
+    return replace(recipe, root=root, splits={name: recipe.splits[name] for name in SPLITS if name in recipe.splits})
 
 
 def pairs(recipe: Recipe) -> tuple[list[FilePair], list[Problem]]:
-    """Lists the pairs in natural order of their names (1, 2, 10), split by split, and what cannot be paired.
+    """Lists the pairs, split by split in natural order of their names (1, 2, 10), and the files that have no partner.
 
     Raises:
-        UserError: a folder is missing, empty, or lies outside the root.
+        UserError: a folder is missing, empty, or outside the root.
     """
     found: list[FilePair] = []
     problems: list[Problem] = []
@@ -184,17 +161,17 @@ def pairs(recipe: Recipe) -> tuple[list[FilePair], list[Problem]]:
 
 
 def _scan(recipe: Recipe, folder: str, problems: list[Problem]) -> dict[str, Path | None]:
-    """Maps NFC stem -> path, or None where a problem was noted (so that its partner is not blamed as well)."""
+    """Maps NFC stem -> path, or None for a file with a problem, so that its partner is not reported as well."""
     path = _within(recipe.root, folder, recipe.name)
     by_name: dict[str, list[os.DirEntry[str]]] = defaultdict(list)
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                # names starting with a dot are file managers' own (.DS_Store, ._1.jpg)
+                # names that start with a dot belong to file managers (.DS_Store, ._1.jpg)
                 if PurePath(entry.name).suffix.lower() in recipe.extensions and (
                     entry.name[0] != "." or _climbs(entry.name)
                 ):
-                    # macOS archives decompose accents: the two halves of a pair may differ in that alone
+                    # macOS archives decompose accents, so that the two names of a pair may differ only in that
                     by_name[unicodedata.normalize("NFC", PurePath(entry.name).stem)].append(entry)
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror}); is the root right?") from e
@@ -212,6 +189,7 @@ def _scan(recipe: Recipe, folder: str, problems: list[Problem]) -> dict[str, Pat
 
 
 def _refusal(recipe: Recipe, files: list[os.DirEntry[str]]) -> str | None:
+    """Why the files of one name cannot be used; None if they can."""
     if len(files) > 1:
         return f"has the same name as {', '.join(_printable(e.name) for e in files[1:])} beside it: keep one of them"
     (entry,) = files
@@ -244,22 +222,22 @@ def _relative(recipe: Recipe, path: Path) -> str:
 
 
 def _printable(text: str) -> str:
-    """`text` itself, or with escapes where a file name is no valid UTF-8 and could not be printed."""
+    """`text` with escapes for bytes of a file name that are not valid UTF-8 and could not be printed."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _fraction(name: str) -> float:
-    """A number in [0, 1) that only the name decides, so that a pair keeps its split when the set grows."""
+    """A number in [0, 1) that depends on the name alone, so that pairs keep their split when the data set grows."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """Sort key that counts: 1, 2, 10."""
+    """Sort key that orders numbers by value: 1, 2, 10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))], name
 
 
 def encode_key(name: str) -> str:
-    """The sample's key: the NFC name, percent-encoded where WebDataset would cut it ('.', '/', control characters).
+    """The sample's key: the NFC name with '.', '/', '%' and control characters percent-encoded, as WebDataset needs it.
 
     `urllib.parse.unquote` gives the name back.
     """
@@ -268,14 +246,14 @@ def encode_key(name: str) -> str:
 
 
 def inputs(path: Path, split: str) -> list[FilePair]:
-    """Lists what `infer` reads from outside shards, in natural order of names.
+    """Lists the image files that `infer` draws, in natural order of names.
 
     Args:
-        path: a folder in the layout of a source (its `split` is taken, with sketches if there), a folder of images
-            (lines without sketches), or one image file.
+        path: a folder with train_line/, val_line/ ... (its `split` is taken, with sketches if there are any), a folder
+            of images (lines without sketches), or one image file.
 
     Raises:
-        UserError: nothing there, the split is missing, or one of its files is refused.
+        UserError: nothing is there, the split is missing, or a file cannot be used.
     """
     if path.is_file():
         if _printable(path.name) != path.name:
@@ -284,24 +262,26 @@ def inputs(path: Path, split: str) -> list[FilePair]:
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder or image")
     if any((path / f"{s}_line").is_dir() for s in SPLITS):
-        recipe = _folder_recipe(path, wanted=())
+        recipe = _folder_recipe(path, need_train_sketches=False)
         if split not in recipe.splits:
-            raise UserError(f"{path}: has no split {split}; there: {', '.join(recipe.splits)} (choose with --split)")
+            raise UserError(f"{path}: has no split {split}; it has {', '.join(recipe.splits)} (choose with --split)")
         recipe = replace(recipe, splits={split: recipe.splits[split]})
     else:
-        flat = Folders(line=".")
-        recipe = Recipe(name="folder", license="not stated", description="", root=path, splits={split: flat})
+        recipe = Recipe(name="folder", root=path, splits={split: Folders(line=".")})
     found, problems = pairs(recipe)
-    refuse(path, problems)
+    if problems:
+        raise unusable(path, problems)
     return found
 
 
-def refuse(root: Path, problems: Sequence[Problem], skip_bad: int = 0, hint: str = "") -> None:
-    """Raises a UserError that names the first problems and their number, if they are more than `skip_bad`."""
-    if len(problems) <= skip_bad:
-        return
-    lines = [f"{root}: {len(problems)} file{'s' if len(problems) > 1 else ''} cannot be used:"]
-    lines += [f"  {p.file}: {p.why}" for p in problems[:_LISTED]]
-    if len(problems) > _LISTED:
-        lines.append(f"  ... and {len(problems) - _LISTED} more")
-    raise UserError("\n".join([*lines, f"mend or remove them{hint}"]))
+def unusable(root: Path, problems: Sequence[Problem], advice: str = "") -> UserError:
+    """The error that names the first files that cannot be used, and how many there are."""
+    count = f"{len(problems)} file{'s' if len(problems) > 1 else ''}"
+    lines = listed([f"{p.file}: {p.why}" for p in problems])
+    return UserError(f"{root}: {count} cannot be used:{lines}\nrepair or remove them{advice}")
+
+
+def listed(lines: Sequence[str]) -> str:
+    """The first lines, each indented on a new line, and how many more there are."""
+    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "".join(f"\n  {line}" for line in [*lines[:LISTED], *more])

@@ -17,13 +17,12 @@ from dist_sketch.data.manifest import read_manifest
 
 
 class Sample(NamedTuple):
-    """One pair; `sketch` is None where the data have none. Images are uint8 (C, H, W)."""
+    """A line drawing and its sketch, if it has one: uint8 (C, H, W) each."""
 
-    key: str
     name: str
     line: Tensor
     sketch: Tensor | None
-    source_size: tuple[int, int]  # (width, height) of the line before packing
+    source_size: tuple[int, int]  # (width, height) of the line's file
 
 
 class BadSample(UserError):
@@ -31,7 +30,7 @@ class BadSample(UserError):
 
 
 class Shards:
-    """One split of a shards folder, read by index. Arrays, not objects: forked workers share their memory.
+    """One split of a folder of shards, read by index. The index is in arrays, whose memory forked workers share.
 
     Raises:
         UserError: the folder has no readable manifest, or no such split.
@@ -49,44 +48,39 @@ class Shards:
         self.files = [s["file"] for s in part["shards"]]
         index = part["index"]
         self.keys = np.array(index["key"])
-        self._shard = np.array(index["shard"], dtype=np.int32)
-        self._offset = np.array(index["offset"], dtype=np.int64)
-        self._length = np.array(index["length"], dtype=np.int64)
-        self._sha256 = np.frombuffer(bytes.fromhex("".join(index["sha256"])), dtype=np.uint8).reshape(-1, 32)
+        self.shard_numbers = np.array(index["shard"], dtype=np.int32)
+        self.offsets = np.array(index["offset"], dtype=np.int64)
+        self.lengths = np.array(index["length"], dtype=np.int64)
+        self.hashes = np.frombuffer(bytes.fromhex("".join(index["sha256"])), dtype=np.uint8).reshape(-1, 32)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def read(self, i: int, channels: int) -> Sample:
-        """Reads sample `i` of the manifest's order with one `pread`.
+        """Reads sample `i`, in the manifest's order, with one `pread`.
 
         Raises:
-            BadSample: missing or short shard, wrong hash, or members that are not one pair.
+            BadSample: the shard is missing or short, the hash is wrong, or the members are not one pair.
         """
-        key, file = str(self.keys[i]), self.folder / self.files[self._shard[i]]
+        key, file = str(self.keys[i]), self.folder / self.files[self.shard_numbers[i]]
         try:
             with open(file, "rb", buffering=0) as f:
-                block = os.pread(f.fileno(), int(self._length[i]), int(self._offset[i]))
+                block = os.pread(f.fileno(), int(self.lengths[i]), int(self.offsets[i]))
         except OSError as e:
             raise BadSample(f"{file}: cannot be read at sample {key!r} ({e.strerror})") from e
-        if hashlib.sha256(block).digest() != self._sha256[i].tobytes():
+        if hashlib.sha256(block).digest() != self.hashes[i].tobytes():
             raise BadSample(
                 f"{file}: sample {key!r} is not what the manifest says (length or hash); pack the shards again, "
-                "or allow some to be left out with --data.skip-bad N"
+                "or allow some samples to be left out with --data.skip-bad N"
             )
         with tarfile.open(fileobj=io.BytesIO(block)) as tar:
             members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
         expected = [f"{key}.json", f"{key}.line.png"] + [f"{key}.sketch.png"] * self.has_sketch
         if sorted(members) != expected:
-            raise BadSample(f"{file}: sample {key!r} holds {', '.join(members)}: the manifest is not this shard's")
-        sketch = members.get(f"{key}.sketch.png")
+            raise BadSample(f"{file}: sample {key!r} holds {', '.join(members)}: the manifest belongs to other shards")
         about = json.loads(members[f"{key}.json"])
-        if "/" in about["name"] or about["name"] in ("", ".", ".."):  # files are named by it
+        if "/" in about["name"] or about["name"] in ("", ".", ".."):  # output files get this name
             raise BadSample(f"{file}: sample {key!r} has the name {about['name']!r}, which leaves its folder")
-        return Sample(
-            key,
-            about["name"],
-            pixels.decode(members[f"{key}.line.png"], channels),
-            None if sketch is None else pixels.decode(sketch, channels),
-            (about["line"]["width"], about["line"]["height"]),
-        )
+        line = pixels.decode(members[f"{key}.line.png"], channels)
+        sketch = pixels.decode(members[f"{key}.sketch.png"], channels) if self.has_sketch else None
+        return Sample(about["name"], line, sketch, (about["line"]["width"], about["line"]["height"]))

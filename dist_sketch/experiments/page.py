@@ -1,48 +1,43 @@
 """The comparison page of an experiment: the paper's tables and figures beside ours, and a verdict on each claim."""
 
-import math
-from collections.abc import Iterator
+import io
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from matplotlib.figure import Figure
-
-from dist_sketch.core import fileio
+from dist_sketch.core.fileio import read_json, write_atomic
 from dist_sketch.experiments import claims
 from dist_sketch.experiments.claims import Values
-from dist_sketch.experiments.measures import KINDS, measure
+from dist_sketch.experiments.measures import measure
 from dist_sketch.experiments.planning import PAGE, Plan, PlannedRun
-from dist_sketch.experiments.presets import Exhibit
-from dist_sketch.reports import page
+from dist_sketch.experiments.presets import SCORES, Exhibit
 from dist_sketch.reports.compare import comparison
 from dist_sketch.reports.compare.comparison import Section
-from dist_sketch.reports.curves import bands, count, lock_intervals, points, smooth, thin
+from dist_sketch.reports.compare.results import Result, read
+from dist_sketch.reports.compare.scores import Group, comparable, mean_sd, score
+from dist_sketch.reports.curves import PNG_COLOURS, Curve, Panel, lock_intervals, plot, points, style
+from dist_sketch.reports.page import VARIANT_FOLDERS, number
 from dist_sketch.tracking.tracker import read_metrics
 
 FACES = 4
-
-
 BASELINES = {"reference": "other real sketches", "input": "the lines themselves", "blank": "a blank page"}
 
 
-Pictures = list[tuple[str, list[tuple[str, Path]]]]
-
-
 def build(plan: Plan) -> Path | None:
-    """Writes DIR/compare.html and what lies beside it; returns its path, or None if nothing has been drawn yet."""
-    done = [job for job in plan.jobs if job.drawn()]
-    if not done:
+    """Writes DIR/compare.html and the files beside it; returns its path, or None if nothing has been drawn yet."""
+    outputs = [run.output for run in plan.runs if run.drawn()]
+    if not outputs:
         return None
-    build_part = {"table": _table, "faces": _faces, "curves": _curves}
-    sections = [build_part[part.form](plan, name, part) for name, part in plan.parts.items()]
+    forms = {"table": _table, "faces": _faces, "curves": _curves}
+    sections = [forms[part.form](plan, name, part) for name, part in plan.parts.items()]
     if plan.claims:
         sections.append(_claims(plan))
-    return comparison.build([j.output for j in done], plan.out / PAGE, title=plan.preset.title, sections=sections)
+    comparison.write(outputs, plan.out / PAGE, title=plan.preset.title, sections=sections)
+    return plan.out / PAGE
 
 
-def _jobs(plan: Plan, row: str) -> Iterator[PlannedRun]:
-    """The jobs of a row that are done, one a seed."""
-    return (job for seed in range(plan.seeds) if (job := plan.job(row, seed)).drawn())
+def _drawn(plan: Plan, row: str) -> list[PlannedRun]:
+    """The finished runs of a row, one for each seed."""
+    return [run for seed in range(plan.seeds) if (run := plan.run_of(row, seed)).drawn()]
 
 
 def _variant(plan: Plan, row: str) -> str:
@@ -50,128 +45,100 @@ def _variant(plan: Plan, row: str) -> str:
 
 
 def _table(plan: Plan, name: str, part: Exhibit) -> Section:
-    """The paper's columns, then ours, then how many seeds are in them."""
-    columns = [part.head, *(f"{c} (the paper)" for c in part.paper), *(KINDS[s].label for s in part.scores), "seeds"]
+    """The paper's columns, then ours, then the number of seeds."""
+    measures = [SCORES[key] for key in part.scores]
+    columns = [part.head, *(f"{c} (the paper)" for c in part.paper), *(m.label for m in measures), "seeds"]
     rows: list[list[str]] = []
-    entries: list[comparison.Entry] = []
+    results: list[Result] = []
     for i, row in enumerate(part.rows):
-        found = [comparison.read(job.output) for job in _jobs(plan, row)]
-        group, entries = comparison.Group(row, found), entries + found
-        cells = [plan.preset.rows[row].label, *(figures[i] for figures in part.paper.values())]
-        for score in part.scores:
-            mean, sd, n = comparison.mean_sd(group, _variant(plan, row), score)
-            cells.append(_mean_sd(mean if n else None, sd, KINDS[score].digits))
-        rows.append([*cells, str(len(found))])
-    return Section(
-        title=part.title, columns=columns, rows=rows, text=[*([part.note] * bool(part.note)), *_scale(part, entries)]
-    )
+        group = Group(row, [read(run.output) for run in _drawn(plan, row)])
+        results += group.results
+        cells = [plan.preset.rows[row].label, *(values[i] for values in part.paper.values())]
+        for key, (_, digits) in zip(part.scores, measures, strict=True):
+            mean, sd, n = mean_sd(group, _variant(plan, row), key)
+            cells.append(number(mean if n else None, digits) + ("" if sd is None else f" ± {number(sd, digits)}"))
+        rows.append([*cells, str(len(group.results))])
+    text = [*([part.note] if part.note else []), *_context(part, results)]
+    return Section(part.title, columns, rows, text)
 
 
-def _mean_sd(mean: float | None, sd: float | None, digits: int) -> str:
-    if mean is None or math.isnan(mean):
-        return page.figure(None, digits)
-    return page.figure(mean, digits) + (f" ± {page.figure(sd, digits)}" if sd is not None else "")
-
-
-def _scale(part: Exhibit, entries: list[comparison.Entry]) -> list[str]:
-    """What else there is to compare with, and whether these figures may be compared with each other at all."""
-    if not entries or entries[0].scores is None:
+def _context(part: Exhibit, results: list[Result]) -> list[str]:
+    """The scores of the baselines, and a warning if the scores of the table must not be compared."""
+    if not results or (scores := results[0].scores) is None:
         return []
-    text = []
-    for key, words in BASELINES.items():
-        scores = entries[0].scores["baselines"].get(key) or {}
-        figures = [
-            f"{KINDS[s].label} {page.figure(scores[s], KINDS[s].digits)}"
-            for s in part.scores
-            if scores.get(s) is not None
-        ]
-        text += [f"{words}: {', '.join(figures)}"] if figures else []
-    reasons = sorted({r for e in entries[1:] for r in comparison.comparable(entries[0], e)})
-    sentences = [f"On the same scale, n = {entries[0].scores['n']}: {'; '.join(text)}."] if text else []
+    first, text = results[0], []
+    for baseline, label in BASELINES.items():
+        known = {SCORES[key]: value for key in part.scores if (value := score(first, baseline, key)) is not None}
+        values = [f"{m.label} {number(value, m.digits)}" for m, value in known.items()]
+        text += [f"{label}: {', '.join(values)}"] if values else []
+    reasons = sorted({reason for r in results[1:] for reason in comparable(first, r)})
+    sentences = [f"On the same scale, n = {scores['n']}: {'; '.join(text)}."] if text else []
     return sentences + ([f"Not to be compared with each other: {'; '.join(reasons)}."] if reasons else [])
 
 
 def _faces(plan: Plan, name: str, part: Exhibit) -> Section:
-    """The line, each row's drawing and the real sketch, of a few people; of the first seed that all rows have."""
+    """The line, the drawing of each row and the real sketch of a few people, for the first seed that all rows have."""
     for seed in range(plan.seeds):
-        jobs = {row: plan.job(row, seed) for row in part.rows}
-        if all(job.drawn() for job in jobs.values()):
-            return Section(
-                title=part.title,
-                columns=[],
-                rows=[],
-                text=[part.note or f"Seed {seed}. The same people, evenly spread over the validation split."],
-                pictures=[_people(plan, jobs, i) for i in range(FACES) if i < len(_names(jobs))],
-            )
-    return Section(title=part.title, columns=[], rows=[], text=["Not drawn yet: a line of the plan failed."])
+        runs = {row: plan.run_of(row, seed) for row in part.rows}
+        if all(run.drawn() for run in runs.values()):
+            names = read_json(next(iter(runs.values())).output / "infer.json")["names"]
+            count = min(FACES, len(names))
+            pictures = [_person(plan, runs, names[i * len(names) // count]) for i in range(count)]
+            note = part.note or f"Seed {seed}. The same people, evenly spread over the validation split."
+            return Section(part.title, text=[note], pictures=pictures)
+    return Section(part.title, text=["Not drawn yet, because a line of the plan failed."])
 
 
-def _names(jobs: dict[str, PlannedRun]) -> list[str]:
-    return list(fileio.read_json(next(iter(jobs.values())).output / "infer.json")["names"])
-
-
-def _people(plan: Plan, jobs: dict[str, PlannedRun], i: int) -> tuple[str, list[tuple[str, Path]]]:
-    names, folder = _names(jobs), next(iter(jobs.values())).output
-    person = names[i * len(names) // min(FACES, len(names))]
+def _person(plan: Plan, runs: dict[str, PlannedRun], person: str) -> tuple[str, list[tuple[str, Path]]]:
+    folder = next(iter(runs.values())).output
     pictures = [("line", folder / "line" / f"{person}.png")]
-    for row, job in jobs.items():
-        suffix = fileio.read_json(job.output / "infer.json")["format"]
-        kind = {"raw": "raw", "denoised": "sketch"}[_variant(plan, row)]
-        pictures.append((plan.preset.rows[row].label, job.output / kind / f"{person}.{suffix}"))
+    for row, run in runs.items():
+        suffix = read_json(run.output / "infer.json")["format"]
+        file = run.output / VARIANT_FOLDERS[_variant(plan, row)] / f"{person}.{suffix}"
+        pictures.append((plan.preset.rows[row].label, file))
     return person, [*pictures, ("real sketch", folder / "real" / f"{person}.png")]
 
 
 def _curves(plan: Plan, name: str, part: Exhibit) -> Section:
-    """Both losses of each row, over the steps, as one picture a row."""
-    pictures: Pictures = []
+    """Both losses of each row over the steps, as one picture for each row."""
+    pictures = []
     for row in part.rows:
-        job = next(_jobs(plan, row), None)
-        if job is not None:
+        for run in _drawn(plan, row)[:1]:
             file = plan.out / "figures" / f"{name}-{row}.png"
-            draw_losses(read_metrics(job.run), file)
-            pictures.append((plan.preset.rows[row].label, [(f"seed {job.config.train.seed}", file)]))
-    text = [part.note or "Faint: as logged; strong: smoothed. Shaded: D or G is locked."]
-    return Section(title=part.title, columns=[], rows=[], text=text, pictures=pictures)
+            _draw_losses(run.folder, file)
+            pictures.append((plan.preset.rows[row].label, [(f"seed {run.config.train.seed}", file)]))
+    note = part.note or "Faint lines: as logged; strong lines: smoothed. Shaded: D or G is locked."
+    return Section(part.title, text=[note], pictures=pictures)
 
 
-def draw_losses(records: list[dict[str, Any]], file: Path) -> None:
-    """Loss_D and Loss_G as a PNG, with the locks shaded."""
-    import io
-
-    canvas = Figure(figsize=(9, 4.5), dpi=110, layout="constrained")
+def _draw_losses(run: Path, file: Path) -> None:
+    """Draws the losses of D and G as a PNG, shaded while the network was locked."""
+    records = read_metrics(run)
     train, locks = [r for r in records if r["kind"] == "train"], lock_intervals(records)
-    for ax, net in zip(canvas.subplots(2, sharex=True), "dg", strict=True):
-        x, y = points(train, "step", f"loss/{net}")
-        ax.plot(*thin(x, y), color="C0", alpha=0.3, linewidth=0.7)
-        if len(y):
-            ax.plot(*thin(x, smooth(y)), color="C0", linewidth=1.6)
-        ax.broken_barh(bands(locks.get(net, [])), (0, 1), transform=ax.get_xaxis_transform(), color="0.5", alpha=0.2)
-        ax.set_ylabel(f"Loss_{net.upper()}")
-    count(ax, "step", 9)
+    panels = []
+    for net in ("d", "g"):
+        colour = PNG_COLOURS[net]
+        curve = Curve(*points(train, "step", f"loss/{net}"), colour)
+        panels.append(Panel(f"loss of {net.upper()}", [curve], {colour: locks[net]}))
     buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", metadata={"Software": None})
-    fileio.write_atomic(file, buffer.getvalue(), durable=False)
+    with style(PNG_COLOURS):
+        plot(panels, "step", 9.0).savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    write_atomic(file, buffer.getvalue(), durable=False)
 
 
 def _claims(plan: Plan) -> Section:
-    """The paper's sentences, the verdict, and the figures behind it."""
-    rows, known = [], dict[tuple[str, str, str], float | None]()
+    """Each claim with its verdict and the values behind it."""
+    cached_measure = cache(measure)  # claims share measures, and those of pictures take a while
+    rows = []
     for claim in plan.claims:
         values = []
         for row in claim.rows:
             seeds = {}
-            for job in _jobs(plan, row):
-                key = (claim.measure, job.name, _variant(plan, row))
-                if key not in known:
-                    known[key] = measure(claim.measure, job.run, job.output, key[2])
-                if (found := known[key]) is not None:
-                    seeds[job.config.train.seed] = found
-            values.append(Values(plan.preset.rows[row].label, plan.job(row, 0).name, seeds))
-        word, sentence = claims.judge(claim, values)
-        rows.append([claim.says, word, sentence])
-    return Section(
-        title="What is claimed, and what was measured",
-        columns=["claim", "verdict", "measured here"],
-        rows=rows,
-        text=[claims.rule(plan.seeds)],
-    )
+            for run in _drawn(plan, row):
+                value = cached_measure(claim.measure, run.folder, run.output, _variant(plan, row))
+                if value is not None:
+                    seeds[run.config.train.seed] = value
+            values.append(Values(plan.preset.rows[row].label, plan.run_of(row, 0).name, seeds))
+        rows.append([claim.says, *claims.judge(claim, values)])
+    columns = ["claim", "verdict", "measured here"]
+    return Section("What is claimed, and what was measured", columns, rows, [claims.rule(plan.seeds)])

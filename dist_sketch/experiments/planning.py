@@ -1,11 +1,10 @@
-"""From a preset to a plan: one plain command a line, and for each line whether it is done."""
+"""From a preset to a plan: one plain command on each line, and whether it has been done."""
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,66 +14,66 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import read_json, write_atomic
 from dist_sketch.core.folders import refuse_foreign
 from dist_sketch.data.manifest import manifest_hash, read_manifest
-from dist_sketch.experiments.presets import Claim, Exhibit, Method, Preset
+from dist_sketch.experiments.presets import Claim, Exhibit, Preset, nested
 
 PLAN, PAGE = "plan.txt", "compare.html"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One training and the inference with its weights."""
+    """A training, and the inference with its weights."""
 
-    name: str  # of its row, with the seed
+    name: str  # of its first row, with the seed
     rows: list[str]  # that share it
     config: Config
-    run: Path
-    output: Path
+    folder: Path  # of the training
+    output: Path  # of the inference
     train: str  # command lines
     infer: str
     infer_options: dict[str, Any]
 
     def trained(self) -> bool:
         """Whether the run has finished all its epochs."""
-        status = json_or_empty(self.run / "status.json")
+        status = json_or_empty(self.folder / "status.json")
         return status.get("state") == "finished" and status.get("epochs", 0) >= self.config.train.epochs
 
     def drawn(self) -> bool:
-        """Whether the output was drawn and scored with the weights that the run chose, and the options asked for."""
+        """Whether the output was drawn and scored with the weights that the run selected, and with these options."""
         if not self.trained():
             return False
-        status, about = self.run / "status.json", json_or_empty(self.output / "infer.json")
-        told = json_or_empty(status)
+        status_file, infer = self.folder / "status.json", json_or_empty(self.output / "infer.json")
+        status = json_or_empty(status_file)
         try:
-            newer = (self.output / "metrics.json").stat().st_mtime_ns >= status.stat().st_mtime_ns
+            newer = (self.output / "metrics.json").stat().st_mtime_ns >= status_file.stat().st_mtime_ns
         except OSError:
             return False
-        mode = about.get("mode") or {}
-        said = {**about, **mode, "mode": mode.get("statistics")}
-        said |= {f"denoise.{k}": v for k, v in (about.get("denoise") or {}).items()}
-        alike = all(said.get(k.replace("-", "_"), v) == v for k, v in self.infer_options.items())
-        return newer and alike and about.get("step") == told.get("draws", told.get("step"))
+        mode = infer.get("mode") or {}
+        used = {**infer, **mode, "mode": mode.get("statistics")}
+        used |= {f"denoise.{k}": v for k, v in (infer.get("denoise") or {}).items()}
+        same_options = all(used.get(k.replace("-", "_"), v) == v for k, v in self.infer_options.items())
+        return newer and same_options and infer.get("step") == status.get("draws", status.get("step"))
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of the plan: a job's training or its inference."""
+class PlanLine:
+    """A line of the plan: the training or the inference of a planned run."""
 
-    job: PlannedRun
+    run: PlannedRun
     kind: Literal["train", "infer"]
 
     @property
-    def text(self) -> str:
-        """The command."""
-        return self.job.train if self.kind == "train" else self.job.infer
+    def command(self) -> str:
+        """What is typed in a shell."""
+        return self.run.train if self.kind == "train" else self.run.infer
 
     @property
     def name(self) -> str:
-        """What it is called in messages, and its log."""
-        return f"{self.job.name}-{self.kind}"
+        """The name in messages, and of the log file."""
+        return f"{self.run.name}-{self.kind}"
 
     def done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.job.trained() if self.kind == "train" else self.job.drawn()
+        """Whether nothing is left to do."""
+        return self.run.trained() if self.kind == "train" else self.run.drawn()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,30 +86,30 @@ class Plan:
     seeds: int
     parts: dict[str, Exhibit]
     claims: list[Claim]
-    jobs: list[PlannedRun]  # all rows with seed 0, then with seed 1, ...
+    runs: list[PlannedRun]  # all with seed 0, then with seed 1, ...
 
     @property
-    def lines(self) -> list[Line]:
-        """In the order of the plan: each training before its inference."""
-        return [line for job in self.jobs for line in (Line(job, "train"), Line(job, "infer"))]
+    def lines(self) -> list[PlanLine]:
+        """All lines in order: each training is followed by its inference."""
+        return [line for run in self.runs for line in (PlanLine(run, "train"), PlanLine(run, "infer"))]
 
-    def job(self, row: str, seed: int) -> PlannedRun:
-        """The training that a row shares or has of its own."""
-        return next(j for j in self.jobs if row in j.rows and j.config.train.seed == seed)
+    def run_of(self, row: str, seed: int) -> PlannedRun:
+        """The planned run of a row, which other rows may share."""
+        return next(r for r in self.runs if row in r.rows and r.config.train.seed == seed)
 
     def text(self) -> str:
-        """The plan file."""
-        head = [
-            f"# {self.preset.title}: {', '.join(self.parts)}; {self.seeds} seed(s), {len(self.jobs)} training(s)",
+        """The content of the plan file."""
+        lines = [
+            f"# {self.preset.title}: {', '.join(self.parts)}; {self.seeds} seed(s), {len(self.runs)} training(s)",
             "# Each line is a command that can also be typed by hand, in this folder:",
             f"# {Path.cwd()}",
-            "# A training has to come before its inference. What is finished is left out when the experiment goes on.",
+            "# A training must precede its inference. When the experiment is started again, it skips finished lines.",
         ]
-        for job in self.jobs:
+        for run in self.runs:
             shown = [f"{p}: {self.preset.rows[r].label}" for p, part in self.parts.items() for r in part.rows
-                     if r in job.rows]  # fmt: skip
-            head += ["", f"# {job.name} ({'; '.join(shown)})", job.train, job.infer]
-        return "\n".join(head) + "\n"
+                     if r in run.rows]  # fmt: skip
+            lines += ["", f"# {run.name} ({'; '.join(shown)})", run.train, run.infer]
+        return "\n".join(lines) + "\n"
 
 
 def make(
@@ -118,7 +117,6 @@ def make(
     *,
     data: Path,
     out: Path,
-    base: Config,
     common: Config,
     seeds: int | None = None,
     epochs: int | None = None,
@@ -128,17 +126,19 @@ def make(
     """Lays out the plan; writes nothing.
 
     Args:
-        base: the configuration that `preset.config` names.
-        common: the same with the user's settings for all trainings, which go to rows of another preset, too; a row's
-            own settings win over them.
-        epochs: of all trainings; default: what their presets say.
+        common: the configuration of `preset.config` with the user's changes. The changes apply to all trainings, also
+            to those of another configuration; but a row's own settings win over them.
+        epochs: of all trainings; default: what their configurations say.
         only: names of parts; default: all but the optional ones.
-        launch: how a line is started, in the place of `dist-sketch`.
+        launch: how a line is started, instead of by `dist-sketch`.
 
     Raises:
-        UserError: the data cannot be used, a part is unknown, a setting is out of its range.
+        UserError: the data cannot be used, a part is unknown, or a setting is out of its range.
     """
-    parts = _choose(preset, only)
+    unknown = [name for name in only if name not in preset.parts]
+    if unknown:
+        raise UserError(f"--only: there is no {unknown[0]!r} in {preset.name}; there are {', '.join(preset.parts)}")
+    parts = {n: p for n, p in preset.parts.items() if (n in only if only else not p.optional)}
     seeds = preset.seeds if seeds is None else seeds
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: must be at least 1")
@@ -146,92 +146,66 @@ def make(
     for split in ("train", "val"):
         if split not in splits or not splits[split]["has_sketch"] or splits[split]["count"] < 1:
             raise UserError(f"{data}: has no {split} split with sketches; an experiment needs train and val")
-    if common.data.shards != base.data.shards or common.train.seed != base.train.seed:
+    start = dict(cfg.items(cfg.load(preset.config)))
+    changes = {k: v for k, v in cfg.items(common) if v != start[k]}
+    if "data.shards" in changes or "train.seed" in changes:
         raise UserError("--data.shards and --train.seed are set by the experiment itself: use --data and --seeds")
-    everywhere: dict[str, Any] = {"track.group": common.track.group or preset.name}
-    if epochs is not None:
-        everywhere["train.epochs"] = epochs
-    shared: dict[str, list[str]] = {}  # a configuration -> the rows that have it
+    changes |= {"track.group": common.track.group or preset.name}
+    changes |= {} if epochs is None else {"train.epochs": epochs}
     configs: dict[str, Config] = {}
+    sharing: dict[str, list[str]] = {}  # a configuration -> the rows that have it
     for name, row in preset.rows.items():
-        config = _configure(_moved(base, common, row, preset, everywhere), row, f"rows.{name}")
-        key = json.dumps(cfg.to_dict(config))
-        configs[name] = config
-        shared.setdefault(key, []).append(name)
+        config = _change(cfg.load(row.config), changes, "the command line")
+        configs[name] = _change(config, row.settings, f"rows.{name}")
+        sharing.setdefault(json.dumps(cfg.to_dict(configs[name])), []).append(name)
     wanted = {row for part in parts.values() for row in part.rows}
-    command, jobs = _command(launch), []
-    for seed in range(seeds):
-        for rows in shared.values():  # the first row of the file names a run, whatever --only says
-            if wanted.intersection(rows):
-                jobs.append(_job(rows, configs[rows[0]], base, seed, command, preset, data, out))
-    claims = [c for c in preset.claims if all(wanted.intersection(_sharers(r, shared)) for r in c.rows)]
-    return Plan(preset=preset, data=data, out=out, seeds=seeds, parts=parts, claims=claims, jobs=jobs)
+    trained = [rows for rows in sharing.values() if wanted.intersection(rows)]
+    trained_rows = {row for rows in trained for row in rows}
+    words = _launch_words(launch)
+    # The first row of the file gives a run its name, so that the name does not depend on --only.
+    runs = [
+        _planned_run(preset, rows, configs[rows[0]], seed, words, data, out)
+        for seed in range(seeds)
+        for rows in trained
+    ]
+    claims = [c for c in preset.claims if trained_rows.issuperset(c.rows)]
+    return Plan(preset=preset, data=data, out=out, seeds=seeds, parts=parts, claims=claims, runs=runs)
 
 
-def _sharers(row: str, shared: dict[str, list[str]]) -> list[str]:
-    return next(rows for rows in shared.values() if row in rows)
+def _change(config: Config, settings: dict[str, Any], where: str) -> Config:
+    """The configuration with some settings changed, checked."""
+    return cfg.validate(cfg.from_dict(Config, nested(dict(cfg.items(config)) | settings), where))
 
 
-def _choose(preset: Preset, only: Sequence[str]) -> dict[str, Exhibit]:
-    strange = [name for name in only if name not in preset.parts]
-    if strange:
-        raise UserError(f"--only: there is no {strange[0]!r} in {preset.name}; there are {', '.join(preset.parts)}")
-    return {n: p for n, p in preset.parts.items() if (n in only if only else not p.optional)}
-
-
-def _base(base: Config, row: Method, preset: Preset) -> Config:
-    """What a row's training starts from."""
-    return base if row.config == preset.config else cfg.load(row.config)
-
-
-def _moved(base: Config, common: Config, row: Method, preset: Preset, everywhere: dict[str, Any]) -> Config:
-    """What the user set for all trainings, upon what the row starts from."""
-    was = dict(cfg.items(base))
-    changed = {k: v for k, v in cfg.items(common) if v != was[k]}
-    return _configure(_base(base, row, preset), Method(settings=changed | everywhere), "the command line")
-
-
-def _configure(common: Config, row: Method, where: str) -> Config:
-    values = cfg.to_dict(common)
-    for key, value in row.settings.items():
-        section = values
-        *path, last = key.split(".")
-        for name in path:
-            section = section[name]
-        section[last] = value
-    return cfg.validate(cfg.from_dict(Config, values, where))
-
-
-def _job(
-    rows: list[str], config: Config, base: Config, seed: int, command: list[str], preset: Preset, data: Path, out: Path
+def _planned_run(
+    preset: Preset, rows: list[str], config: Config, seed: int, launch: list[str], data: Path, out: Path
 ) -> PlannedRun:
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
-    name = f"{rows[0]}-s{seed}"
-    run, output = out / "runs" / name, out / "outputs" / name
-    first = preset.rows[rows[0]]
-    was = dict(cfg.items(_base(base, first, preset)))
-    # what makes a row is said on its line even where it is the default
-    said = {"train.epochs", "train.seed"} | {key for row in rows for key in preset.rows[row].settings}
-    own = {k: v for k, v in cfg.items(config) if (v != was[k] or k in said) and k != "data.shards"}
-    start = [*(["--config", first.config] if first.config else []), "--data.shards", str(data), "--out", str(run)]
-    unlike = dict(cfg.items(TrackConfig()))
-    track = {f"track.{k}": v for k, v in cfg.items(config.track) if v != unlike[k]}
-    options = preset.infer
-    draw = ["--run", str(run), "--input", str(data), "--out", str(output)]
+    config = replace(config, train=replace(config.train, seed=seed))
+    name, first = f"{rows[0]}-s{seed}", preset.rows[rows[0]]
+    folder, output = out / "runs" / name, out / "outputs" / name
+    start = dict(cfg.items(cfg.load(first.config)))
+    # The settings that make a row appear on its line even if they are the default.
+    always = {"train.epochs", "train.seed"} | {key for row in rows for key in preset.rows[row].settings}
+    own = {k: v for k, v in cfg.items(config) if (v != start[k] or k in always) and k != "data.shards"}
+    preset_option = ["--config", first.config] if first.config else []
+    train = [*preset_option, "--data.shards", str(data), "--out", str(folder), *arguments(own)]
+    untracked = dict(cfg.items(TrackConfig()))
+    track = {f"track.{k}": v for k, v in cfg.items(config.track) if v != untracked[k]}
+    infer = ["--run", str(folder), "--input", str(data), "--out", str(output), *arguments(preset.infer | track)]
     return PlannedRun(
         name=name,
         rows=rows,
         config=config,
-        run=run,
+        folder=folder,
         output=output,
-        train=shlex.join([*command, "train", *start, *arguments(own)]),
-        infer=shlex.join([*command, "infer", *draw, *arguments(options | track)]),
-        infer_options=options,
+        train=shlex.join([*launch, "train", *train]),
+        infer=shlex.join([*launch, "infer", *infer]),
+        infer_options=preset.infer,
     )
 
 
 def arguments(settings: dict[str, Any]) -> list[str]:
-    """Dotted settings as command-line words: --data.batch-size 4, --data.no-shuffle."""
+    """Dotted settings as command-line arguments: --data.batch-size 4, --data.no-shuffle."""
     words: list[str] = []
     for key, value in settings.items():
         key = key.replace("_", "-")
@@ -243,38 +217,37 @@ def arguments(settings: dict[str, Any]) -> list[str]:
     return words
 
 
-def _command(launch: str) -> list[str]:
-    """`accelerate launch --config_file FILE` may leave out the module."""
+def _launch_words(launch: str) -> list[str]:
+    """The words before `train` or `infer`; the user may leave out `-m dist_sketch`."""
     try:
         words = shlex.split(launch)
     except ValueError as e:
         raise UserError(f"--launch {launch!r}: {e}") from e
     if not words:
         raise UserError("--launch is empty: say how a line is started, as in 'accelerate launch -m dist_sketch'")
-    return (
-        words if any(Path(w).name in ("dist-sketch", "dist_sketch") for w in words) else [*words, "-m", "dist_sketch"]
-    )
+    complete = any(Path(w).name in ("dist-sketch", "dist_sketch") for w in words)
+    return words if complete else [*words, "-m", "dist_sketch"]
 
 
 def claim_folder(plan: Plan) -> None:
     """Refuses to mix experiments in a folder.
 
     Raises:
-        UserError: it holds something else, or runs of another configuration or of other data.
+        UserError: the folder holds something else, or runs of another configuration or of other data.
     """
-    out = plan.out
-    refuse_foreign(out, "an experiment's folder", PLAN)
+    refuse_foreign(plan.out, "an experiment's folder", PLAN)
     digest = manifest_hash(plan.data)
-    for job in plan.jobs:
-        if not (job.run / "config.json").exists():
+    for planned in plan.runs:
+        file = planned.folder / "config.json"
+        if not file.exists():
             continue
-        saved = read_json(job.run / "config.json")
-        changes = cfg.difference(cfg.from_dict(Config, saved["config"], str(job.run / "config.json")), job.config)
+        saved = read_json(file)
+        changes = cfg.difference(cfg.from_dict(Config, saved["config"], str(file)), planned.config)
         if saved["facts"]["manifest_sha256"] != digest:
             changes.append(f"--data {plan.data}: another data set (its manifest differs)")
         if changes:
             raise UserError(
-                f"{job.run}: was trained with another configuration; choose another --out, or undo:\n  "
+                f"{planned.folder}: was trained with another configuration; choose another --out, or undo:\n  "
                 + "\n  ".join(changes)
             )
 
@@ -286,7 +259,7 @@ def write(plan: Plan) -> Path:
 
 
 def json_or_empty(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is none yet, or no whole one."""
+    """A JSON object; an empty one if the file is missing or damaged."""
     with suppress(OSError, UserError):
         found = read_json(path)
         return found if isinstance(found, dict) else {}

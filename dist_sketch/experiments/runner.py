@@ -1,4 +1,4 @@
-"""Runs the lines of a plan one after the other: what is missing, each with its log, stopped cleanly when asked to."""
+"""Runs the lines of a plan that are not done yet, one after the other, and stops cleanly when asked to."""
 
 import os
 import shlex
@@ -11,21 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json
 from dist_sketch.core.signals import signal_on_parent_s_death
-from dist_sketch.experiments.planning import Line, Plan
+from dist_sketch.experiments.planning import Plan, PlanLine, json_or_empty
 
 STOPPED, FAILED = os.EX_TEMPFAIL, 1  # exit codes
-
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-
-
 POLL_S = 0.1
 
 
 class Runner:
-    """Starts lines; a request to stop is handed on to the line that runs, so that a training saves itself."""
+    """Starts lines and passes a request to stop to the one that is running, so that a training saves its state."""
 
     def __init__(self, logs: Path):
         self.asked = False
@@ -34,56 +29,60 @@ class Runner:
         self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def close(self) -> None:
-        """Signals mean again what they meant before."""
+        """Restores the handlers of the signals."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
-        self._hand_on()
+        self._ask_child()
 
-    def _hand_on(self) -> None:
-        # Always SIGTERM: launchers pass it on to their ranks, SIGUSR2 would kill them.
+    def _ask_child(self) -> None:
+        # Always SIGTERM: launchers pass it on to their ranks, but SIGUSR2 would kill a launcher.
         if self._child is not None:
             with suppress(ProcessLookupError):
                 self._child.send_signal(signal.SIGTERM)
 
-    def start(self, line: Line) -> int:
+    def log(self, line: PlanLine) -> Path:
+        """The file that gets the output of a line."""
+        return self._logs / f"{line.name}.log"
+
+    def start(self, line: PlanLine) -> int:
         """Runs a line to its end; returns its exit code.
 
         Raises:
             UserError: there is no such program, or the log cannot be written.
         """
-        command = shlex.split(line.text)
-        if command[0] == "dist-sketch":  # the one that runs here, also where no script lies on the PATH
+        command = shlex.split(line.command)
+        if command[0] == "dist-sketch":  # this installation, even if its script is not on the PATH
             command[:1] = [sys.executable, "-m", "dist_sketch"]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         log = self.log(line)
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "ab") as sink:
-                sink.write(f"$ {line.text}\n".encode())
+                sink.write(f"$ {line.command}\n".encode())
                 sink.flush()
                 begin = sink.tell()
-                # Its output goes to the file itself: it outlives this process, and must be able to save itself then.
+                # It writes to the file, not to a pipe: it must be able to save its state after this process was killed.
                 self._child = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=sink,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
-                    start_new_session=True,  # the terminal's Ctrl-C comes to us alone, and is handed on once
-                    preexec_fn=_die_with_us,
+                    start_new_session=True,  # Ctrl-C in the terminal reaches only this process, which passes it on
+                    preexec_fn=_stop_with_parent,
                 )
         except FileNotFoundError as e:
             raise UserError(
-                f"{command[0]}: there is no such program to start a line with (--launch); variables stand before it as "
-                "in --launch 'env NAME=VALUE accelerate launch ...'"
+                f"{command[0]}: there is no such program to start a line with (--launch); to set variables, use "
+                "--launch 'env NAME=VALUE accelerate launch ...'"
             ) from e
         except OSError as e:
             raise UserError(f"{log}: cannot be written, or the line cannot be started ({e.strerror})") from e
-        if self.asked:  # between the last line and this one
-            self._hand_on()
+        if self.asked:  # before the child existed
+            self._ask_child()
         with open(log, "rb") as source:
             source.seek(begin)
             while self._child.poll() is None:
@@ -93,28 +92,23 @@ class Runner:
         code, self._child = self._child.returncode, None
         return code
 
-    def log(self, line: Line) -> Path:
-        """Where the output of a line goes."""
-        return self._logs / f"{line.name}.log"
 
-
-def _die_with_us() -> None:
-    """If this process is killed, the line is asked to stop."""
+def _stop_with_parent() -> None:
     signal_on_parent_s_death(signal.SIGTERM)
 
 
 def _show(output: bytes) -> None:
-    with suppress(OSError):  # a terminal that has gone
-        sys.stdout.buffer.write(output)  # a letter may be cut in two
+    with suppress(OSError):  # the terminal may be closed
+        sys.stdout.buffer.write(output)  # bytes, because a read may end within a character
         sys.stdout.flush()
 
 
 def run(plan: Plan) -> int:
-    """Runs what is missing.
+    """Runs the lines that are not done.
 
     Returns:
-        0: all is done. STOPPED: it was asked to stop, the same command goes on. FAILED: some lines failed; all others
-        that do not need them are done.
+        0: all lines are done. STOPPED: it was asked to stop; the same command continues. FAILED: some lines failed; all
+        lines that do not depend on them are done.
     """
     runner = Runner(plan.out / "logs")
     try:
@@ -124,47 +118,38 @@ def run(plan: Plan) -> int:
 
 
 def _run(plan: Plan, runner: Runner) -> int:
-    lines, failed, left_out = plan.lines, [], []
+    lines, failed, skipped = plan.lines, [], []
     for i, line in enumerate(lines, 1):
         head = f"[{i}/{len(lines)}] {line.name}"
         if line.done():
             _say(f"{head}: done before")
             continue
-        if line.kind == "infer" and not line.job.trained():
-            _say(f"{head}: left out, its training failed")
-            left_out.append(line)
+        if line.kind == "infer" and not line.run.trained():
+            _say(f"{head}: skipped, because its training failed")
+            skipped.append(line.name)
             continue
-        _say(f"{head}: {line.text}")
-        before = _written(line)
+        _say(f"{head}: {line.command}")
+        status = line.run.folder / "status.json"
+        before = _written_at(status)
         code = runner.start(line)
-        if runner.asked or code == STOPPED or (_written(line) != before and _stopped(line)):
+        # Somebody else may have asked the training to stop; the exit code of a launcher does not say so.
+        saved = line.kind == "train" and _written_at(status) != before
+        if runner.asked or code == STOPPED or (saved and json_or_empty(status).get("state") == "stopped"):
             _say(f"{head}: stopped; the same command goes on from there")
             return STOPPED
         if code != 0 or not line.done():
-            why = f"exit code {code}" if code else "it ended as if all were well, but what it should leave is not there"
+            why = f"exit code {code}" if code else "exit code 0, but its results are missing"
             _say(f"{head}: FAILED ({why}); its output: {runner.log(line)}")
             failed.append(line)
     for line in failed:
         print(f"error: failed: {line.name}; its output: {runner.log(line)}", file=sys.stderr)
-    if left_out:
-        print(f"left out, as their training failed: {', '.join(x.name for x in left_out)}", file=sys.stderr)
+    if skipped:
+        print(f"skipped, because their training failed: {', '.join(skipped)}", file=sys.stderr)
     return FAILED if failed else 0
 
 
-def _written(line: Line) -> int:
-    """When the training last wrote its status."""
-    status = line.job.run / "status.json"
-    return status.stat().st_mtime_ns if status.exists() else 0
-
-
-def _stopped(line: Line) -> bool:
-    """Whether the training saved itself when somebody else asked it to: a launcher's own exit code does not say so."""
-    if line.kind != "train":
-        return False
-    try:
-        return bool(read_json(line.job.run / "status.json").get("state") == "stopped")
-    except UserError:
-        return False
+def _written_at(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def _say(text: str) -> None:

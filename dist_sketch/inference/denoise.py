@@ -1,6 +1,6 @@
 """Noise removal on generated sketches (the paper's sections 3.5.2 and 4.3), calibrated against real training sketches.
 
-Order: gray, filter, shadows. Each part can be switched by itself; lengths in pixels are meant at a side of 128.
+Order: gray, filter, shadows. Each part can be switched on and off. Lengths in pixels refer to a side of 128 pixels.
 """
 
 import dataclasses
@@ -26,28 +26,28 @@ SIDE = 128  # pixel lengths below hold at this side and grow with the image
 NEIGHBOURS = np.ones((3, 3), bool)
 
 
-MARGIN = 2  # pixels at the edge in which a shadow may end abruptly
+MARGIN = 2  # width of the border, px, in which a shadow may end abruptly
 
 
-FADED = 10.0  # gray levels: less than this below the page's tone is paper
+FADED = 10.0  # gray levels: a tone less than this below the page's is paper
 
 
-GRAIN = 4.0  # and so much above it, too; brighter is glare,
+GRAIN = 4.0  # gray levels: a tone more than this above the page's is glare,
 
 
-GLARE = 0.25  # unless so much of the image is: then the commonest light tone is not the page's
+GLARE = 0.25  # unless this share of the image is so bright: then the tone that was found is not the page's
 
 
-STEP = 24.0  # a step by more within two pixels is an outline;
+STEP = 24.0  # gray levels: a larger step within two pixels is an outline
 
 
-NARROW = 12  # in a shadow so narrow, which is steep, only one of nearly half of the whole fall
+NARROW = 12  # px: up to this width shadows are steep; only a step of nearly half the depth is an outline
 
 
-TEXTURE = 24.0  # a wider interquartile range along the border is hair or hatching
+TEXTURE = 24.0  # gray levels: a larger interquartile range along the border is hair or hatching
 
 
-FRINGE = 0.2  # a larger share of the free border that is marked was not drawn: the network does so along its edge
+FRINGE = 0.2  # if a larger share of the empty border has marks, the network marks its whole edge
 
 
 def denoise(image: Tensor, settings: DenoiseConfig) -> Tensor:
@@ -87,10 +87,10 @@ def _filter(plane: Array, name: Filter, strength: float) -> Array:
 
 
 def despeckle(plane: Array, strength: float) -> Array:
-    """Replaces isolated dark specks by the median around them; what is linked or near to a larger stroke stays.
+    """Replaces isolated dark specks by the median around them; specks that touch or are near a larger stroke stay.
 
-    A plain median erases lines thinner than half its window. Here a dark pixel counts as noise only if its connected
-    component is small, stands out, and lies apart from every larger one, so that pieces of a broken line stay.
+    A plain median filter erases lines thinner than half its window. Here a dark pixel counts as noise only if its
+    connected component is small, clearly darker, and apart from every larger one, so that broken lines stay.
     """
     scale = max(1.0, min(plane.shape) / SIDE)
     reach = round(2 * scale)
@@ -98,7 +98,7 @@ def despeckle(plane: Array, strength: float) -> Array:
     median: Array = rank.median(plane.astype(np.uint8), window).astype(np.float32)
     depth = median - plane
     grain = 1.4826 * float(np.median(np.abs(depth)))  # a robust standard deviation
-    ink = depth > max(8.0, 2 * grain)  # the faint rim too: it links a speck to the stroke beside it
+    ink = depth > max(8.0, 2 * grain)  # with the faint rim, which links a speck to the stroke beside it
     label, count = ndimage.label(ink, NEIGHBOURS)
     if not count:
         return plane
@@ -109,9 +109,9 @@ def despeckle(plane: Array, strength: float) -> Array:
     area, limit = np.bincount(core.ravel(), minlength=count + 1), 6 * strength * scale**2
     small = (length > 0) & (length <= max(1.25 * math.sqrt(limit), 1)) & (area <= limit)
     large = ndimage.binary_dilation(ink & (area > limit)[label], NEIGHBOURS, iterations=reach)
-    own = label[ink]  # the extremes below sort the pixels: only those of ink
+    own = label[ink]  # only ink, because the functions below sort the pixels they get
     apart = ndimage.maximum(large[ink], own, names) == 0
-    # the corner of a dark area differs from its median too, but has a dark neighbour that does not
+    # The corner of a dark area also differs from its median, but it has a dark neighbour that does not.
     around = ndimage.minimum(ndimage.minimum_filter(np.where(ink, 255, plane), 3)[ink], own, names)
     alone = around > (ndimage.maximum(median[ink], own, names) + ndimage.minimum(plane[ink], own, names)) / 2
     return np.where(ink & (small & apart & alone)[label], median, plane)
@@ -126,10 +126,9 @@ def page_tone(plane: Array) -> float:
 
 
 def flatten_page(planes: list[Array]) -> list[Array]:
-    """Brings the page to its own tone, found on the planes' mean where it is about shadows.
+    """Gives the page one tone: divides out shadows at its edges, and darkens what is brighter than paper.
 
-    Shadows at the edge are divided out. Nothing is brighter than paper: spots where a network's output is saturated and
-    light rows at the edge go down to the page.
+    Such bright spots are where a network's output is saturated, and light rows at the edge.
     """
     gray: Array = np.stack(planes).mean(axis=0)
     page = page_tone(gray)
@@ -146,9 +145,9 @@ def _without_glare(plane: Array) -> Array:
 def _edge_shadow(gray: Array, page: float) -> Array:
     """How much darker than the page the paper's edge is, shape (H, W).
 
-    From each point of the border one walks inwards. Only a tone that fades to the page's, without a step (the outline
-    of a garment) and without texture (hair, hatching), is a shadow; where ink hides the paper, the shadow is
-    interpolated along the border, or nothing is taken away.
+    From each point of the border the tone is followed inwards. It is a shadow only if it fades to the page's tone
+    without a step (the outline of a garment) and without texture (hair, hatching). Where ink hides the paper, the
+    shadow is interpolated along the border.
     """
     height, width = gray.shape
     scale = max(1.0, min(height, width) / SIDE)
@@ -172,7 +171,7 @@ def _edge_shadow(gray: Array, page: float) -> Array:
         if not at.size:
             continue
         shade = np.minimum.accumulate(np.maximum(tone, 0), axis=0) * inside
-        outside = np.maximum(at[0] - columns, columns - at[-1]).clip(0)  # beyond the last known point it fades out
+        outside = np.maximum(at[0] - columns, columns - at[-1]).clip(0)  # it fades out beyond the last known point
         rows = [np.interp(columns, at, row[at]) for row in shade]
         np.rot90(total, side)[: len(tone)] += np.array(rows) * np.maximum(1 - outside / len(tone), 0)  # a view
     total = np.minimum(ndimage.gaussian_filter(total, 0.7, mode="nearest"), np.maximum(page - small, 0))
@@ -180,10 +179,9 @@ def _edge_shadow(gray: Array, page: float) -> Array:
 
 
 def _without_fringe(planes: list[Array], depth: Array) -> list[Array]:
-    """Clears the outermost columns and rows of what no ink beside them continues inwards.
+    """Clears marks in the outermost rows and columns that no ink continues inwards.
 
-    Where that is much, the network marks its edge all along: there what stands before ink, too, is replaced, by the
-    ink behind it.
+    If there are many, the network marks its whole edge: then pixels in front of ink are replaced by that ink, too.
 
     Args:
         depth: how much darker than the page the planes' mean is, (H, W).

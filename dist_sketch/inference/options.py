@@ -9,7 +9,7 @@ MOST_OUTPUT_PX = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiseOverride:
-    """Noise removal: what is set here replaces the run's calibrated setting."""
+    """Noise removal: a value given here replaces the one that the run has chosen."""
 
     gray: bool | None = None
     """Convert to gray."""
@@ -18,7 +18,7 @@ class DenoiseOverride:
     strength: float | None = None
     """Strength of the filter."""
     shadows: bool | None = None
-    """Remove shadows at the edges of the page, and what is brighter than the page."""
+    """Remove shadows at the edges of the page, and spots that are brighter than the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +32,20 @@ class InferOptions:
     batch_size: int = 8
     """Images drawn at once on each rank; does not change the result."""
     part: str = ""
-    """Draw only part K of N ("K/N"), beside other jobs that draw the others into the same --out; `dist-sketch merge`
-    makes the whole of them."""
+    """Draw only part K of N (as in 2/8); other jobs draw the other parts into the same --out, and `dist-sketch merge`
+    joins them."""
     workers: int | None = None
-    """Processes a rank that remove noise and write files; default: the cores of the node over its ranks."""
+    """Processes per rank that remove noise and write files; default: the node's cores divided by its ranks."""
     mode: Literal["running", "paper"] = "running"
     """running: running statistics, no dropout; paper: batch statistics and dropout, one image at a time."""
     seed: int = 0
-    """Of the dropout in the paper's mode; drawn for each name."""
+    """Seed of the dropout in the paper's mode; together with an image's name it decides what is dropped."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     """Arithmetic; no: float32."""
     output_size: str = "network"
     """Size of the files: network, source (the line's own width and height), or a number of px."""
     format: Literal["png", "jpg"] = "png"
-    """Format of raw/ and sketch/; jpg: RGB, named like the input, as the challenge wants it."""
+    """Format of raw/ and sketch/; jpg: RGB, named like the input, as the CGI-PSG challenge asks for."""
     denoise: DenoiseOverride = field(default_factory=DenoiseOverride)
     fid_weights: Path | None = None
-    """File of FID's Inception weights; default: wherever `dist-sketch weights` finds them."""
+    """File of FID's Inception weights; default: the file that `dist-sketch weights` finds."""

@@ -1,4 +1,4 @@
-"""An inference in parts, each a job of its own (a SLURM array): OUT/parts/K-of-N.pt, and their union at the end."""
+"""Inference in parts, each drawn by a job of its own (a SLURM array): OUT/parts/K-of-N.pt, joined at the end."""
 
 import io
 import re
@@ -36,16 +36,16 @@ class Part(NamedTuple):
         return part
 
     def share(self, count: int) -> range:
-        """The indices of 0..count-1 that are this part's: contiguous, each index in exactly one part."""
+        """This part's share of the indices 0..count-1: contiguous; each index belongs to exactly one part."""
         return range(count * (self.number - 1) // self.total, count * self.number // self.total)
 
     def file(self, out: Path) -> Path:
-        """Where its names and scores go."""
+        """The file of this part's names and scores."""
         return out / PARTS / f"{self.number}-of-{self.total}.pt"
 
 
 def claim(out: Path, part: Part, about: dict[str, Any]) -> bool:
-    """Makes `out` ready for this part beside the others; whether it is still to be drawn.
+    """Prepares `out` for this part beside the others; returns whether this part still has to be drawn.
 
     Raises:
         UserError: something else lies there, or parts of another inference.
@@ -54,7 +54,7 @@ def claim(out: Path, part: Part, about: dict[str, Any]) -> bool:
     if (out / "infer.json").is_file():
         there = fileio.read_json(out / "infer.json")
         if "names" in there and all(there.get(k) == v for k, v in about.items()):
-            return False  # merged already
+            return False  # all parts are merged already
         differs = [k for k in mark if there.get(k) != mark[k]]
         if differs:
             raise UserError(
@@ -68,7 +68,7 @@ def claim(out: Path, part: Part, about: dict[str, Any]) -> bool:
 
 
 def save(out: Path, part: Part, names: list[str], states: list[Any] | None) -> None:
-    """Writes what the union needs of a part that is drawn: its names, and its ranks' `Scorer.state()`."""
+    """Saves a finished part: the names of its images, and the `Scorer.state()` of its ranks."""
     buffer = io.BytesIO()
     kept = None if states is None else [_map(torch.from_numpy, s) for s in states]
     torch.save({"names": names, "states": kept}, buffer)
@@ -76,14 +76,14 @@ def save(out: Path, part: Part, names: list[str], states: list[Any] | None) -> N
 
 
 def load(out: Path) -> tuple[dict[str, Any], list[str], list[Any] | None]:
-    """(infer.json's contents, all names in order, all states) of an inference whose parts are all drawn.
+    """Loads all parts: the contents of infer.json, the names in order, the states of the scorers.
 
     Raises:
         UserError: `out` holds no parts, or some are missing or damaged.
     """
     about = fileio.read_json(out / "infer.json") if (out / "infer.json").is_file() else {}
     if about.get("state") != PARTS:
-        raise UserError(f"{out}: holds no parts that wait to be merged (`dist-sketch infer --part K/N --out {out}`)")
+        raise UserError(f"{out}: has no parts to merge (`dist-sketch infer --part K/N --out {out}`)")
     files = [Part(k + 1, about["parts"]).file(out) for k in range(about["parts"])]
     missing = [f.stem.replace("-of-", "/") for f in files if not f.is_file()]
     if missing:
@@ -95,13 +95,13 @@ def load(out: Path) -> tuple[dict[str, Any], list[str], list[Any] | None]:
             content = torch.load(file, map_location="cpu", weights_only=True)
             names += content["names"]
             states += [_map(Tensor.numpy, s) for s in content["states"] or []]
-        except Exception as e:  # the safe unpickler raises whatever damaged bytes lead it to
+        except Exception as e:  # with damaged bytes the safe unpickler may raise anything
             raise UserError(f"{file}: is damaged; remove it, and draw this part again") from e
     return {k: v for k, v in about.items() if k not in ("state", "parts")}, names, states or None
 
 
 def _map(arrays: Callable[[Any], Any], state: dict[str, Any]) -> dict[str, Any]:
-    """A state with `arrays` applied to its arrays: torch's safe unpickler reads tensors alone."""
+    """A scorer's state with its arrays converted: torch's safe unpickler only reads tensors."""
 
     def row(values: dict[int, Any] | None) -> dict[int, Any] | None:
         return values and {d: arrays(v) for d, v in values.items()}

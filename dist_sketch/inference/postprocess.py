@@ -1,4 +1,4 @@
-"""From a drawn picture to its files: noise removal and encoding, in processes so that the drawing goes on meanwhile."""
+"""From a drawing to its files: noise removal and encoding, in worker processes while the next batch is drawn."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.signals import signal_on_parent_s_death
 from dist_sketch.data import pixels
-from dist_sketch.data.sources import InputImage
+from dist_sketch.data.shards import Sample
 from dist_sketch.inference.denoise import denoise
 
 Pixels = NDArray[np.uint8]  # (C, H, W)
@@ -32,10 +32,10 @@ MOST_WORKERS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Postprocess:
-    """What becomes of a drawn picture, and where.
+    """Noise removal and writing of one drawing; settings only, so that it can be sent to a worker.
 
     Args:
-        output_px: width and height of raw/ and sketch/; None: the source's own.
+        output_px: width and height of raw/ and sketch/; None: those of the source.
     """
 
     out: Path
@@ -46,10 +46,10 @@ class Postprocess:
     def __call__(
         self, name: str, source_size: tuple[int, int], line: Pixels, sketch: Pixels | None, raw: Pixels
     ) -> Pixels:
-        """Writes raw/, sketch/, line/ and real/ of one input; returns the picture without its noise, as `raw`."""
+        """Writes raw/, sketch/, line/ and real/ of one input; returns the drawing without noise, shaped like `raw`."""
         drawn = torch.from_numpy(raw)
         clean = denoise(drawn, self.denoise)
-        gray = self.denoise.gray and self.format == "png"  # three equal planes are one
+        gray = self.denoise.gray and self.format == "png"  # of three equal planes one is enough
         width, height = source_size if self.output_px is None else (self.output_px, self.output_px)
         for folder, image in (("raw", drawn), ("sketch", clean[:1] if gray else clean)):
             data = pixels.encode(pixels.resize(image, height, width), self.format)
@@ -62,10 +62,10 @@ class Postprocess:
 
 
 class PostprocessPool:
-    """Processes that finish pictures. Make it before CUDA and the process group: the processes are forks of this one.
+    """Worker processes for `Postprocess`. They are forks, so make the pool before CUDA and the process group.
 
     Args:
-        workers: how many; 0: the work is done where its result is asked for; None: this node's cores over its ranks.
+        workers: their number; 0: the work is done in this process; None: the node's cores divided by its ranks.
     """
 
     def __init__(self, workers: int | None):
@@ -74,7 +74,7 @@ class PostprocessPool:
             workers = min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // ranks))
         self._pool: ProcessPoolExecutor | None = None
         if workers:
-            # Forked: they start at once, where a fresh process would import torch for seconds
+            # Forked, because a fresh process would need seconds to import torch
             self._pool = ProcessPoolExecutor(workers, get_context("fork"), _begin)
             self._pool.submit(os.getpid).result()
 
@@ -85,13 +85,13 @@ class PostprocessPool:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def start(self, finish: Postprocess, items: list[InputImage], raw: list[Tensor]) -> Iterator[Tensor]:
-        """Hands uint8 pictures (C, H, W) out to be finished; the results come in order, without their noise.
+    def start(self, finish: Postprocess, items: list[Sample], raw: list[Tensor]) -> Iterator[Tensor]:
+        """Starts the work on uint8 drawings (C, H, W); returns an iterator over the drawings without noise, in order.
 
         Raises:
-            UserError: a file cannot be written, or a process was killed; when the result is asked for.
+            UserError: a file cannot be written, or a worker was killed; raised when a result is read.
         """
-        # Arrays: torch would send each tensor as a file of shared memory
+        # Sent as arrays, because torch would send each tensor through a file in shared memory
         lines = [i.line.numpy() for i in items]
         sketches = [None if i.sketch is None else i.sketch.numpy() for i in items]
         names, sizes = [i.name for i in items], [i.source_size for i in items]
@@ -116,8 +116,8 @@ def _explained(out: Path) -> Iterator[None]:
 
 
 def _begin(*_: Any) -> None:
-    """Of a process: one thread, no word at Ctrl-C, and an end when the drawing process is killed."""
+    """Worker set-up: one thread, ignore Ctrl-C, end with the parent."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by it the pool ends what is left after one was killed
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool uses it to end the others after one worker was killed
     signal_on_parent_s_death(signal.SIGKILL)

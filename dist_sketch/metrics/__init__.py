@@ -1,1 +1,1 @@
-"""How near drawings come to real sketches: SSIM, L1, PSNR, FID, KID."""
+"""How close drawings are to real sketches: SSIM, L1, PSNR, FID, KID."""

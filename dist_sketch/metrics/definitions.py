@@ -1,10 +1,12 @@
-"""The metrics that are reported: their names, directions and meanings."""
+"""The reported metrics: label, direction, precision and meaning of each; the table of scores for the console."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from rich.table import Table
 
 
 class Metric(NamedTuple):
-    """How one figure of metrics.json is printed."""
+    """A score in metrics.json."""
 
     key: str
     label: str
@@ -23,3 +25,30 @@ METRICS = (
     Metric("fid_2048", "FID-2048", -1, 1, "Fréchet distance of 2048 Inception features (last pooling): the usual FID"),
     Metric("kid", "KID", -1, 4, "Kernel Inception distance, unbiased, so it may fall below 0 by chance"),
 )
+BASELINES = {"blank": "blank page", "input": "input line", "reference": "other real sketches"}
+
+
+def scores_table(result: dict[str, Any]) -> Table:
+    """The contents of metrics.json for the console: raw and denoised beside the baselines, with n and the settings."""
+    settings, size = result["settings"], result["size"]
+    caption = [
+        f"n = {result['n']} at {size if isinstance(size, int) else 'x'.join(map(str, size))} px; ↑ higher is better, "
+        "↓ lower is better",
+        "SSIM: range {data_range}, Gaussian sigma {sigma}; L1 in [0, 1]".format(**settings["ssim"]),
+    ]
+    fid, missing = settings["fid"], settings["missing"]
+    if fid["weights"]:
+        caption.append(f"FID: {fid['network']}, {fid['weights']} ({fid['weights_sha256'][:12]}), {fid['resize']}")
+        caption += [fid["note"]] if fid["note"] else []
+    for why in dict.fromkeys(missing.values()):
+        caption.append(f"missing {' and '.join(k for k in missing if missing[k] == why)}: {why}")
+    table = Table(title="Scores against the real sketches", caption="\n".join(caption), caption_justify="left")
+    columns = {"raw": result["raw"], "denoised": result["denoised"], **result["baselines"]}
+    table.add_column("")
+    for name in columns:
+        table.add_column(BASELINES.get(name, name), justify="right")
+    for m in METRICS:
+        values = [scores[m.key] for scores in columns.values()]
+        cells = ["-" if value is None else f"{value:.{m.digits}f}" for value in values]
+        table.add_row(f"{m.label} {'↑' if m.sign > 0 else '↓'}", *cells)
+    return table

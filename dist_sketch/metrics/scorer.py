@@ -1,8 +1,7 @@
-"""Scores of drawn sketches against real ones: SSIM, L1, PSNR for each image; FID and KID for the set; baselines."""
+"""Scores drawn sketches against real ones: SSIM, L1, PSNR per image; FID and KID per set; the same for baselines."""
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,28 +9,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_sketch.core import fileio
 from dist_sketch.metrics import inception
+from dist_sketch.metrics.definitions import BASELINES
 from dist_sketch.metrics.fid_kid import Array, frechet, kid
 from dist_sketch.metrics.similarity import PSNR_CAP, SSIM_SETTINGS, l1, psnr, ssim
 
-PAIRED = ("ssim", "l1", "psnr")
-
-
-SETS = (*(f"fid_{d}" for d in inception.DIMS), "kid")
-
-
-BASELINES = ("blank", "input", "reference")
-
-
-FID_NEEDS = 2048  # images; below it the bias of FID matters, and at dims 2048 the covariance has not full rank
+PAIRED = ("ssim", "l1", "psnr")  # scores of one image
+SETS = (*(f"fid_{d}" for d in inception.DIMS), "kid")  # scores of a set
+FID_NEEDS = 2048  # images: with fewer, FID is clearly biased and the covariance of 2048 features is singular
 
 
 class Scorer:
-    """Collects one rank's images and scores all ranks' together.
+    """Collects the scores and features of one rank's images.
 
-    Each rank calls `add` (and `add_reference`) for its share of the indices 0..n-1; the states of all ranks are
-    gathered (any order, any number) and `result` makes one dictionary of them.
+    The indices 0..n-1 of the set are divided among the ranks in any way. Each rank calls `add` (and `add_reference`)
+    for its share; `result` merges the states of all ranks.
     """
 
     def __init__(
@@ -58,45 +50,41 @@ class Scorer:
         """Scores a batch.
 
         Args:
-            indices: each image's place in the whole set.
-            names: as they shall stand in the result.
+            indices: place of each image in the whole set.
+            names: for the result.
             images: "raw", "denoised", "line", "real": uint8 (B, 3, H, W), all of the network's size.
         """
         for value in images.values():
             self._check(indices, value)
         self._names += zip(indices, names, strict=True)
-        blank = torch.full_like(images["real"], 255)
-        real = images["real"].cpu()
-        for kind, drawn in (
-            ("raw", images["raw"]),
-            ("denoised", images["denoised"]),
-            ("input", images["line"]),
-            ("blank", blank),
-        ):
-            self._pair(kind, indices, drawn, real)
+        real, blank = images["real"].cpu(), torch.full_like(images["real"], 255)
         self._real.update(zip(indices, real, strict=True))
-        for kind, key in (("raw", "raw"), ("denoised", "denoised"), ("input", "line"), ("real", "real")):
-            self._extract(kind, indices, images[key])
+        drawn = {"raw": images["raw"], "denoised": images["denoised"], "input": images["line"]}
+        for kind, batch in {**drawn, "blank": blank}.items():
+            self._add_scores(kind, indices, batch, real)
+        for kind, batch in {**drawn, "real": images["real"]}.items():
+            self._add_features(kind, indices, batch)
         if self._net and self._blank is None and len(blank):
             self._blank = {d: v[0].numpy() for d, v in inception.features(self._net, blank[:1]).items()}
 
     def add_reference(self, indices: Sequence[int], images: Tensor) -> None:
         """Scores real TRAINING sketches as if they had been drawn for the real images of the same indices.
 
-        So SSIM, L1 and PSNR are those of another person's sketch, FID and KID those that a perfect artist would get.
+        This shows what a perfect artist would score: SSIM, L1 and PSNR against the sketch of another person, FID and
+        KID between two samples of real sketches.
 
         Args:
-            indices: a subset of this rank's indices, whose images have been added before.
+            indices: some of this rank's indices, whose images were added before.
             images: uint8 (B, 3, H, W), all of the network's size.
         """
         self._check(indices, images)
         if lost := [i for i in indices if i not in self._real]:
             raise ValueError(f"reference images {lost}: no real image of that index was added on this rank before")
-        self._pair("reference", indices, images, torch.stack([self._real[i] for i in indices]))
-        self._extract("reference", indices, images)
+        self._add_scores("reference", indices, images, torch.stack([self._real[i] for i in indices]))
+        self._add_features("reference", indices, images)
 
     def state(self) -> dict[str, Any]:
-        """This rank's share: plain Python and numpy, to be pickled."""
+        """This rank's share, for `result`: plain Python and numpy, so that it can be pickled."""
         return {
             "size": self._size,
             "fid": self._fid,
@@ -115,12 +103,12 @@ class Scorer:
         if size != self._size:
             raise ValueError(f"images of {size} after images of {self._size} (height, width)")
 
-    def _pair(self, kind: str, indices: Sequence[int], drawn: Tensor, real: Tensor) -> None:
+    def _add_scores(self, kind: str, indices: Sequence[int], drawn: Tensor, real: Tensor) -> None:
         rows = self._rows.setdefault(kind, [])
         for index, a, b in zip(indices, drawn.cpu(), real, strict=True):
             rows.append((index, {"ssim": ssim(a, b), "l1": l1(a, b), "psnr": psnr(a, b)}))
 
-    def _extract(self, kind: str, indices: Sequence[int], images: Tensor) -> None:
+    def _add_features(self, kind: str, indices: Sequence[int], images: Tensor) -> None:
         if self._net is None:
             return
         found = {d: v.numpy() for d, v in inception.features(self._net, images).items()}
@@ -129,90 +117,72 @@ class Scorer:
 
     @staticmethod
     def result(states: Sequence[dict[str, Any]], source: str = "memory") -> dict[str, Any]:
-        """Merges all ranks' states to the contents of metrics.json; the same for any number of ranks.
+        """Merges the states of all ranks to the contents of metrics.json; independent of the number of ranks.
 
         Args:
-            states: what `state` gave on each rank.
-            source: "memory" or "files": what the scored images were.
+            source: what the scored images were: "memory" or "files".
 
         Raises:
-            ValueError: an index is missing or was added twice, or the ranks scored in different ways.
+            ValueError: an index is missing or was added twice, or the ranks used different settings.
         """
-        return _merge([s for s in states if s["names"]], source)
+        states = [s for s in states if s["names"]]
+        if not states:
+            raise ValueError("no rank has scored anything")
+        for key in ("size", "fid", "why"):
+            if any(s[key] != states[0][key] for s in states):
+                raise ValueError(f"the ranks scored differently: {key} = {[s[key] for s in states]}")
+        names = _by_index("names", [s["names"] for s in states])
+        n = len(names)
+        rows = {k: _by_index(k, [s["rows"].get(k, []) for s in states]) for k in ("raw", "denoised", *BASELINES)}
+        for kind, found in rows.items():
+            if len(found) != n and (kind != "reference" or len(found) > n):
+                raise ValueError(f"{len(found)} scores of {kind} for {n} images")
+        features: dict[str, dict[int, Array]] = {}
+        if states[0]["why"] is None:
+            for kind in ("raw", "denoised", "input", "real", "reference"):
+                values = _by_index(f"features of {kind}", [s["features"].get(kind, []) for s in states])
+                features[kind] = {d: np.array([v[d] for v in values], np.float64) for d in inception.DIMS}
+            features["blank"] = {d: np.broadcast_to(v, (n, d)) for d, v in states[0]["blank"].items()}
 
+        def scores(kind: str) -> dict[str, float | None]:
+            of_kind = rows[kind]
+            means = {k: float(np.mean([row[k] for row in of_kind])) if of_kind else None for k in PAIRED}
+            return means | _set_scores(features.get(kind), features.get("real"))
 
-def _merge(states: list[dict[str, Any]], source: str) -> dict[str, Any]:
-    if not states:
-        raise ValueError("no rank has scored anything")
-    for key in ("size", "fid", "why"):
-        if any(s[key] != states[0][key] for s in states):
-            raise ValueError(f"the ranks scored differently: {key} = {[s[key] for s in states]}")
-    names = _in_order("names", [s["names"] for s in states])
-    n = len(names)
-    rows = {
-        kind: _in_order(kind, [s["rows"].get(kind, []) for s in states])
-        for kind in ("raw", "denoised", "input", "blank", "reference")
-    }
-    features = {
-        kind: _stack(_in_order(f"features of {kind}", [s["features"].get(kind, []) for s in states]))
-        for kind in ("raw", "denoised", "input", "real", "reference")
-        if states[0]["why"] is None
-    }
-    if features:
-        features["blank"] = {d: np.broadcast_to(v, (n, d)) for d, v in states[0]["blank"].items()}
-    for kind, found in rows.items():
-        if len(found) != n and (kind != "reference" or len(found) > n):
-            raise ValueError(f"{len(found)} scores of {kind} for {n} images")
-
-    missing = {}
-    if states[0]["why"] is not None:
-        missing["fid"] = missing["kid"] = states[0]["why"]
-    elif n < 2:
-        missing["fid"] = missing["kid"] = "needs at least two images"
-    if not rows["reference"]:
-        missing["reference"] = "no real training sketches were given"
-    elif len(rows["reference"]) < 2 and not missing:
-        missing["reference"] = "FID and KID need at least two real training sketches"
-
-    def scores(kind: str) -> dict[str, float | None]:
-        found: dict[str, float | None] = {
-            key: float(np.mean([row[key] for row in rows[kind]])) if rows[kind] else None for key in PAIRED
-        }
-        return found | _set_scores(features.get(kind), features.get("real"))
-
-    height, width = states[0]["size"]
-    return {
-        "n": n,
-        "size": height if height == width else [height, width],
-        "raw": scores("raw"),
-        "denoised": scores("denoised"),
-        "baselines": {kind: scores(kind) for kind in BASELINES},
-        "settings": {
-            "images": "uint8 RGB (gray repeated) at the network's size",
-            "source": source,
-            "reference_n": len(rows["reference"]),
-            "ssim": {**SSIM_SETTINGS, "channels": "mean"},
-            "l1": {"scale": "[0, 1]"},
-            "psnr": {"data_range": 255, "cap_db": PSNR_CAP},
-            "fid": {
-                **states[0]["fid"],
-                "dims": list(inception.DIMS),
-                "resize": inception.RESIZE,
-                "arithmetic": "float32 features, float64 statistics",
-                "note": _small(n),
+        small = f"n = {n} is small: FID is biased upwards below {FID_NEEDS} images; compare only figures of the same n"
+        height, width = states[0]["size"]
+        return {
+            "n": n,
+            "size": height if height == width else [height, width],
+            "raw": scores("raw"),
+            "denoised": scores("denoised"),
+            "baselines": {kind: scores(kind) for kind in BASELINES},
+            "settings": {
+                "images": "uint8 RGB (gray repeated) at the network's size",
+                "source": source,
+                "reference_n": len(rows["reference"]),
+                "ssim": {**SSIM_SETTINGS, "channels": "mean"},
+                "l1": {"scale": "[0, 1]"},
+                "psnr": {"data_range": 255, "cap_db": PSNR_CAP},
+                "fid": {
+                    **states[0]["fid"],
+                    "dims": list(inception.DIMS),
+                    "resize": inception.RESIZE,
+                    "arithmetic": "float32 features, float64 statistics",
+                    "note": small if n < FID_NEEDS else None,
+                },
+                "kid": {"kernel": "(x.y / d + 1)^3", "estimator": "unbiased, whole sets", "dims": 2048},
+                "missing": _missing(states[0]["why"], n, len(rows["reference"])),
             },
-            "kid": {"kernel": "(x.y / d + 1)^3", "estimator": "unbiased, whole sets", "dims": 2048},
-            "missing": missing,
-        },
-        "images": [
-            {"name": name, "raw": raw, "denoised": denoised}
-            for name, raw, denoised in zip(names, rows["raw"], rows["denoised"], strict=True)
-        ],
-    }
+            "images": [
+                {"name": name, "raw": raw, "denoised": denoised}
+                for name, raw, denoised in zip(names, rows["raw"], rows["denoised"], strict=True)
+            ],
+        }
 
 
-def _in_order(what: str, parts: list[list[tuple[int, Any]]]) -> list[Any]:
-    """All ranks' (index, value) as values by index; each of 0..k-1 must be there exactly once."""
+def _by_index(what: str, parts: list[list[tuple[int, Any]]]) -> list[Any]:
+    """The values of all ranks' (index, value) in order; each index of 0..k-1 must be there exactly once."""
     pairs = sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])
     indices = [index for index, _ in pairs]
     if twice := sorted({a for a, b in pairwise(indices) if a == b}):
@@ -220,10 +190,6 @@ def _in_order(what: str, parts: list[list[tuple[int, Any]]]) -> list[Any]:
     if indices and indices[-1] != len(indices) - 1:
         raise ValueError(f"{what}: never scored: {sorted(set(range(indices[-1])) - set(indices))[:10]}")
     return [value for _, value in pairs]
-
-
-def _stack(rows: list[dict[int, NDArray[np.float32]]]) -> dict[int, Array]:
-    return {d: np.array([row[d] for row in rows], np.float64).reshape(len(rows), d) for d in inception.DIMS}
 
 
 def _set_scores(drawn: dict[int, Array] | None, real: dict[int, Array] | None) -> dict[str, float | None]:
@@ -234,16 +200,13 @@ def _set_scores(drawn: dict[int, Array] | None, real: dict[int, Array] | None) -
     return found | {"kid": kid(drawn[2048], real[2048])}
 
 
-def _small(n: int) -> str | None:
-    if n >= FID_NEEDS:
-        return None
-    return f"n = {n} is small: FID is biased upwards below {FID_NEEDS} images; compare only figures of the same n"
-
-
-def write_scores(out: Path, result: dict[str, Any]) -> None:
-    """Writes OUT/metrics.json.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    fileio.write_json(out / "metrics.json", result)
+def _missing(why: str | None, n: int, references: int) -> dict[str, str]:
+    """The scores that are null, each with the reason."""
+    found = {}
+    if why is not None or n < 2:
+        found["fid"] = found["kid"] = why or "needs at least two images"
+    if not references:
+        found["reference"] = "no real training sketches were given"
+    elif references < 2 and not found:
+        found["reference"] = "FID and KID need at least two real training sketches"
+    return found

@@ -1,10 +1,10 @@
-"""The whole run on disk, atomically: a checkpoint is complete or does not exist.
+"""Checkpoints of a run, written atomically: each is complete or does not exist.
 
 RUN/checkpoints/step-NNNNNNNN/
     generator.safetensors, discriminator.safetensors[, ema.safetensors]
-    state.pt        optimizers, scalers, policy, place in the epoch: plain tensors, numbers and strings
+    state.pt        optimizers, scalers, policy, position in the epoch: plain tensors, numbers and strings
     rng.pt          random state of each rank
-    best.json       the step whose weights shall draw; missing where it is this one or nobody chooses
+    best.json       the step whose weights draw; missing if it is this one, or if nothing selects weights
     checkpoint.json step, and size and SHA-256 of each file; written last, before the folder gets its name
 """
 
@@ -46,7 +46,7 @@ def save(
 ) -> None:
     """Saves the run as of `step`; called by all ranks, written by rank 0.
 
-    Afterwards only the `keep` newest remain, and that of the step `best`: the one whose weights shall draw.
+    Afterwards only the `keep` newest remain, and that of step `best`, whose weights draw.
 
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are untouched.
@@ -60,7 +60,7 @@ def _write(
 ) -> None:
     final = folder(run, step)
     try:
-        for part in final.parent.glob(".step-*.part"):  # of a leg that was killed while it saved
+        for part in final.parent.glob(".step-*.part"):  # left by a run that was killed while it saved
             shutil.rmtree(part, ignore_errors=True)
         with folders.replaced(final) as new:
             for name, module in modules.items():
@@ -75,7 +75,7 @@ def _write(
             _write_file(new / "checkpoint.json", json.dumps({"step": step, "files": files}, indent=2).encode())
     except OSError as e:
         raise UserError(f"{final}: the checkpoint cannot be written ({e.strerror}); free space, then resume") from e
-    # A newer one was damaged, or this leg would have gone on from it: it must not push out this one.
+    # Checkpoints of later steps are damaged, else this run would have continued from them; they do not count here.
     kept = [f for f in _folders(run) if step_of(f) <= step][:keep]
     for old in _folders(run):
         if old not in kept and step_of(old) != best:
@@ -83,7 +83,7 @@ def _write(
 
 
 def _remove(folder: Path) -> None:
-    """Under its final name a checkpoint is complete, also while it goes."""
+    """Renames the folder before deleting it: under its final name a checkpoint must always be complete."""
     going = folder.with_name(f".{folder.name}.part")
     with suppress(OSError):
         os.replace(folder, going)
@@ -91,7 +91,7 @@ def _remove(folder: Path) -> None:
 
 
 def _write_file(path: Path, data: bytes) -> None:
-    """From memory: safetensors and torch hide a full disk in error types of their own."""
+    """Writes bytes, because safetensors and torch report a full disk with error types of their own."""
     path.write_bytes(data)
     folders.sync(path)
 
@@ -103,7 +103,7 @@ def _pickled(value: Any) -> bytes:
 
 
 def _folders(run: Path) -> list[Path]:
-    """Newest first."""
+    """The folders of a run's checkpoints, newest first."""
     found = (p for p in (run / FOLDER).glob("step-*") if p.name[5:].isdigit() and p.is_dir())
     return sorted(found, key=step_of, reverse=True)
 
@@ -122,7 +122,7 @@ def verify(folder: Path) -> list[str]:
         try:
             if (path.stat().st_size, sha256(path)) != expected:
                 problems.append(f"{path}: damaged (size or hash)")
-        except (FileNotFoundError, ValueError):  # ValueError: no file can have that name
+        except (FileNotFoundError, ValueError):  # ValueError: not a possible file name
             problems.append(f"{path}: missing")
         except OSError as e:
             problems.append(f"{path}: cannot be read ({e.strerror})")
@@ -130,9 +130,9 @@ def verify(folder: Path) -> list[str]:
 
 
 def find(run: Path, say: Callable[[str], None] = print, *, until: int | None = None) -> Path | None:
-    """The newest checkpoint (of at most step `until`) that verifies, or None.
+    """The newest complete checkpoint (up to step `until`), or None.
 
-    Damaged ones are named through `say` and passed over.
+    Damaged ones are reported through `say` and passed over.
     """
     for folder in _folders(run):
         if until is not None and step_of(folder) > until:
@@ -145,7 +145,7 @@ def find(run: Path, say: Callable[[str], None] = print, *, until: int | None = N
 
 
 def folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies, or would."""
+    """The folder of the checkpoint of a step, whether it exists or not."""
     return run / FOLDER / f"step-{step:08d}"
 
 
@@ -155,7 +155,7 @@ def step_of(folder: Path) -> int:
 
 
 def chosen(run: Path, say: Callable[[str], None] = print) -> Path | None:
-    """The checkpoint whose weights draw: the best that the newest complete one knows of, else that one; or None."""
+    """The checkpoint whose weights draw: the best according to the newest complete one, else the newest; or None."""
     newest = find(run, say)
     if newest is None or not (newest / BEST).is_file():
         return newest
@@ -167,7 +167,7 @@ def chosen(run: Path, say: Callable[[str], None] = print) -> Path | None:
 
 
 class CheckpointInfo(NamedTuple):
-    """A checkpoint as it lies on the disk."""
+    """A checkpoint on the disk."""
 
     folder: Path
     bytes: int
@@ -192,7 +192,7 @@ def entries(run: Path, step: int | None = None) -> list[CheckpointInfo]:
     found = []
     for folder in chosen:
         problems = verify(folder)
-        with suppress(FileNotFoundError):  # the run goes on, and has removed it meanwhile
+        with suppress(FileNotFoundError):  # the run continues, and has removed it in the meantime
             sizes = [p.stat().st_size for p in folder.iterdir()]
             seal = folder / "checkpoint.json"
             written = (seal if seal.is_file() else folder).stat().st_mtime
@@ -201,10 +201,10 @@ def entries(run: Path, step: int | None = None) -> list[CheckpointInfo]:
 
 
 def check(run: Path, step: int | None = None, say: Callable[[str], None] = print) -> None:
-    """Tells through `say` which of a run's checkpoints (or only that of `step`) are good.
+    """Reports through `say` which of a run's checkpoints (or only that of `step`) are good.
 
     Raises:
-        UserError: some are damaged, or there is none. It names their files, and the newest complete checkpoint.
+        UserError: some are damaged, or there is none; it names the files and the newest complete checkpoint.
     """
     found = entries(run, step)
     damaged = [e for e in found if e.problems]
@@ -219,7 +219,7 @@ def check(run: Path, step: int | None = None, say: Callable[[str], None] = print
 
 
 def table(found: list[CheckpointInfo]) -> Table:
-    """The checkpoints for the console: the newest complete one is marked, and the one that draws if it is another."""
+    """The checkpoints as a table; marks the newest complete one, and the one that draws if that is another."""
     result = Table(*(Column(name, no_wrap=True) for name in ("step", "size", "files", "written")), "state")
     newest = next((e for e in found if not e.problems), None)
     best = read_json(newest.folder / BEST)["step"] if newest and (newest.folder / BEST).is_file() else None
@@ -240,13 +240,13 @@ def _age(seconds: float) -> str:
 
 
 def load(folder: Path, modules: dict[str, nn.Module], ranks: Ranks) -> dict[str, Any]:
-    """Restores networks and this rank's random state; returns what `save` got as `state`.
+    """Restores the networks and this rank's random state; returns the `state` that `save` was given.
 
-    With another number of ranks than the run was saved on, the ranks' random streams cannot be kept:
-    they are seeded anew from the step, and one warning says so.
+    If the number of ranks has changed, their random streams cannot be continued: they are seeded from the step, with a
+    warning.
 
     Raises:
-        UserError: a file is damaged, or holds what a checkpoint never does.
+        UserError: a file is damaged, or has contents that a checkpoint never has.
     """
     for name, module in modules.items():
         load_weights(folder / f"{name}.safetensors", module)
@@ -270,7 +270,7 @@ def _unpickled(path: Path) -> Any:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as e:  # of pickle, zipfile, torch: it depends on where the file is wrong
+    except Exception as e:  # pickle, zipfile and torch raise many types
         raise UserError(
             f"{path}: damaged, or holds more than plain values; nothing of it was run. Remove {path.parent} to go on "
             "from the checkpoint before it"

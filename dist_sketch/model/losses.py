@@ -21,7 +21,7 @@ class GeneratorLoss(NamedTuple):
 def bce(logits: Tensor, target: float) -> Tensor:
     """Mean binary cross entropy of a whole patch map against one target.
 
-    The paper's sigmoid followed by BCE, in the form that neither overflows nor refuses autocast.
+    The same as the paper's sigmoid followed by BCE, but it cannot overflow and works under autocast.
     """
     logits = _wide(logits)
     return binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
@@ -32,7 +32,7 @@ def generator_loss(
 ) -> GeneratorLoss:
     """scale * (BCE(D(line, fake), 1) + lambda_l1 * L1(fake, sketch) + lambda_ssim * (1 - SSIM(fake, sketch))).
 
-    The paper's has no term of SSIM (lambda_ssim 0); beside L1 it was proposed by Zhao et al. 2017.
+    The paper has no SSIM term (lambda_ssim 0); Zhao et al. (2017) proposed it in addition to L1.
 
     Args:
         fake_logits: D's logits for the drawn sketch, (B, 1, h, w).
@@ -49,9 +49,10 @@ def generator_loss(
 
 
 def ssim(fake: Tensor, sketch: Tensor) -> Tensor:
-    """Mean structural similarity of (B, C, H, W) in [-1, 1] (Wang et al. 2004): each channel for itself, even windows.
+    """Mean structural similarity of (B, C, H, W) in [-1, 1] (Wang et al. 2004), per channel, with uniform windows.
 
-    That is scikit-image's with its defaults. `metrics.ssim`, which is reported, weighs its windows by a Gaussian.
+    For training only: uniform windows are cheap to differentiate. What is reported and what choices are based on is
+    `metrics.similarity.ssim`, whose windows are Gaussian.
     """
     x, y = (_wide(i) for i in (fake, sketch))
     mean_x, mean_y, xx, yy, xy = (avg_pool2d(i, WINDOW, stride=1) for i in (x, y, x * x, y * y, x * y))

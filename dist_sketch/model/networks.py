@@ -29,8 +29,8 @@ def _norm(kind: Norm, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind == "instance":
-        # Instance norm is group norm with one channel a group. torch's InstanceNorm2d gives wrong gradients on CPUs for
-        # one sample in channels_last (2.15), that is for one pair a rank.
+        # Instance norm is group norm with one channel per group. torch's InstanceNorm2d (2.15) gives wrong gradients on
+        # CPUs for a single sample in channels_last, which happens with one pair per rank.
         return nn.GroupNorm(channels, channels)
     if kind == "group":
         return nn.GroupNorm(GROUPS, channels)
@@ -58,14 +58,14 @@ def _upsample(kind: Upsample, channels_in: int, channels_out: int) -> nn.Module:
 class Resize(nn.Conv2d):
     """(B, in, H, W) -> (B, out, 2H, 2W): enlarged by the nearest neighbour, then a convolution of 3 x 3.
 
-    A transposed convolution of 3 x 3 and stride 2 reaches its pixels unevenly often, which shows as a checkerboard;
+    A transposed convolution with a 3 x 3 kernel and stride 2 covers its output unevenly, which shows as a checkerboard;
     this does not (Odena et al. 2016).
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, 2H, 2W)."""
-        # Both steps are one: a transposed convolution whose 4 x 4 kernel is ours, smeared over 2 x 2. It reads the
-        # small image: 2.25 times less arithmetic, and nothing enlarged to keep.
+        # Both steps together are one transposed convolution, whose 4 x 4 kernel is the 3 x 3 kernel smeared over 2 x 2.
+        # It works on the small image: 2.25 times less arithmetic, and no enlarged image in memory.
         mirror = torch.eye(3, dtype=self.weight.dtype, device=x.device).flip(0)
         rows = pad(mirror, (0, 1)) + pad(mirror, (1, 0))  # (3, 4)
         smear = torch.einsum("yu,xv->yxuv", rows, rows)
@@ -96,10 +96,10 @@ class Generator(nn.Module):
         norm: "batch" is the paper's.
         width: channels of the first block, 64 in the paper; the others grow with it.
         upsample: "transposed" is the paper's.
-        detail: channels of a last block at full size. The paper's U-Net has no skip there; with this block the line
-            itself is one, as in the first U-Net (Ronneberger et al. 2015). 0: none.
-        noise: channels of Gaussian noise that this block sees, too (as in Karras et al. 2019): what a line cannot tell,
-            the grain of the paper, need not be left out. Fresh in training; otherwise the same for every picture.
+        detail: channels of an extra last block at full size, which also gets the line image. The paper's U-Net has no
+            skip connection at this size; the first U-Net has one (Ronneberger et al. 2015). 0: no such block.
+        noise: channels of Gaussian noise that this block also gets (as in Karras et al. 2019), so that it can draw what
+            the line does not determine: the grain of the paper. New noise in training, fixed noise otherwise.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Generator(nn.Module):
             x = torch.cat((up(x), skips.pop()), dim=1)
         x = self.last(x)
         if self.detail is not None:
-            # In x's type and memory format: cat would widen all, and rearrange it
+            # In the type and memory format of x: otherwise cat would convert everything.
             beside = torch.cat((line, *self._noise(line)), dim=1).to(x.dtype, memory_format=torch.channels_last)
             x = self.detail(torch.cat((leaky_relu(x, SLOPE), beside), dim=1))
         return torch.tanh(x)
@@ -146,7 +146,7 @@ class Generator(nn.Module):
             return ()
         if self.training:
             return (torch.randn(len(x), self.noise, *x.shape[-2:], dtype=x.dtype, device=x.device),)
-        fixed = torch.randn(  # on the CPU: the same on all devices
+        fixed = torch.randn(  # on the CPU, so that all devices get the same noise
             self.noise, *x.shape[-2:], generator=torch.Generator().manual_seed(0), device="cpu"
         )
         return (fixed.to(x).expand(len(x), -1, -1, -1),)
@@ -161,14 +161,14 @@ def _detail(more: int, width: int, channels: int) -> nn.Module:
 
 
 class Discriminator(nn.Module):
-    """PatchGAN: (line, sketch) -> one logit a patch; 256 px gives 60 x 60 of them.
+    """PatchGAN: (line, sketch) -> one logit per patch; 256 px gives 60 x 60 of them.
 
-    It returns logits, not the paper's sigmoid: `losses` applies the same function in a numerically safe form.
+    It returns logits where the paper has a sigmoid: `losses` applies the sigmoid in a numerically safe form.
 
     Args:
-        fine: gain of a further plane, tanh(fine * (sketch - its mean over 3 x 3 pixels)); 0: none. The grain of paper
-            is a hundredth of the range of tones: unless it is shown, nobody judges it. Denton et al. (2015) judge each
-            band of a Laplacian pyramid by itself; this is their finest.
+        fine: gain of an extra input plane, tanh(fine * (sketch - its mean over 3 x 3 pixels)); 0: none. The grain of
+            paper is about 1 % of the range of tones; without this plane D hardly sees it. It is the finest band of a
+            Laplacian pyramid, whose bands Denton et al. (2015) judge separately.
     """
 
     def __init__(self, *, channels: int = 3, dropout: float = 0.5, norm: Norm = "batch", fine: float = 0.0):
@@ -212,11 +212,11 @@ def _check_size(image: Tensor) -> None:
 
 
 def check_config(config: Config, size: int, batch: int) -> None:
-    """Refuses sizes at which a norm has nothing to normalise over.
+    """Refuses image sizes at which a norm layer has only one value to normalise.
 
     Args:
-        size: of the images, px.
-        batch: pairs a rank and step.
+        size: width and height of the images, px.
+        batch: pairs per rank and step.
 
     Raises:
         UserError: the bottleneck is 1 x 1 and the norm needs more than one value a channel.

@@ -1,11 +1,11 @@
-"""A trained generator by itself: found in a run, exported, loaded and saved again through huggingface_hub's mixin.
+"""A trained generator by itself: found in a run, exported, loaded and saved through huggingface_hub's mixin.
 
 DIR/
-    generator.safetensors  the weights that draw (the averaged ones where the run has them), float32 or 8 bits
-    config.json            {"config": the run's settings, "facts": the run's, "size" and "step" among them}; an export's
-                           does not tell where the shards lay
-    denoise.json           noise removal, calibrated at the end of a run; missing where the run has none
-    README.md              the model card, of an export
+    generator.safetensors  the weights that draw (the moving average if the run has one), float32 or 8 bits
+    config.json            {"config": the run's settings, "facts": facts such as "size" and "step"}; an export leaves
+                           out the path of the shards
+    denoise.json           noise removal, chosen at the end of a run; missing if the run has none
+    README.md              the model card of an export
 """
 
 import os
@@ -36,13 +36,13 @@ STATUS = "status.json"
 
 
 def located(run: Path) -> Path:
-    """`run` where there is such a folder, else the generator of that name that comes with dist_sketch, trained."""
+    """`run` if it exists, else the folder of the trained generator of that name that comes with dist_sketch."""
     shipped = [home / run for home in fileio.homes("launch") if (home / run / WEIGHTS).is_file()]
     return run if run.exists() or not shipped else shipped[0]
 
 
 def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
-    """The folder of the weights in a run, or in an exported generator's folder, and their step.
+    """The folder of the weights that draw, in a run or in an exported generator's folder, and their step.
 
     Raises:
         UserError: no such folder, or no complete checkpoint (of that step).
@@ -67,13 +67,13 @@ def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
 
 
 def weights_file(folder: Path) -> Path:
-    """The file of the weights that draw, in a checkpoint's folder or an export's: the averaged ones if there are."""
+    """The file of the weights that draw, in the folder of a checkpoint or an export: the moving average if any."""
     average = folder / "ema.safetensors"
     return average if average.is_file() else folder / WEIGHTS
 
 
 def weights_sha256(folder: Path) -> str:
-    """The hash of the file of the weights that draw, in a checkpoint's folder or an export's."""
+    """The hash of the file of the weights that draw, in the folder of a checkpoint or an export."""
     return fileio.sha256(weights_file(folder))
 
 
@@ -89,18 +89,18 @@ def _facts(saved: Any, folder: Path) -> dict[str, Any]:
 class SketchGenerator(
     nn.Module, ModelHubMixin, library_name="dist_sketch", pipeline_tag="image-to-image", tags=["pix2pix", "sketch"]
 ):
-    """The generator that draws, and what belongs to it: `config`, `size` (px), `step`, `denoise`, and whether
-    its weights were `chosen` by their scores.
+    """The generator that draws, with its `config`, `size` (px), `step` and `denoise`, and whether its weights were
+    `chosen` by their scores.
 
-    The mixin's generic form, not its PyTorch one: that falls back to pickled weights and loads them loosely.
+    It uses the generic mixin, not the one for PyTorch, which falls back to pickled weights and ignores missing ones.
 
     Args:
         saved: contents of config.json.
         calibration: contents of denoise.json.
-        folder: where these lie, for the sentences of errors.
+        folder: where these files are, for error messages.
 
     Raises:
-        UserError: they are not what `train` and `export` write.
+        UserError: these are not the contents that `train` and `export` write.
     """
 
     def __init__(self, saved: dict[str, Any], calibration: dict[str, Any] | None = None, folder: Path = Path()):
@@ -124,18 +124,18 @@ class SketchGenerator(
 
     @classmethod
     def load(cls, run: Path, weights: tuple[Path, int] | None = None) -> Self:
-        """Rebuilds the generator from a run's folder, or an exported generator's, alone; on the CPU, in eval mode.
+        """Builds the generator from the folder of a run or an export alone; on the CPU, in eval mode.
 
         Args:
-            weights: what `find_weights` gave; None: the best or the newest.
+            weights: a result of `find_weights`; None: the weights that draw.
 
         Raises:
-            UserError: nothing usable lies there, or the weights are damaged or another network's.
+            UserError: the folder has no generator, or its weights are damaged or belong to another network.
         """
         folder, step = weights or find_weights(run)
         saved = fileio.read_json(run / SETTINGS)
         saved["facts"] = {**_facts(saved, run), "step": step}
-        if (run / STATUS).is_file():  # of a run; an export brings what was found then
+        if (run / STATUS).is_file():  # a run; in an export this was stored when it was written
             by_kid = cfg.from_dict(Config, saved["config"], str(run / SETTINGS)).checkpoint.choose == "kid"
             saved["facts"]["chosen"] = by_kid and fileio.read_json(run / STATUS).get("draws") == step
         calibration = fileio.read_json(run / DENOISE) if (run / DENOISE).is_file() else None
@@ -145,11 +145,11 @@ class SketchGenerator(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """Loads an exported generator's folder, a run's, one that comes with dist_sketch, or a repository of the Hub.
+        """Loads a generator from an export, a run, by the name of a shipped one, or from a repository of the Hub.
 
         Args:
-            pretrained_model_name_or_path: a folder that exists, else a name (`located`), else a repository's name.
-            options: the mixin's, for the download: revision, token, cache_dir, local_files_only, force_download.
+            pretrained_model_name_or_path: an existing folder, else a shipped name, else the name of a repository.
+            options: of the mixin, for the download: revision, token, cache_dir, local_files_only, force_download.
 
         Raises:
             UserError: as `load`; or the argument is neither a folder nor can be a repository's name.
@@ -169,11 +169,11 @@ class SketchGenerator(
         return cls.load(Path(snapshot_download(model_id, allow_patterns=list(FILES), **options)))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Writes the files of an export into a folder, float32 and in standard layout, whatever the model is now.
+        """Writes the files of an export into a folder, with float32 weights in standard memory layout.
 
         Args:
-            save_directory: made where it is missing; other files there are left alone.
-            options: the mixin's, for the Hub; with any of them it also writes its model card, README.md.
+            save_directory: created if missing; other files there are left alone.
+            options: of the mixin, for the Hub; with any of them the mixin also writes its model card, README.md.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
@@ -203,14 +203,14 @@ def export(
     card: Callable[[SketchGenerator, str], str] | None = None,
     compact: bool = False,
 ) -> SketchGenerator:
-    """Writes the generator that draws, or that of a checkpoint's `step`, to the folder `out`: whole or not.
+    """Writes the generator that draws, or that of the checkpoint of `step`, to the folder `out`, whole or not at all.
 
     Args:
         compact: write the weights in 8 bits.
-        card: gives the text of README.md, the model card, for the generator and the hash of its weights.
+        card: a function that returns the model card (README.md) for the generator and the hash of its weights.
 
     Raises:
-        UserError: no complete checkpoint (of that step), `out` holds anything but an earlier export, or the disk.
+        UserError: there is no complete checkpoint (of that step), `out` has other files, or cannot be written.
     """
     _check_out(out)
     weights = find_weights(run, step)

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: a fourth of the space, for a generator that is to be given away."""
+"""Weights on disk: loading them into a network, and storing them in 8 bits, a quarter of the size."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dist_sketch.core.errors import UserError
+
+SCALE = ".scale"  # suffix of the name of a tensor's scales, one for each slice of its first axis
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
@@ -23,11 +25,8 @@ def load_weights(path: Path, module: nn.Module) -> None:
         raise UserError(f"{path}: does not hold the weights of this network: {str(e).splitlines()[0]}") from e
 
 
-SCALE = ".scale"  # joined to a tensor's name: what its integers are multiples of, one for each slice of its first axis
-
-
 def to_8bit(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rounds all but vectors and integers to 255 steps, from minus to plus the largest of a slice of the first axis."""
+    """Rounds tensors (but not vectors and integers) to 255 levels, scaled to the largest value of each slice."""
     result = dict(tensors)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.ndim > 1:
@@ -38,6 +37,6 @@ def to_8bit(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_8bit(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that `rounded` was given, rounded; others as they are."""
+    """The inverse of `to_8bit`, but for the rounding; tensors without scales are returned as they are."""
     own = {n: t for n, t in tensors.items() if not n.endswith(SCALE)}
     return {n: t * tensors[n + SCALE] if n + SCALE in tensors else t for n, t in own.items()}

@@ -1,9 +1,12 @@
-"""Curves of a run as plots: locks, smoothing, SVG."""
+"""Plots of training runs: curves with their trend, shaded where a network was locked, as SVG for a page."""
 
 import io
 import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -11,9 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.ndimage import gaussian_filter1d
 
-from dist_sketch.reports.page import Table
+CURVE_POINTS = 1400  # most points of a drawn curve; a screen shows no more
+PANEL_IN, GAP_IN = 1.9, 0.35  # heights in inches
 
-CURVE_POINTS = 1400  # in a drawn curve; more cannot be told apart on a screen
+# Placeholders: `svg` replaces them by variables of the page's style sheet, which has a light and a dark theme.
+SVG_COLOURS = {"d": "#100001", "g": "#100002", "v": "#100003", "ink": "#100004", "rule": "#100005"}
+SVG_COLOURS |= {f"c{i}": f"#10001{i}" for i in range(8)}  # for runs that share a plot
+PNG_COLOURS = {"d": "#2f63a8", "g": "#c2641a", "ink": "#23262b", "rule": "#e2dfd8"}  # the light theme's
 
 
 class LockInterval(NamedTuple):
@@ -24,18 +31,33 @@ class LockInterval(NamedTuple):
     reason: str
 
 
-Locks = dict[str, list[LockInterval]]  # of "d" and "g"
+class Curve(NamedTuple):
+    """One line of a panel."""
+
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    style: str = "-"
+    noisy: bool = True  # True: the trend is drawn; False: each point has a marker
 
 
-def lock_intervals(records: list[Table]) -> Locks:
-    """When D ("d") and G ("g") were locked: by the lock records, or by the train records if there are none."""
+class Panel(NamedTuple):
+    """Curves that share a y axis."""
+
+    title: str
+    curves: list[Curve]
+    shaded: dict[str, list[LockInterval]]  # colour -> intervals of the x axis
+
+
+def lock_intervals(records: list[dict[str, Any]]) -> dict[str, list[LockInterval]]:
+    """When D ("d") and G ("g") were locked, from the lock records, or from the train records if there are none."""
     changes = [(r["step"], {"d": not r["train_d"], "g": not r["train_g"]}, r.get("reason"))
                for r in records if r["kind"] == "lock"]  # fmt: skip
     if not changes:
         changes = [(r["step"], {"d": bool(r.get("lock/d")), "g": bool(r.get("lock/g"))}, r.get("lock/reason"))
                    for r in records if r["kind"] == "train"]  # fmt: skip
     changes.append((max((r["step"] + 1 for r in records), default=0), {"d": False, "g": False}, ""))
-    found: Locks = {"d": [], "g": []}
+    found: dict[str, list[LockInterval]] = {"d": [], "g": []}
     for net, intervals in found.items():
         start, why = None, ""
         for step, locked, reason in changes:
@@ -48,7 +70,7 @@ def lock_intervals(records: list[Table]) -> Locks:
 
 
 def bands(intervals: list[LockInterval]) -> list[tuple[int, int]]:
-    """(start, width) of what is shaded; gaps that are too narrow to be seen are closed."""
+    """(start, width) of each shaded band; gaps too narrow to be seen are closed."""
     bars: list[tuple[int, int]] = []
     narrow = (intervals[-1].end - intervals[0].start) // CURVE_POINTS if intervals else 0
     for start, end, _ in intervals:
@@ -58,28 +80,15 @@ def bands(intervals: list[LockInterval]) -> list[tuple[int, int]]:
     return bars
 
 
-# Colours that matplotlib writes, and what the page's style sheet turns them into, by day and by night.
-COLOURS = {"d": "#100001", "g": "#100002", "v": "#100003", "ink": "#100004", "rule": "#100005"}
-COLOURS |= {f"c{i}": f"#10001{i}" for i in range(8)}  # of runs that share a plot
-
-
-STYLE: Any = {"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left",
-         "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["ink"], "axes.edgecolor": COLOURS["rule"],
-         "xtick.color": COLOURS["ink"], "ytick.color": COLOURS["ink"], "grid.color": COLOURS["rule"],
-         "axes.spines.top": False, "axes.spines.right": False, "axes.xmargin": 0.01, "axes.grid": True,
-         "axes.grid.axis": "y", "grid.linewidth": 0.5,
-         "xtick.major.size": 0, "ytick.major.size": 0}  # fmt: skip
-
-
-def points(records: list[Table], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """The finite pairs of two columns of the records."""
+def points(records: list[dict[str, Any]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two columns of the records, without the rows in which one of them is not finite."""
     pairs = np.array([(r.get(x), r.get(y)) for r in records], dtype=float).reshape(-1, 2)  # None becomes NaN
     at, value = pairs[np.isfinite(pairs).all(1)].T
     return at + (x == "epoch"), value  # epochs are logged from 0, and people count from 1
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most CURVE_POINTS points: of each stretch the lowest and the highest, so that no spike is lost."""
+    """At most CURVE_POINTS points: the lowest and the highest of each stretch, so that no spike is lost."""
     if len(y) <= CURVE_POINTS:
         return x, y
     parts = np.array_split(np.arange(len(y)), CURVE_POINTS // 2)
@@ -87,34 +96,72 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[keep], y[keep]
 
 
-def smooth(value: np.ndarray, parts: int = 120) -> np.ndarray:
-    """A curve's trend: its mean over about a `parts`-th of its length at each point."""
-    return gaussian_filter1d(value, max(1.0, len(value) / parts), mode="reflect")
+def style(colours: dict[str, str]) -> AbstractContextManager[None]:
+    """The settings of matplotlib in which a plot must be both drawn and saved."""
+    ink, rule = colours["ink"], colours["rule"]
+    settings: Any = {
+        **{"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left"},
+        **{"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink},
+        **{"axes.edgecolor": rule, "grid.color": rule, "grid.linewidth": 0.5},
+        **{"axes.grid": True, "axes.grid.axis": "y", "axes.xmargin": 0.01},
+        **{"axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0},
+    }
+    return matplotlib.rc_context(settings)
 
 
-def scale(ax: Axes, title: str) -> None:
-    """Titles a panel; a loss that falls by much is drawn on a logarithmic axis."""
-    low, high = ax.dataLim.intervaly
-    if "loss" in title and 0 < 8 * low < high:
-        ax.set_yscale("log")
-        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")
-    ax.set_title(title)
+def plot(
+    panels: Sequence[Panel], x_label: str, width: float, *, parts: int = 120, raw: bool = True, footer: float = 0.0
+) -> Figure:
+    """Draws panels one below the other over a common x axis, which counts in whole numbers.
+
+    Args:
+        width: of the figure, in inches.
+        parts: a noisy curve is smoothed over about this fraction of its length.
+        raw: draw the values of noisy curves too, faintly.
+        footer: height in inches of an empty panel at the bottom, for the caller to fill.
+    """
+    heights = [PANEL_IN] * len(panels) + [footer] * (footer > 0)
+    total = sum(heights) + GAP_IN * (len(heights) - 1) + 0.85
+    figure = Figure(figsize=(width, total), dpi=72)
+    gap = GAP_IN * len(heights) / sum(heights)
+    figure.subplots_adjust(0.5 / width, 0.5 / total, 1 - 0.25 / width, 1 - 0.35 / total, hspace=gap)
+    axes = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, panel in zip(axes, panels, strict=False):
+        for curve in panel.curves:
+            _draw_curve(ax, curve, parts, raw)
+        low, high = ax.dataLim.intervaly
+        if "loss" in panel.title and 0 < 8 * low < high:  # a loss that falls by much
+            ax.set_yscale("log")
+            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+            ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_title(panel.title)
+        for colour, intervals in panel.shaded.items():
+            band = ax.get_xaxis_transform()
+            ax.broken_barh(bands(intervals), (0, 1), transform=band, color=colour, alpha=0.16, linewidth=0)
+    axes[-1].set_xlabel(x_label)
+    axes[-1].xaxis.set(major_locator=MaxNLocator(8 if width > 6 else 5, integer=True), major_formatter="{x:,.0f}")
+    return figure
 
 
-def count(ax: Axes, label: str, width: float) -> None:
-    """Names the lowest panel's x axis, which counts something in whole numbers, on a plot `width` inches wide."""
-    ax.set_xlabel(label)
-    ax.xaxis.set(major_locator=MaxNLocator(8 if width > 6 else 5, integer=True), major_formatter="{x:,.0f}")
+def _draw_curve(ax: Axes, curve: Curve, parts: int, raw: bool) -> None:
+    y, marker = curve.y, "o"
+    if curve.noisy and len(y):
+        if raw:
+            ax.plot(*thin(curve.x, y), color=curve.colour, alpha=0.25, linewidth=0.7)
+        y, marker = gaussian_filter1d(y, max(1.0, len(y) / parts), mode="reflect"), ""
+    ax.plot(*thin(curve.x, y), curve.style, color=curve.colour, linewidth=1.6, marker=marker, markersize=3.5)
 
 
-def svg(canvas: Figure, title: str) -> Markup:
-    """A plot as inline SVG that takes its colours from the page."""
+def svg(figure: Figure, title: str) -> Markup:
+    """A plot as inline SVG whose colours are variables of the page."""
     buffer = io.StringIO()
-    canvas.savefig(buffer, format="svg", transparent=True)
+    # Ids must differ between the plots of a page: an element that is hidden cannot lend its clip path to another one.
+    with matplotlib.rc_context({"svg.hashsalt": f"{title}{figure.get_figwidth()}"}):
+        figure.savefig(buffer, format="svg", transparent=True)
     text = re.sub(r"^.*?(?=<svg)|<(metadata|style).*?</\1>", "", buffer.getvalue(), flags=re.S)
-    text = re.sub(r'(?<=<g) id="[^"]*"', "", text)  # the same in each plot, and nothing refers to them
+    text = re.sub(r'(?<=<g) id="[^"]*"', "", text)  # equal in all plots, and nothing refers to them
     text = re.sub(r' d="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)  # 1/100 point is enough
     text = re.sub(r'<svg (.*?)width="\S+" height="\S+"', rf'<svg \1role="img" aria-label="{title}"', text)
-    for name, colour in COLOURS.items():
+    for name, colour in SVG_COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     return Markup(text)

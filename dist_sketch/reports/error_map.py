@@ -1,12 +1,12 @@
-"""Where drawings differ from the real sketches: means over all pictures of an output folder, pixel by pixel.
+"""Where drawings differ from the real sketches: means over the pictures of an output folder, pixel by pixel.
 
-Portraits are framed alike, so that hair, eyes and collar lie at about the same places in all of them.
+All portraits are framed alike, so a pixel shows about the same part of the face in each of them.
 """
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -19,20 +19,14 @@ from dist_sketch.data import pixels
 from dist_sketch.data.image_files import read_image
 from dist_sketch.inference.denoise import page_tone
 from dist_sketch.metrics import similarity
+from dist_sketch.reports.page import VARIANT_FOLDERS, data_uri
 
 Plane = NDArray[np.float32]  # (H, W), gray [0, 255]
 
-
-MOST = 500  # pictures that a map is the mean of; evenly spread over the output
-
-
-INK = 40.0  # gray levels: what is darker than the page by so many is ink
-
-
-COLOURS = "inferno"
-
-
-QUANTILE = 0.995  # of the map's values; what lies above it gets the same colour
+MAX_PICTURES = 500  # in a map, evenly spread over the output
+INK = 40.0  # gray levels; a pixel that is darker than the page by more is ink
+COLOUR_MAP = "inferno"
+TOP_QUANTILE = 0.995  # of a map's values; all above it have the brightest colour
 
 
 class ErrorMap(NamedTuple):
@@ -43,25 +37,25 @@ class ErrorMap(NamedTuple):
     l1: Plane  # absolute difference, [0, 1]
     dissimilarity: Plane  # 1 - SSIM
     ink: float  # share of the real sketches' pixels that are ink
-    ink_error: float  # share of the absolute difference that lies on them
+    ink_error: float  # share of the absolute difference that lies on these pixels
 
 
 def pairs(output: Path, variant: str, most: int | None = None) -> Iterator[tuple[Plane, Plane]]:
-    """Drawn and real pictures of an output folder in gray, at the network's size.
+    """Yields the drawn and the real pictures of an output folder in gray, at the network's size.
 
     Args:
         variant: "raw" or "denoised".
-        most: so many of them, evenly spread; None: all.
+        most: at most this number of pairs, evenly spread; None: all.
 
     Raises:
         UserError: a picture is missing or damaged.
     """
-    about = read_json(output / "infer.json")
-    folder, names, size = {"raw": "raw", "denoised": "sketch"}[variant], about["names"], about["size"]
+    infer = read_json(output / "infer.json")
+    names, size = infer["names"], infer["size"]
     count = min(most or len(names), len(names))
     for i in range(count):
         name = names[i * len(names) // count]
-        drawn = _plane(output / folder / f"{name}.{about['format']}", size)
+        drawn = _plane(output / VARIANT_FOLDERS[variant] / f"{name}.{infer['format']}", size)
         yield drawn, _plane(output / "real" / f"{name}.png", size)
 
 
@@ -77,33 +71,31 @@ def error_map(output: Path, variant: str) -> ErrorMap:
     Raises:
         UserError: a picture is missing or damaged.
     """
-    sums, count, on_ink, ink = None, 0, 0.0, 0.0
-    for drawn, real in pairs(output, variant, MOST):
-        count += 1
+    sums: Any = 0.0
+    count, ink, on_ink = 0, 0.0, 0.0
+    for drawn, real in pairs(output, variant, MAX_PICTURES):
         difference = np.abs(drawn - real) / 255
-        alike = structural_similarity(drawn, real, full=True, **similarity.SSIM_SETTINGS)[1]
-        found = np.stack([real, difference, 1 - alike])
-        sums = found if sums is None else sums + found
+        ssim = structural_similarity(drawn, real, full=True, **similarity.SSIM_SETTINGS)[1]
+        sums = sums + np.stack([real, difference, 1 - ssim])
         dark = page_tone(real) - real > INK
-        ink, on_ink = ink + dark.mean(), on_ink + float(difference[dark].sum())
-    assert sums is not None, "an output folder holds one picture at least"
+        count, ink, on_ink = count + 1, ink + dark.mean(), on_ink + float(difference[dark].sum())
     whole = float(sums[1].sum())
     mean, l1, dissimilarity = (sums / count).astype(np.float32)
     return ErrorMap(count, mean, l1, dissimilarity, ink / count, on_ink / whole if whole else 0.0)
 
 
-def colour(plane: Plane, top: float) -> bytes:
-    """A map as PNG: black is 0, white is `top` or more."""
-    shades = matplotlib.colormaps[COLOURS](np.clip(plane / max(top, 1e-9), 0, 1), bytes=True)[..., :3]
-    return _png(shades)
+def coloured(plane: Plane, top: float) -> str:
+    """A map as the data URI of a PNG: black is 0, the brightest colour is `top` or more."""
+    shades = matplotlib.colormaps[COLOUR_MAP](np.clip(plane / max(top, 1e-9), 0, 1), bytes=True)
+    return _png(shades[..., :3])
 
 
-def gray(plane: Plane) -> bytes:
-    """A gray picture as PNG."""
+def gray(plane: Plane) -> str:
+    """A gray picture as the data URI of a PNG."""
     return _png(np.rint(plane).clip(0, 255).astype(np.uint8))
 
 
-def _png(array: NDArray[np.uint8]) -> bytes:
+def _png(array: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
+    return data_uri("png", buffer.getvalue())

@@ -1,4 +1,4 @@
-"""What our self-contained HTML pages share: figures as text, pictures as data URIs, curves as inline SVG."""
+"""What the self-contained HTML pages share: rendering, numbers as text, pictures as data URIs."""
 
 import base64
 import io
@@ -10,36 +10,43 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-Table = dict[str, Any]
+from dist_sketch.core.fileio import read_json
 
-
-# Of scores of the very pairs by which the weights were chosen (checkpoint.choose).
-FLATTERED = (
-    "draws with those weights of its validations on these pairs that had the lowest KID, which flatters it a little"
-)
+# Shown if `checkpoint.choose` selected the weights on the very pairs that are scored.
+OPTIMISTIC = "The generator's weights were selected by KID on these same pairs, so the scores are slightly optimistic."
+VARIANT_FOLDERS = {"raw": "raw", "denoised": "sketch"}  # folders of an output that hold the drawings
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template of this package makes of `values`, all of them escaped where it is HTML."""
+    """Fills a template of this package; in HTML templates every value is escaped."""
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(
         loader=loader, autoescape=template.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"figure": figure, "flat": flat, "breakable": breakable}
+    for function in (number, flat, breakable, escape_markdown, embed):
+        environment.filters[function.__name__] = function
     return environment.get_template(template).render(**values)
 
 
-def breakable(text: str) -> Markup:
-    """A name that may go on in the next line after its signs."""
-    return Markup(re.sub(r"(?<=[._/])(?=\w)", "<wbr>", str(Markup.escape(text))))
+def breakable(name: str) -> Markup:
+    """A name in which the browser may break the line after ".", "_" and "/"."""
+    return Markup(re.sub(r"(?<=[._/])(?=\w)", "<wbr>", str(Markup.escape(name))))
 
 
-def figure(value: float | None, digits: int) -> str:
-    """A figure as text; a dash where there is none."""
+def escape_markdown(text: str) -> str:
+    """Text on one line, in which no character has a meaning in Markdown."""
+    text = " ".join(text.split())
+    for letter in "\\|*`[]":
+        text = text.replace(letter, "\\" + letter)
+    return text.replace("<", "&lt;")
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number as text; None is a dash."""
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
-def flat(tree: Table, prefix: str = "") -> list[tuple[str, Any]]:
+def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """The leaves of a nested dict as (dotted key, value)."""
     leaves = []
     for key, value in tree.items():
@@ -48,25 +55,29 @@ def flat(tree: Table, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def conjoin(words: list[str]) -> str:
-    """a, b and c."""
+    """Joins words as in "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def data_uri(folder: Path, name: str, px: int, small: bool) -> str:
-    """FOLDER/NAME.{png,jpg} as `embed` gives it."""
+def optional_json(file: Path) -> Any:
+    """The content of a JSON file; None if there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return read_json(file) if file.is_file() else None
+
+
+def find_picture(folder: Path, name: str, px: int, small: bool) -> str:
+    """Embeds FOLDER/NAME.png, .jpg or .jpeg; empty if none of them can be read."""
     files = (folder / f"{name}{suffix}" for suffix in (".png", ".jpg", ".jpeg"))
     return next((uri for file in files if (uri := embed(file, px, small))), "")
 
 
-def data_uri_of(png: bytes) -> str:
-    """A PNG file's bytes as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def embed(file: Path, px: int, small: bool) -> str:
+def embed(file: Path, px: int, small: bool = False) -> str:
     """A picture as a WebP data URI of at most `px` pixels a side; empty if it cannot be read.
 
-    `small` compresses strongly, for thumbnails; else nothing is lost up to 256 px.
+    Up to 256 px the compression is lossless, but with `small` it is strong, for thumbnails.
     """
     try:
         with Image.open(file) as image:
@@ -76,4 +87,9 @@ def embed(file: Path, px: int, small: bool) -> str:
     picture.thumbnail((px, px), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", lossless=not small and px <= 256, quality=60 if small else 92)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri("webp", buffer.getvalue())
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """The content of a picture file, such as "png", as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,57 +1,100 @@
-"""`dist-sketch leg`: the heart of a SLURM job that trains. It runs the job's step and decides what comes next.
+"""`dist-sketch leg`: runs one attempt of a training job, then finishes the job, requeues it, or stops it.
 
-It takes the place of the batch script's shell (`exec`), so that SLURM's signals come to it.
+The batch script replaces itself with this process (`exec`), so that it receives SLURM's signals.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.slurm.rank_logs import describe
+from dist_sketch.slurm.requeue_policy import attempt_end, record, settle
 
-NOT_FINISHED = os.EX_TEMPFAIL  # exit code: no job that depends on this one may start
-
-
-REPEAT_S = 3.0  # between two USR2: the ranks may be just starting, and not listen yet
-
-
-REQUEUED_S = 600.0  # in which SLURM ends a job that asked to be requeued
-
-
-CANCELLED_S = 2.0  # within which SLURM's signal reaches this process after the step
+NOT_FINISHED = os.EX_TEMPFAIL  # exit code: jobs that depend on this one must not start
+REPEAT_S = 3.0  # the warning is repeated, because ranks that are still starting miss it
+REQUEUE_S = 600.0  # SLURM ends a job within this time after its requeue
+CANCEL_S = 2.0  # after scancel, SLURM's signal may arrive here this much later than at the step
 
 
-class JobSteps:
-    """Runs the steps of a job; SLURM's warning (USR2) goes to the one that runs, until it ends."""
+def run_attempt(run: Path, command: list[str], *, then: str, most_requeues: int) -> int:
+    """Runs the step of a job (and `then`, if the run is finished), does what comes next; returns the job's exit code.
+
+    Raises:
+        UserError: the step cannot be started, or its end cannot be recorded.
+    """
+    check_gpus(os.environ)
+    steps, began = StepRunner(), time.time()
+    job, number = job_name(os.environ), os.environ.get("SLURM_RESTART_COUNT", "0")
+    title, nodes = f"=== job {job} leg {number}", os.environ.get("SLURM_JOB_NODELIST", "no node")
+    print(f"{title}: {nodes}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===", flush=True)
+    known, end_time = ask_slurm("squeue", "--noheader", f"--jobs={job}", "--format=%e")
+    if known and end_time.isdigit():
+        os.environ["SLURM_JOB_END_TIME"] = end_time  # the run stops in time even if it gets no signal
+    code = steps.run(command)
+    end = attempt_end(run, code=code, since=began, warned=steps.warned)
+    if not steps.ended:
+        decision, why = settle(run, end, most_requeues)
+        if decision == "done" and then:
+            second = None if steps.warned else steps.run(shlex.split(then), saves=False)
+            if second != 0 and steps.warned:  # the next attempt runs it again
+                decision = "requeue" if int(number) < most_requeues else "stop"
+                why += "; the second step has not finished"
+            elif second:
+                decision, why = "stop", f"{why}, but its second step ended with exit code {second}"
+        if decision == "requeue":
+            steps.wait_for_the_end(CANCEL_S)
+    if steps.ended:  # a cancelled job must not come back; SLURM itself requeues a preempted one
+        print("=== ended by SLURM ===", flush=True)
+        with suppress(UserError):
+            record(run, end, "ended", "by SLURM: cancelled, preempted, or out of time")
+        return 128 + signal.SIGTERM
+    print(f"{title}: {decision}: {why} ===", flush=True)
+    if decision == "done":
+        return 0
+    if decision == "requeue":
+        accepted, message = ask_slurm("scontrol", "requeue", job)
+        if accepted:
+            steps.wait_for_the_end(REQUEUE_S)
+        else:
+            print(message, file=sys.stderr)
+    if not steps.ended:
+        print(describe(run), file=sys.stderr)
+    return NOT_FINISHED
+
+
+class StepRunner:
+    """Runs the job's steps, and passes SLURM's warning (USR2) on to the running step."""
 
     def __init__(self) -> None:
-        self.warned = False  # the job's end is near: save
-        self.ended = False  # scancel, preemption, or the end itself
-        signal.signal(signal.SIGTERM, self._end)
-        signal.signal(signal.SIGUSR2, self._warn)
+        self.warned = False  # the end is near: save
+        self.ended = False  # the job was cancelled or preempted, or is out of time; SLURM signals the step itself
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGUSR2, self._on_signal)
 
-    def _warn(self, number: int, frame: Any) -> None:
-        self.warned = True
-
-    def _end(self, number: int, frame: Any) -> None:
-        self.ended = True  # SLURM tells the step by itself
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.warned |= number == signal.SIGUSR2
+        self.ended |= number == signal.SIGTERM
 
     def run(self, command: list[str], *, saves: bool = True) -> int:
-        """Runs a command to its end; returns its exit code.
-
-        Args:
-            saves: it listens to the warning; else it is ended by it.
+        """Runs a step to its end; returns its exit code. A step that does not save is ended when it is warned.
 
         Raises:
             UserError: there is no such program.
         """
+
+        def ignore_warning() -> None:  # or USR2 would kill srun before it has set its handler
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
         try:
-            step = subprocess.Popen(command, preexec_fn=_ignore_warning)
+            step = subprocess.Popen(command, preexec_fn=ignore_warning)
         except OSError as e:
             raise UserError(f"{command[0]}: cannot be started ({e.strerror})") from e
         while True:
@@ -61,52 +104,38 @@ class JobSteps:
             if self.warned:
                 step.send_signal(signal.SIGUSR2 if saves else signal.SIGTERM)
 
-    def wait_for_the_end(self, most_s: float) -> None:
+    def wait_for_the_end(self, timeout_s: float) -> None:
         """Waits until SLURM ends this process."""
-        until = time.monotonic() + most_s
+        until = time.monotonic() + timeout_s
         while not self.ended and time.monotonic() < until:
             time.sleep(0.2)
 
 
-def _ignore_warning() -> None:
-    """Until srun listens, the signal must not end it."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
-
-def name(env: Mapping[str, str]) -> str:
-    """What scontrol calls this job. An array's last task has the array's own id: that means all of its tasks."""
+def job_name(env: Mapping[str, str]) -> str:
+    """What scontrol calls this job. For the last task of an array SLURM_JOB_ID would mean the whole array."""
     array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else env.get("SLURM_JOB_ID", "0")
 
 
 def check_gpus(env: Mapping[str, str]) -> None:
-    """Refuses GPUs that were not asked for by --gpus-per-node: the job's steps would see one of them.
+    """Refuses GPUs that were requested by another option than --gpus-per-node: the steps would see only one of them.
 
     Raises:
-        UserError: with what to say instead.
+        UserError: names the right option.
     """
-    here, asked = env.get("SLURM_GPUS_ON_NODE", ""), env.get("SLURM_GPUS_PER_NODE", "").rpartition(":")[2]
-    if here.isdigit() and asked.isdigit() and here != asked:
+    given, asked = env.get("SLURM_GPUS_ON_NODE", ""), env.get("SLURM_GPUS_PER_NODE", "").rpartition(":")[2]
+    if given.isdigit() and asked.isdigit() and given != asked:
         raise UserError(
-            f"this node gives the job {here} GPU(s), but its steps {asked}: ask for them by "
-            f"--gpus-per-node={here}, not by --gres or --gpus"
+            f"this node gives the job {given} GPU(s), but its steps only {asked}: request them by "
+            f"--gpus-per-node={given}, not by --gres or --gpus"
         )
 
 
-def end_of(job: str) -> str:
-    """When SLURM will end the job, s since 1970; "" if it does not say."""
-    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%e"]
+def ask_slurm(*command: str) -> tuple[bool, str]:
+    """Runs a command of SLURM, with times in s since 1970; returns whether it succeeded, and its output or error."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "SLURM_TIME_FORMAT": "%s"})
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.stdout.strip().isdigit() else ""
-
-
-def scontrol(*words: str) -> bool:
-    """Whether scontrol did it."""
-    try:
-        return subprocess.run(["scontrol", *words]).returncode == 0
+        env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
     except OSError as e:
-        print(f"scontrol: cannot be started ({e.strerror})", file=sys.stderr)
-        return False
+        return False, f"{command[0]}: cannot be started ({e.strerror})"
+    return done.returncode == 0, (done.stdout or done.stderr).strip()

@@ -1,17 +1,18 @@
-"""`dist-sketch doctor`: looks, on the login node, for what would make a job fail after hours in the queue."""
+"""`dist-sketch doctor`: checks on the login node what would make a job fail after hours in the queue."""
 
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import tyro
 
+from dist_sketch.commands import infer, pack, train
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
@@ -19,38 +20,52 @@ from dist_sketch.core.fileio import read_json
 from dist_sketch.slurm.submit import Request, plan_of
 
 GB = 1e9
-
-
-HASHED_GB = 20.0  # larger shards are not read on a login node; only their lengths are compared
-
-
-ADAM = 3  # numbers kept for each weight: itself and two means
+HASHED_GB = 20.0  # a login node should not read more; of larger shards only the lengths are compared
+ADAM_COPIES = 3  # of each weight in a checkpoint: the weight and Adam's two means
 
 
 class Check(NamedTuple):
-    """What was looked at, and what was found."""
+    """The result of a check."""
 
     what: str
     state: Literal["good", "note", "bad"]
     found: str
 
 
-def check(request: Request, made: Sequence[Path]) -> Iterator[Check]:
-    """The checks of a job.
+def report(requests: Sequence[Request]) -> int:
+    """Prints the checks of some jobs; returns how many failed."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
-    Args:
-        made: folders that earlier jobs of a chain will make.
-    """
+    made: list[Path] = []
+    table = Table("job", "check", "", "found")
+    style = {"good": "green", "note": "yellow", "bad": "red"}
+    bad = 0
+    for request in requests:
+        for line in check(request, made):
+            bad += line.state == "bad"
+            table.add_row(request.kind, line.what, f"[{style[line.state]}]{line.state}[/]", escape(line.found))
+        made.append(Path(request.setting("out")))
+    if not shutil.which("sbatch"):
+        table.add_row("", "SLURM", "[yellow]note[/]", "there is no sbatch here: is this the login node?")
+    Console().print(table)
+    return bad
+
+
+def check(request: Request, made: Sequence[Path]) -> Iterator[Check]:
+    """The checks of a job; `made` are folders that earlier jobs of its chain will make."""
     yield from {"pack": _pack, "train": _train, "infer": _infer, "experiment": _experiment}[request.kind](request, made)
     yield _writable(Path(request.setting("out")))
-    yield _wandb(request)
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    if "--track.wandb" in request.options:
+        mode = request.options[request.options.index("--track.wandb") + 1]
+    yield Check("W&B", "good", f"{mode}; dist-sketch sync afterwards" if mode == "offline" else mode)
 
 
 def _pack(request: Request, made: Sequence[Path]) -> Iterator[Check]:
-    from dist_sketch.commands import pack
     from dist_sketch.data import recipe
 
-    yield _options(request, pack.PackCommand, request.setting("source"))
     source, root, out = (request.setting(name) for name in ("source", "root", "out"))
 
     def count() -> str:
@@ -58,106 +73,112 @@ def _pack(request: Request, made: Sequence[Path]) -> Iterator[Check]:
         more = f", {len(problems)} file(s) cannot be used: {problems[0].why}" if problems else ""
         return f"{len(pairs)} pairs{more}"
 
+    yield _options(request, pack.PackCommand, source)
     yield _try("source", count)
     if (Path(out) / "manifest.json").exists():
         yield _shards(Path(out))
 
 
 def _train(request: Request, made: Sequence[Path]) -> Iterator[Check]:
-    from dist_sketch.commands import train
-
     words = ["--data.shards", request.setting("shards"), "--out", request.setting("out"), *request.options]
     if request.setting("config"):
         words = ["--config", request.setting("config"), *words]
-    given: train.TrainCommand = tyro.cli(
-        train.TrainCommand, prog="dist-sketch train", args=words, default=train.preset(words)
-    )
+    default = train.preset(words)
+    given = tyro.cli(train.TrainCommand, prog="dist-sketch train", args=words, default=default)
     yield from _training(request, cfg.validate(given.settings), Path(request.setting("out")), made)
 
 
 def _training(request: Request, config: Config, run: Path, made: Sequence[Path]) -> Iterator[Check]:
-    assert config.data.shards is not None
-    nodes, ranks_a_node = _number("--nodes", request.slurm("nodes") or "1"), _ranks_a_node(request)
-    ranks, share = nodes * ranks_a_node, config.data.batch_size / (nodes * ranks_a_node)
-    world = f"{ranks} rank(s) on {nodes} node(s); global batch {config.data.batch_size}, {share:g} a rank"
-    if share != int(share):
-        yield Check("ranks", "bad", f"{world}: it must divide; --data.batch-size {ranks * math.ceil(share)}")
+    shards, batch = config.data.shards, config.data.batch_size
+    assert shards is not None
+    nodes, ranks_per_node = _number("--nodes", request.slurm("nodes") or "1"), _ranks_per_node(request)
+    ranks = nodes * ranks_per_node
+    world = f"{ranks} rank(s) on {nodes} node(s); global batch {batch}, {batch / ranks:g} per rank"
+    if batch % ranks:
+        yield Check("ranks", "bad", f"{world}: must be a whole number; --data.batch-size {ranks * -(-batch // ranks)}")
     else:
         yield Check("ranks", "good", world)
     if request.slurm("ntasks-per-node") != "1":
-        yield Check("ranks", "bad", "--ntasks-per-node must be 1: one launcher a node, which starts a process a GPU")
-    yield _cpus(request, ranks_a_node * (config.data.workers + 1), f"{config.data.workers} loader(s) a rank")
-    yield _disk(run, _checkpoints(config) * _checkpoint_bytes(config), f"{config.checkpoint.keep} checkpoints")
+        yield Check("ranks", "bad", "--ntasks-per-node must be 1: one launcher per node, which starts all its ranks")
+    yield _cpus(request, ranks_per_node * (config.data.workers + 1), f"{config.data.workers} loader(s) per rank")
+    yield _disk(run, _checkpoint_bytes(config), f"{config.checkpoint.keep} checkpoints")
     if config.checkpoint.choose == "kid":
         fid = _fid("checkpoint.choose = 'kid' needs them")
         yield fid if fid.state == "good" else fid._replace(state="bad")
     elif config.train.validate_fid and config.train.validate_interval_epochs:
         yield _fid("validation leaves FID out")
-    if config.data.shards in made:
-        yield Check("shards", "good", f"{config.data.shards}: an earlier job of the chain packs them")
+    found = _shards(shards, made)
+    yield found
+    if shards in made:
         return
-    yield (shards := _shards(config.data.shards))
-    if shards.state != "bad":
-        if share == int(share):
-            yield _try("settings", lambda: _fit(config, ranks))
-        yield _time(request, config, run)
+    if found.state != "bad":
+        yield from _with_data(request, config, ranks, run)
     if (run / "config.json").exists():
         old = cfg.from_dict(Config, read_json(run / "config.json")["config"], str(run / "config.json"))
         changes = cfg.difference(old, config)
-        yield Check("run", "bad" if changes else "good", "; ".join(changes) or f"{run}: goes on")
+        yield Check("run", "bad" if changes else "good", "; ".join(changes) or f"{run}: will be continued")
 
 
-def _fit(config: Config, ranks: int) -> str:
+def _with_data(request: Request, config: Config, ranks: int, run: Path) -> Iterator[Check]:
+    from dist_sketch.data.loader import steps_an_epoch
     from dist_sketch.data.shards import Shards
+    from dist_sketch.tracking.tracker import read_metrics
     from dist_sketch.training import setup
 
     assert config.data.shards is not None
-    setup.check(config, Shards(config.data.shards, "train"), ranks)
-    return "they fit the data and the ranks"
+    shards = Shards(config.data.shards, "train")
+
+    def fit() -> str:
+        setup.check(config, shards, ranks)
+        return "they fit the data and the ranks"
+
+    if config.data.batch_size % ranks == 0:
+        yield _try("settings", fit)
+    time, attempts = request.slurm("time"), 1 + _number("requeues", request.setting("requeues"))
+    try:
+        limit = seconds(time)
+    except ValueError:
+        yield Check("time", "bad", f"--time={time}: is not a time as SLURM writes it (4:00:00, 2-12)")
+        return
+    steps = steps_an_epoch(len(shards), config.data.batch_size) * config.train.epochs
+    logged = [m for m in (read_metrics(run) if (run / "metrics.jsonl").exists() else []) if m.get("speed/step_s")]
+    if logged:
+        steps, step_s = steps - logged[-1]["step"], logged[-1]["speed/step_s"]
+        needed = max(1, math.ceil(steps * step_s / limit))
+        found = f"{steps} steps to go at {step_s:.3g} s: {steps * step_s / 3600:.1f} h, {needed} leg(s) of {time}"
+        state: Literal["good", "bad"] = "good" if needed <= attempts else "bad"
+        yield Check("time", state, f"{found}; requeues={attempts - 1} allow {attempts}")
+    else:
+        most = f"{steps} steps; {attempts} leg(s) of {time} allow {limit * attempts / max(steps, 1):.2g} s per step"
+        yield Check("time", "note", f"{most} (measure it: `dist-sketch bench step` on a node, or this run's own log)")
 
 
 def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
-    if request.setting("merge") == "1":
-        return
-    from dist_sketch.commands import infer
     from dist_sketch.data import recipe
     from dist_sketch.model import pretrained
 
+    if request.setting("merge") == "1":
+        return
     run, source = Path(request.setting("run")), Path(request.setting("input"))
     if run in made:
         yield Check("run", "good", f"{run}: an earlier job of the chain trains it")
     else:
         yield _try("run", lambda: f"{run}: step {pretrained.find_weights(pretrained.located(run))[1]}")
-    if source in made:
-        yield Check("input", "good", f"{source}: an earlier job of the chain packs it")
-    elif (source / "manifest.json").is_file():
-        yield _shards(source)
+    if source in made or (source / "manifest.json").is_file():
+        yield _shards(source, made)
     else:
         yield _try("input", lambda: f"{source}: {len(recipe.inputs(source, 'val'))} image(s)")
-    if request.slurm("array"):
-        yield _parts(request)
-    yield _options(request, infer.command(), "--run", str(run), "--input", str(source))
-    yield _fid("FID and KID are left out of the scores")
-    yield _cpus(request, _ranks_a_node(request), "one a rank; the others remove noise and write files")
-
-
-def _parts(request: Request) -> Check:
     array, parts = request.slurm("array"), request.setting("parts")
-    found = re.fullmatch(r"1-(\d+)(?:%\d+)?", array)
-    if found and parts in ("", found[1]):
-        return Check("array", "good", f"{found[1]} parts")
-    if parts:
-        return Check("array", "note", f"tasks {array} of {parts} parts; the merge needs all of them")
-    return Check("array", "bad", f"--array={array}: must be 1-N, or say parts=N")
-
-
-def _options(request: Request, command: Any, *words: str) -> Check:
-    """Whether the command takes these options; tyro itself explains what it does not."""
-    try:
-        tyro.cli(command, prog=f"dist-sketch {request.kind}", args=[*words, "--out", "x", *request.options])
-    except SystemExit:
-        return Check("options", "bad", f"dist-sketch {request.kind} does not take them: see above")
-    return Check("options", "good", " ".join(request.options) or "none")
+    numbered = re.fullmatch(r"1-(\d+)(?:%\d+)?", array)
+    if numbered and parts in ("", numbered[1]):
+        yield Check("array", "good", f"{numbered[1]} parts")
+    elif array and parts:
+        yield Check("array", "note", f"tasks {array} of {parts} parts; the merge needs all of them")
+    elif array:
+        yield Check("array", "bad", f"--array={array}: must be 1-N, or give parts=N")
+    yield _options(request, infer.InferCommand, "--run", str(run), "--input", str(source))
+    yield _fid("FID and KID are left out of the scores")
+    yield _cpus(request, _ranks_per_node(request), "one per rank; more of them remove noise and write files")
 
 
 def _experiment(request: Request, made: Sequence[Path]) -> Iterator[Check]:
@@ -169,84 +190,95 @@ def _experiment(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     left = [job for job in jobs if not job.drawn()]
     done = f", {len(jobs) - len(left)} of them done" if len(left) < len(jobs) else ""
     yield Check("plan", "good", f"{len(jobs)} training(s){done}")
-    # Trainings of one batch size, network and choice of weights are alike in what is looked at here.
+    # Trainings that agree in these settings give the same checks.
     kinds = {(c.data, c.norm, c.generator, c.checkpoint): job for job in reversed(left or jobs) if (c := job.config)}
     for job in reversed(kinds.values()):
         config = replace(job.config, data=replace(job.config.data, shards=Path(request.setting("data"))))
         yield from _training(request, config, job.run, made)
-    wanted = sum(_checkpoints(job.config) * _checkpoint_bytes(job.config) for job in jobs)
+    wanted = sum(_checkpoint_bytes(job.config) for job in jobs)
     yield _disk(Path(request.setting("out")), wanted, "checkpoints of all trainings")
 
 
-def _try(what: str, look: Any) -> Check:
+def _try(what: str, look: Callable[[], str]) -> Check:
     try:
         return Check(what, "good", look())
     except UserError as e:
         return Check(what, "bad", str(e))
 
 
-def _ranks_a_node(request: Request) -> int:
+def _options(request: Request, command: Any, *words: str) -> Check:
+    """Whether the command accepts these options; tyro prints what it does not accept."""
+    try:
+        tyro.cli(command, prog=f"dist-sketch {request.kind}", args=[*words, "--out", "x", *request.options])
+    except SystemExit:
+        return Check("options", "bad", f"dist-sketch {request.kind} does not accept them: see above")
+    return Check("options", "good", " ".join(request.options) or "none")
+
+
+def _ranks_per_node(request: Request) -> int:
     gpus = request.slurm("gpus-per-node").rpartition(":")[2] or "0"  # 8, or h100:8
     return _number("procs", request.setting("procs") or gpus) or 1
 
 
 def _number(name: str, text: str) -> int:
-    """A number of a request.
+    """A number that was given as text.
 
     Raises:
-        UserError: it is none; a range of nodes neither: the batch must divide by the ranks.
+        UserError: it is not a number. A range of nodes is refused, too: the batch must divide by the ranks.
     """
     if not text.isascii() or not text.isdigit():
         raise UserError(f"{name}={text}: must be a number")
     return int(text)
 
 
-def _shards(shards: Path) -> Check:
-    from dist_sketch.data import pack
+def _shards(shards: Path, made: Sequence[Path] = ()) -> Check:
+    from dist_sketch.data import pack as packing
     from dist_sketch.data.manifest import read_manifest
 
-    def look() -> str:
-        manifest = read_manifest(shards)
-        files = [s for split in manifest["splits"].values() for s in split["shards"]]
-        size = sum(s["bytes"] for s in files) / GB
-        counts = ", ".join(f"{name} {split['count']}" for name, split in manifest["splits"].items())
+    def verify() -> str:
+        splits = read_manifest(shards)["splits"]
+        files = [file for split in splits.values() for file in split["shards"]]
+        size = sum(file["bytes"] for file in files) / GB
+        counts = ", ".join(f"{name} {split['count']}" for name, split in splits.items())
         if size <= HASHED_GB:
-            pack.verify(shards)
+            packing.verify(shards)
             return f"{shards}: every hash is right ({counts})"
-        for s in files:
-            file = shards / s["file"]
-            if not file.is_file() or file.stat().st_size != s["bytes"]:
-                raise UserError(f"{file}: is missing or has another length than the manifest says")
+        for file in files:
+            path = shards / file["file"]
+            if not path.is_file() or path.stat().st_size != file["bytes"]:
+                raise UserError(f"{path}: is missing or has another length than the manifest says")
         return f"{shards}: every length is right ({counts}; {size:.0f} GB: hashes by `dist-sketch verify`, in a job)"
 
-    return _try("shards", look)
+    if shards in made:
+        return Check("shards", "good", f"{shards}: an earlier job of the chain packs them")
+    return _try("shards", verify)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest of its parents that exists."""
+    return next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
 
 
 def _writable(folder: Path) -> Check:
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    existing = _existing(folder)
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as e:
-        return Check("output", "bad", f"{there}: cannot be written ({e.strerror})")
-    if there.is_relative_to(tempfile.gettempdir()):
-        return Check("output", "note", f"{folder}: can be written, but is a temporary folder: do the nodes see it?")
+        return Check("output", "bad", f"{existing}: cannot be written ({e.strerror})")
+    if existing.is_relative_to(tempfile.gettempdir()):
+        return Check("output", "note", f"{folder}: can be written, but is a temporary folder: can the nodes see it?")
     return Check("output", "good", f"{folder}: can be written")
 
 
 def _disk(folder: Path, wanted: float, what: str) -> Check:
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_existing(folder)).free
     found = f"{what} take {wanted / GB:.1f} GB, {free / GB:.0f} GB are free"
     return Check("disk", "good" if free > wanted else "bad", found)
 
 
-def _checkpoints(config: Config) -> int:
-    """That lie on the disk at once: those that are kept, the best one, and the one that is being written."""
-    return config.checkpoint.keep + 1 + (config.checkpoint.choose != "last")
-
-
 def _checkpoint_bytes(config: Config) -> int:
+    """The size of all checkpoints that exist at once: those that are kept, the best one, and one being written."""
     import torch
 
     from dist_sketch.model import networks
@@ -254,15 +286,16 @@ def _checkpoint_bytes(config: Config) -> int:
     with torch.device("meta"):
         nets = [networks.generator(config), networks.discriminator(config)]
     weights = [sum(p.numel() for p in net.parameters()) for net in nets]
-    return 4 * (ADAM * sum(weights) + weights[0] * (config.generator.ema > 0))
+    one = 4 * (ADAM_COPIES * sum(weights) + weights[0] * (config.generator.ema > 0))
+    return one * (config.checkpoint.keep + 1 + (config.checkpoint.choose != "last"))
 
 
 def _cpus(request: Request, wanted: int, what: str) -> Check:
     cpus = _number("--cpus-per-task", request.slurm("cpus-per-task") or "1")
-    found = f"{cpus} CPU(s) a node for {wanted} process(es) ({what})"
+    found = f"{cpus} CPU(s) per node for {wanted} process(es) ({what})"
     if cpus >= wanted:
         return Check("CPUs", "good", found)
-    return Check("CPUs", "note", f"{found}: they take turns; --cpus-per-task={wanted}")
+    return Check("CPUs", "note", f"{found}: they must share; --cpus-per-task={wanted}")
 
 
 def _fid(without: str) -> Check:
@@ -277,76 +310,17 @@ def _fid(without: str) -> Check:
     return Check("FID", "good", f"weights at {weights.path}")
 
 
-def _wandb(request: Request) -> Check:
-    mode = os.environ.get("WANDB_MODE") or "offline"
-    told = {"offline": "offline; dist-sketch sync afterwards", "disabled": "off (WANDB_MODE)"}.get(mode, mode)
-    if "--track.wandb" in request.options:
-        told = request.options[request.options.index("--track.wandb") + 1] + " (--track.wandb)"
-    return Check("W&B", "good", told)
-
-
 def seconds(limit: str) -> float:
-    """A time limit of SLURM's, s: minutes, minutes:s, hours:minutes:s, days-hours[:minutes[:s]]; infinity if none.
+    """A time limit of SLURM, s: minutes, minutes:s, hours:minutes:s, days-hours[:minutes[:s]]; infinity if none.
 
     Raises:
-        UserError: it is no time.
+        ValueError: it is not a time.
     """
     if limit.upper() in ("", "0", "UNLIMITED", "INFINITE"):
         return math.inf
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
-    if not found:
-        raise UserError(f"--time={limit}: is no time as SLURM writes it (4:00:00, 2-12)")
-    days, *rest = found.groups()
-    a, b, c = (int(x or 0) for x in rest)
-    if days is not None or rest[2] is not None:
-        return ((int(days or 0) * 24 + a) * 60 + b) * 60 + c
-    return a * 60 + b
-
-
-def _time(request: Request, config: Config, run: Path) -> Check:
-    from dist_sketch.data.loader import steps_an_epoch
-    from dist_sketch.data.shards import Shards
-    from dist_sketch.tracking.tracker import read_metrics
-
-    assert config.data.shards is not None
-    try:
-        limit = seconds(request.slurm("time"))
-    except UserError as e:
-        return Check("time", "bad", str(e))
-    steps = steps_an_epoch(len(Shards(config.data.shards, "train")), config.data.batch_size) * config.train.epochs
-    legs = 1 + _number("requeues", request.setting("requeues"))
-    told = [m for m in (read_metrics(run) if (run / "metrics.jsonl").exists() else []) if m.get("speed/step_s")]
-    if not told:
-        most = limit * legs / max(steps, 1)
-        return Check(
-            "time",
-            "note",
-            f"{steps} steps; {legs} leg(s) of {request.slurm('time')} are enough if one takes less than {most:.2g} s "
-            "(unknown here: `dist-sketch bench step` on a node, or this run's own log once it has begun)",
-        )
-    wanted = (steps - told[-1]["step"]) * told[-1]["speed/step_s"]
-    needed = math.ceil(wanted / limit) if limit < math.inf else 1
-    found = f"{steps - told[-1]['step']} steps to go at {told[-1]['speed/step_s']:.3g} s: {wanted / 3600:.1f} h"
-    found += f", {needed} leg(s) of {request.slurm('time')}"
-    return Check("time", "good" if needed <= legs else "bad", f"{found}; requeues={legs - 1} allow {legs}")
-
-
-def report(found: Sequence[Request]) -> int:
-    """Prints the checks of some jobs; returns how many failed."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    made: list[Path] = []
-    table = Table("job", "check", "", "found")
-    style = {"good": "green", "note": "yellow", "bad": "red"}
-    bad = 0
-    for request in found:
-        for line in check(request, made):
-            bad += line.state == "bad"
-            table.add_row(request.kind, line.what, f"[{style[line.state]}]{line.state}[/]", escape(line.found))
-        made.append(Path(request.setting("out")))
-    if not shutil.which("sbatch"):
-        table.add_row("", "SLURM", "[yellow]note[/]", "there is no sbatch here: is this the login node?")
-    Console().print(table)
-    return bad
+    days, _, clock = limit.rpartition("-")
+    numbers = [int(number) for number in clock.split(":")]
+    if not days and len(numbers) < 3:
+        numbers.insert(0, 0)  # no hours
+    hours, minutes, rest = numbers + [0] * (3 - len(numbers))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest

@@ -1,7 +1,7 @@
-"""From words to calls of sbatch: a job, a chain of them, an array, an experiment.
+"""`dist-sketch submit`: turns its arguments into calls of sbatch for a job, a chain of jobs, an array, an experiment.
 
-The words after the kind are those of `sbatch slurm/KIND.sbatch`: sbatch's options, settings as name=value, options of
-the `dist-sketch` command.
+The arguments after the kind are those of `sbatch slurm/KIND.sbatch`: options of sbatch, settings as name=value, options
+of the `dist-sketch` command.
 """
 
 import hashlib
@@ -12,68 +12,50 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import tyro
 
+from dist_sketch.commands import experiment
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import find_file, write_atomic
 
-JobKind = Literal["pack", "train", "infer", "experiment"]
-
-
-KINDS: tuple[JobKind, ...] = ("pack", "train", "infer", "experiment")
-
-
 CHAIN, THEN = "chain", "then"
-
-
-# sbatch's short options that we look at
+# The settings that each kind of job needs
+NEEDED = {
+    "pack": ("source", "out"),
+    "train": ("shards", "out"),
+    "infer": ("run", "input", "out"),
+    "experiment": ("data", "out"),
+}
+# The settings that a job of a chain takes from an earlier job, unless given: setting -> kind and setting of that job
+INHERITED = {
+    "train": {"shards": ("pack", "out")},
+    "infer": {"run": ("train", "out"), "input": ("train", "shards")},
+}
+ENVIRONMENT = ("venv", "modules")  # settings that a job of a chain takes from an earlier job of any kind
+# sbatch's short options that matter here
 SHORT = {
     **{"-N": "--nodes", "-n": "--ntasks", "-c": "--cpus-per-task", "-t": "--time", "-a": "--array", "-A": "--account"},
     **{"-d": "--dependency", "-G": "--gpus", "-p": "--partition", "-q": "--qos", "-C": "--constraint"},
     **{"-o": "--output", "-e": "--error", "-D": "--chdir", "-M": "--clusters"},
 }
-
-
-# GPUs asked for otherwise do not reach the job's steps whole
-GPUS = ("--gres", "--gpus", "--gpus-per-task", "--cpus-per-gpu", "--gpus-per-socket")
-
-
-# What a job on one node, for the page or the whole of some parts, takes over
+# With these options the steps of a job may see only one of its GPUs
+GPU_OPTIONS = ("--gres", "--gpus", "--gpus-per-task", "--cpus-per-gpu", "--gpus-per-socket")
+# Options that the one-node job after an array (a merge, an experiment's page) takes from the array
 COMMON = (
     *("--account", "--partition", "--qos", "--reservation", "--constraint", "--clusters", "--chdir", "--comment"),
     *("--export", "--output", "--error", "--time", "--mem", "--mem-per-cpu", "--mail-type", "--mail-user"),
 )
 
 
-# What a job of a chain takes over from those before it, if it does not say it itself
-INHERITS: dict[JobKind, dict[str, tuple[JobKind, str]]] = {
-    "pack": {},
-    "train": {"shards": ("pack", "out")},
-    "experiment": {},
-    "infer": {"run": ("train", "out"), "input": ("train", "shards")},
-}
-
-
-ENVIRONMENT = ("venv", "modules")  # these, too, whatever the kind
-
-
-NEEDED: dict[JobKind, tuple[str, ...]] = {
-    "pack": ("source", "out"),
-    "train": ("shards", "out"),
-    "infer": ("run", "input", "out"),
-    "experiment": ("data", "out"),
-}
-
-
 @dataclass(frozen=True)
 class Request:
-    """What the user wants of one script."""
+    """The arguments for one script."""
 
-    kind: JobKind
-    sbatch: tuple[str, ...]  # options
-    settings: dict[str, str]  # that were given
+    kind: str
+    sbatch: tuple[str, ...]  # options of sbatch
+    settings: dict[str, str]  # only those that were given
     options: tuple[str, ...]  # of the dist-sketch command
 
     @property
@@ -81,108 +63,102 @@ class Request:
         """The script's file."""
         return find_file("slurm", self.kind, ".sbatch")
 
+    @property
+    def defaults(self) -> dict[str, str]:
+        """The script's settings with their defaults; "" for a default that is read from the environment."""
+        block = self.script.read_text(encoding="utf-8").split("settings: name=value", 1)[1].split("\n# ---", 1)[0]
+        return dict(re.findall(r"^([a-z]+)=(?:\$\{[^}]*\}|(\S*)) +#", block, re.MULTILINE))
+
     def setting(self, name: str) -> str:
-        """A setting, or the script's default."""
-        return self.settings.get(name, _defaults(self.script).get(name, ""))
+        """A setting; if it was not given, its default."""
+        return (self.defaults | self.settings).get(name, "")
 
     def slurm(self, name: str) -> str:
-        """An option of sbatch, or the script's default; "" if neither says it."""
+        """An option of sbatch; if it was not given, the script's; "" if neither has it."""
         text = self.script.read_text(encoding="utf-8")
-        found = dict(re.findall(r"^#SBATCH (--[a-z-]+)(?:=(\S+))?$", text, re.MULTILINE))
-        return str((found | dict(self.given)).get(f"--{name}", ""))
+        default = re.search(rf"^#SBATCH --{name}=(\S+)$", text, re.MULTILINE)
+        return self.given.get(f"--{name}", default[1] if default else "")
 
     @property
-    def given(self) -> list[tuple[str, str]]:
-        """The options of sbatch, by their long names, each with its value."""
-        found: list[tuple[str, str]] = []
+    def given(self) -> dict[str, str]:
+        """The options of sbatch by their long names; "" for an option without a value."""
+        found: dict[str, str] = {}
+        option = ""
         for word in self.sbatch:
+            if not word.startswith("-"):
+                found[option] = word
+                continue
             option, _, value = word.partition("=")
-            if not word.startswith("-") and found:
-                found[-1] = (found[-1][0], word)
-            elif word[:2] in SHORT and not word.startswith("--"):
-                found.append((SHORT[word[:2]], word[2:].removeprefix("=")))
-            else:
-                found.append((option, value))
+            if word[:2] in SHORT and not word.startswith("--"):
+                option, value = SHORT[word[:2]], word[2:].removeprefix("=")
+            found[option] = value
         return found
 
 
-def _defaults(script: Path) -> dict[str, str]:
-    """The settings of a script."""
-    block = script.read_text(encoding="utf-8").split("settings: name=value", 1)[1].split("\nwhile ", 1)[0]
-    return dict(re.findall(r"^([a-z]+)=(?:\$\{[^}]*\}|(\S*)) +#", block, re.MULTILINE))
-
-
-def read(words: Sequence[str]) -> Request:
-    """Reads KIND [sbatch's options] [name=value ...] [options of the command].
+def read_request(arguments: Sequence[str]) -> Request:
+    """Reads KIND [options of sbatch] [name=value ...] [options of the command].
 
     Raises:
-        UserError: there is no such kind or setting, or a needed one is missing.
+        UserError: there is no such kind or setting, or an option stands in the wrong place.
     """
-    kind, *rest = words or [""]
-    if kind not in KINDS:
-        raise UserError(f"submit {kind or '(nothing)'}: must be one of {', '.join(KINDS)}, {CHAIN}")
-    known = _defaults(find_file("slurm", kind, ".sbatch"))
+    kind, *rest = arguments or [""]
+    if kind not in NEEDED:
+        raise UserError(f"submit {kind or '(nothing)'}: must be one of {', '.join(NEEDED)}, {CHAIN}")
     is_setting = [bool(re.match(r"[a-z_]+=", word)) for word in rest]
     first = is_setting.index(True) if True in is_setting else len(rest)
     last = next((i for i in range(first, len(rest)) if not is_setting[i]), len(rest))
-    settings = dict(word.split("=", 1) for word in rest[first:last])
-    request = Request(kind, tuple(rest[:first]), settings, tuple(rest[last:]))
-    problem = _problem(request, known)
-    if problem:
-        raise UserError(f"submit {kind}: {problem}")
-    return request
+    settings, options = dict(word.split("=", 1) for word in rest[first:last]), tuple(rest[last:])
+    request = Request(kind, tuple(rest[:first]), settings, options)
+    known = request.defaults
+    unknown = [name for name in settings if name not in known]
+    ours = [o for o in options if o in ("--dry-run", "--force") and (o, kind) != ("--force", "pack")]
+    gpus = [option for option in request.given if option in GPU_OPTIONS]
+    if unknown:
+        hint = "; options of sbatch are written --name=value" if request.sbatch else ""
+        problem = f"there is no setting {unknown[0]}=; there are {', '.join(known)}{hint}"
+    elif options and not options[0].startswith("--"):
+        problem = f"{options[0]}: neither a setting (name=value) nor an option (--name)"
+    elif ours:
+        problem = f"{ours[0]}: must stand before the kind, as in submit {ours[0]} {kind} ..."
+    elif gpus and kind != "pack":
+        problem = f"{gpus[0]}: use --gpus-per-node=N; otherwise the job's steps may see only one of the GPUs"
+    else:
+        return request
+    raise UserError(f"submit {kind}: {problem}")
 
 
-def _problem(request: Request, known: dict[str, str]) -> str:
-    """What is wrong with the words; "" if nothing is."""
-    strange = [name for name in request.settings if name not in known]
-    if strange:
-        hint = "; an option of sbatch is written --name=value" if request.sbatch else ""
-        return f"there is no setting {strange[0]}=; there are {', '.join(known)}{hint}"
-    options = request.options
-    if options and not options[0].startswith("--"):
-        return f"{options[0]}: neither a setting (name=value) nor an option (--name)"
-    ours = [o for o in options if o in ("--dry-run", "--force") and (o, request.kind) != ("--force", "pack")]
-    if ours:
-        return f"{ours[0]}: stands before the kind, as in submit {ours[0]} {request.kind} ..."
-    gpus = [option for option, _ in request.given if option in GPUS]
-    if gpus and request.kind != "pack":
-        return f"{gpus[0]}: say --gpus-per-node=N; of GPUs asked for otherwise the job's steps may see only one"
-    return ""
-
-
-def requests(words: Sequence[str]) -> list[Request]:
-    """One job's request, or those of `chain A ... then B ...`, each with what it takes over from those before it.
+def read_requests(arguments: Sequence[str]) -> list[Request]:
+    """Reads one job, or those of `chain A ... then B ...`, each with the settings that it takes from earlier ones.
 
     Raises:
-        UserError: as `read`; a setting that a job needs is missing.
+        UserError: as `read_request`; a setting that a job needs is missing; the jobs make no chain.
     """
     groups: list[list[str]] = [[]]
-    chained = list(words[:1]) == [CHAIN]
-    for word in words[1:] if chained else words:
-        if chained and word == THEN:
+    is_chain = list(arguments[:1]) == [CHAIN]
+    for word in arguments[1:] if is_chain else arguments:
+        if is_chain and word == THEN:
             groups.append([])
         else:
             groups[-1].append(word)
     found: list[Request] = []
     for group in groups:
-        request = read(group)
-        for name, (kind, other) in INHERITS[request.kind].items():
-            before = [r for r in found if r.kind == kind and other in r.settings]
-            if before and not request.settings.get(name):
-                request.settings[name] = before[-1].settings[other]
-        for name in ENVIRONMENT:
-            before = [r for r in found if name in r.settings]
-            if before and name not in request.settings:
-                request.settings[name] = before[-1].settings[name]
-        if found and "--dependency" in dict(request.given):
-            raise UserError(f"submit {request.kind}: --dependency: of a chain, only its first job may wait for others")
-        if request.kind == "experiment" and any(r.kind == "pack" for r in found):
-            raise UserError("submit experiment: its plan needs the shards; pack them first, in a job of its own")
-        merging = request.kind == "infer" and request.setting("merge") == "1"
-        missing = [n for n in NEEDED[request.kind] if not request.settings.get(n) and not (merging and n != "out")]
+        request = read_request(group)
+        kind, settings = request.kind, request.settings
+        for earlier in reversed(found):
+            for name, (its_kind, its_name) in INHERITED.get(kind, {}).items():
+                if earlier.kind == its_kind and its_name in earlier.settings and not settings.get(name):
+                    settings[name] = earlier.settings[its_name]
+            for name in ENVIRONMENT:
+                if name in earlier.settings:
+                    settings.setdefault(name, earlier.settings[name])
+        if found and "--dependency" in request.given:
+            raise UserError(f"submit {kind}: --dependency: only the first job of a chain may wait for other jobs")
+        if kind == "experiment" and any(r.kind == "pack" for r in found):
+            raise UserError("submit experiment: needs shards for its plan; pack them first, not in the same chain")
+        needed = ("out",) if kind == "infer" and request.setting("merge") == "1" else NEEDED[kind]
+        missing = [name for name in needed if not settings.get(name)]
         if missing:
-            raise UserError(f"submit {request.kind}: {missing[0]}=... is missing")
+            raise UserError(f"submit {kind}: {missing[0]}=... is missing")
         found.append(request)
     return found
 
@@ -191,55 +167,41 @@ class SbatchCall(NamedTuple):
     """A call of sbatch."""
 
     name: str
-    words: list[str]  # after `sbatch --parsable`
-    after: int | None = None  # the job before it, by its number in the list
-    relation: str = "afterok"
+    arguments: list[str]
+    relation: str = "afterok"  # to the job before it
 
 
-def jobs(found: Sequence[Request], *, write: bool = True) -> list[SbatchCall]:
-    """What is submitted, in order; an array has a second job, for the whole of its parts.
+def sbatch_calls(requests: Sequence[Request], *, write: bool = True) -> list[SbatchCall]:
+    """The jobs to submit; each starts after the one before it. An array is followed by a job that joins its results.
 
     Args:
-        write: the plans of experiments, which their tasks read.
+        write: write the plans of experiments, which the tasks of an array read.
     """
-    made: list[SbatchCall] = []
-    for request in found:
-        before = len(made) - 1 if made else None
-        settings = [f"{name}={value}" for name, value in request.settings.items()]
-        script, options = [str(request.script), *settings], list(request.options)
+    calls: list[SbatchCall] = []
+    for request in requests:
+        script = [str(request.script), *(f"{name}={value}" for name, value in request.settings.items())]
+        options = list(request.options)
+        one_node = [f"{option}={value}" for option, value in request.given.items() if option in COMMON]
+        one_node += ["--nodes=1", "--gpus-per-node=0"]
         if request.kind == "experiment":
             array, plan = _array(request, write=write)
-            if array:
-                tasks = [*_without_array(request), f"--array={array}", *script, f"plan={plan}"]
-                made.append(SbatchCall("experiment", tasks, before))
-                before = len(made) - 1
-            page = [*_for_one_node(request), "--job-name=page"]
-            made.append(SbatchCall("page", [*page, *script, *options], before, "afterany" if array else "afterok"))
+            if array:  # sbatch takes the last --array
+                tasks = [*request.sbatch, f"--array={array}", *script, f"plan={plan}"]
+                calls.append(SbatchCall("experiment", tasks))
+            page = [*one_node, "--job-name=page", *script, *options]
+            calls.append(SbatchCall("page", page, "afterany" if array else "afterok"))
             continue
-        made.append(SbatchCall(request.kind, [*request.sbatch, *script, *options], before))
+        calls.append(SbatchCall(request.kind, [*request.sbatch, *script, *options]))
         if request.kind == "infer" and request.slurm("array"):
-            merge = [*_for_one_node(request), "--job-name=merge"]
-            made.append(SbatchCall("merge", [*merge, *script, "merge=1"], len(made) - 1))
-    return made
-
-
-def _without_array(request: Request) -> list[str]:
-    kept: list[str] = []
-    for option, value in request.given:
-        if option != "--array":
-            kept += [option] if not value else [f"{option}={value}"] if option.startswith("--") else [option, value]
-    return kept
-
-
-def _for_one_node(request: Request) -> list[str]:
-    return [f"{o}={v}" for o, v in request.given if o in COMMON] + ["--nodes=1", "--gpus-per-node=0"]
+            calls.append(SbatchCall("merge", [*one_node, "--job-name=merge", *script, "merge=1"]))
+    return calls
 
 
 def _array(request: Request, *, write: bool) -> tuple[str, str]:
-    """The tasks of an experiment that are not done ("" if there are none), as --array wants them; their plan's file.
+    """The unfinished tasks of an experiment, as --array wants them ("" if there are none), and the name of their plan.
 
-    The user may give them by himself, or (`--array=%4`) how many may run at once. An array has a plan of its own: the
-    tasks that wait or are requeued read it later, when another one may have been made.
+    The user may choose the tasks, or only how many may run at once (`--array=%4`). Each array has its own plan file:
+    its tasks may start, or be requeued, when a new plan has been written.
     """
     from dist_sketch.experiments import planning
 
@@ -250,7 +212,7 @@ def _array(request: Request, *, write: bool) -> tuple[str, str]:
         write_atomic(plan.out / name, plan.text())
     if given and not given.startswith("%"):
         return given, name
-    missing = spans([i for i, job in enumerate(plan.jobs, 1) if not job.drawn()])
+    missing = spans([i for i, run in enumerate(plan.runs, 1) if not run.drawn()])
     return missing and missing + given, name
 
 
@@ -260,53 +222,47 @@ def plan_of(request: Request) -> Any:
     Raises:
         UserError: as `dist-sketch experiment`.
     """
-    from dist_sketch.commands import experiment
-
     words = [request.setting("name"), "--data", request.setting("data"), "--out", request.setting("out")]
     words += request.options
-    given: Any = tyro.cli(
-        experiment.ExperimentCommand, prog="dist-sketch experiment", args=words, default=experiment.preset(words)
-    )
-    return given.plan()
+    default = experiment.preset(words)
+    command = tyro.cli(experiment.ExperimentCommand, prog="dist-sketch experiment", args=words, default=default)
+    return command.plan()
 
 
 def spans(numbers: Sequence[int]) -> str:
     """Numbers as SLURM lists them: 1, 2, 3, 7 -> 1-3,7."""
     found: list[list[int]] = []
     for n in numbers:
-        if found and n == found[-1][1] + 1:
-            found[-1][1] = n
+        if found and n == found[-1][-1] + 1:
+            found[-1][1:] = [n]
         else:
-            found.append([n, n])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+            found.append([n])
+    return ",".join("-".join(map(str, span)) for span in found)
 
 
-def submit(made: Sequence[SbatchCall]) -> list[str]:
-    """Gives the jobs to sbatch, each to start after the one that it needs; returns their ids.
+def submit(calls: Sequence[SbatchCall], *, dry_run: bool = False) -> None:
+    """Submits jobs and prints their ids; in a dry run, only prints the calls of sbatch.
 
     Raises:
-        UserError: sbatch refuses one; those before it are cancelled.
+        UserError: sbatch refuses a job; those before it are cancelled.
     """
     ids: list[str] = []
-    for job in made:
-        words = command(job, ids)
+    for call in calls:
+        after = [f"--dependency={call.relation}:{ids[-1]}", "--kill-on-invalid-dep=yes"] if ids else []
+        command = ["sbatch", "--parsable", *after, *call.arguments]
+        if dry_run:
+            print(shlex.join(command))
+            ids.append(f"<{call.name}>")
+            continue
         try:
-            done = subprocess.run(words, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError as e:
-            raise UserError("there is no sbatch here: call this on a login node of a SLURM cluster") from e
+            raise UserError("there is no sbatch here: run this on a login node of a SLURM cluster") from e
         if done.returncode:
             if ids:
                 subprocess.run(["scancel", *ids])
-            gone = f" (and job {', '.join(ids)} is cancelled)" if ids else ""
-            raise UserError(f"sbatch refuses {job.name}{gone}: {done.stderr.strip()}\n  {shlex.join(words)}")
-        sys.stderr.write(done.stderr)  # sites say things there
+            cancelled = f" (and job {', '.join(ids)} is cancelled)" if ids else ""
+            raise UserError(f"sbatch refuses {call.name}{cancelled}: {done.stderr.strip()}\n  {shlex.join(command)}")
+        sys.stderr.write(done.stderr)  # a site's own messages
         ids.append(done.stdout.strip().partition(";")[0])
-    return ids
-
-
-def command(job: SbatchCall, ids: Sequence[str]) -> list[str]:
-    """The call of sbatch; `ids` of the jobs before it."""
-    words = ["sbatch", "--parsable"]
-    if job.after is not None:
-        words += [f"--dependency={job.relation}:{ids[job.after]}", "--kill-on-invalid-dep=yes"]
-    return [*words, *job.words]
+        print(f"{call.name}: job {ids[-1]}", flush=True)

@@ -1,55 +1,39 @@
-"""What a run says of itself: `metrics.jsonl` (the truth), `status.json`, and W&B (which can never hurt)."""
+"""What a training run logs: `metrics.jsonl` (the full record), `status.json`, and W&B (which may fail)."""
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import finite, write_atomic, write_json
 from dist_sketch.core.ranks import Ranks
-from dist_sketch.tracking import wandb_run
-from dist_sketch.tracking.provenance import memory_mb
-from dist_sketch.tracking.wandb_run import Artifact
+from dist_sketch.tracking.wandb_run import STEP_AXIS, WandbRun
 
 
 class Tracker:
-    """Rank 0's log of a run. On the other ranks every method does nothing.
+    """Rank 0's log of a training run. On the other ranks every method does nothing.
 
     Args:
-        run: the run's folder; `metrics.jsonl` there is cut back to `step`, the checkpoint that the run resumes from.
-        run_id: one W&B id for all legs of a run.
-        settings: everything resolved, for W&B's configuration.
-        uses: what the run is made from.
+        run: the run's folder.
+        wandb: the W&B run, switched off on the other ranks.
+        step: of the checkpoint that the run resumes from; later lines of `metrics.jsonl` are dropped.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        track: TrackConfig,
-        *,
-        job: str,
-        run_id: str,
-        step: int,
-        settings: dict[str, Any],
-        is_main: bool,
-        uses: Sequence[Artifact] = (),
-    ):
-        self.run, self.is_main = run, is_main
+    def __init__(self, run: Path, wandb: WandbRun, *, step: int, is_main: bool):
+        self._run, self.wandb, self._is_main = run, wandb, is_main
         self._path = run / "metrics.jsonl"
-        if is_main:
-            _cut_back(self._path, step)
-        else:
-            track = TrackConfig(wandb="off")
-        self.wandb = wandb_run.WandbRun(run, track, job=job, run_id=run_id, settings=settings, uses=uses)
+        if is_main and self._path.exists():
+            kept = [line for line, record in _records(self._path) if record["step"] <= step]
+            write_atomic(self._path, "".join(line + "\n" for line in kept))
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Appends one line {"kind", "step", "time", **values}; what has a "/" in its name goes to W&B, too."""
-        if not self.is_main:
+        """Appends one line {"kind", "step", "time", **values}; values with a "/" in their names go to W&B, too."""
+        if not self._is_main:
             return
         line = finite({"kind": kind, "step": step, "time": round(time.time(), 3), **values})
         try:
@@ -58,15 +42,15 @@ class Tracker:
         except OSError as e:
             raise UserError(f"{self._path}: cannot be written ({e.strerror})") from e
         sent = {k: v for k, v in line.items() if "/" in k and isinstance(v, int | float | str)}
-        if kind == "epoch":  # its means have the names of the steps' values
+        if kind == "epoch":  # its means have the same names as the values of single steps
             sent = {k.replace("loss/", "epoch/"): v for k, v in sent.items()}
         if sent:
-            self.wandb.log(sent | {k: line[k] for k in ("epoch", wandb_run.STEP_AXIS) if k in line}, step)
+            self.wandb.log(sent | {k: line[k] for k in ("epoch", STEP_AXIS) if k in line}, step)
 
     def status(self, **values: Any) -> None:
         """Writes `status.json`: the state of the run for scripts and schedulers."""
-        if self.is_main:
-            write_json(self.run / "status.json", {**values, "time": round(time.time(), 3)})
+        if self._is_main:
+            write_json(self._run / "status.json", {**values, "time": round(time.time(), 3)})
 
     def close(self, exit_code: int = 0) -> None:
         """Finishes the W&B run; waits at most the configured timeout."""
@@ -74,17 +58,17 @@ class Tracker:
 
 
 class Speed:
-    """What the steps of a run cost, as the slowest, neediest rank has it."""
+    """Measures what a step costs: time, wait for data and memory, each on the rank where it is highest."""
 
     def __init__(self, ranks: Ranks, step: int):
         self._ranks, self._step, self._clock = ranks, step, time.perf_counter()
         self.waited_s = 0.0  # for data, since the last `take`
 
     def take(self, step: int, batch_size: int) -> dict[str, float]:
-        """Of the steps since the last call; every rank must call it: one small all-reduce, and a wait for the device.
+        """Measures the steps since the last call; every rank must call it (a small all-reduce and a device sync).
 
         Returns:
-            Over the run: images/s. Of the rank that has most of it: s a step, share of it that was waited for data,
+            Images per second of the run; of the worst rank: seconds per step, share of the time spent waiting for data,
             memory in MB.
         """
         now = time.perf_counter()
@@ -93,39 +77,44 @@ class Speed:
         self._step, self._clock, self.waited_s = step, now, 0.0
         each = torch.zeros(self._ranks.world_size, len(own), dtype=torch.float64)
         each[self._ranks.rank] = torch.tensor(own, dtype=torch.float64)
-        slowest = self._ranks.sum(each.to(self._ranks.device)).amax(0).tolist()
-        names = ("speed/step_s", "speed/data_wait", "speed/memory_mb")
-        return {"speed/images_per_s": batch_size / slowest[0], **dict(zip(names, slowest, strict=True))}
+        step_s, data_wait, memory = self._ranks.sum(each.to(self._ranks.device)).amax(0).tolist()
+        return {
+            "speed/images_per_s": batch_size / step_s,
+            "speed/step_s": step_s,
+            "speed/data_wait": data_wait,
+            "speed/memory_mb": memory,
+        }
 
 
-def _cut_back(path: Path, step: int) -> None:
-    """Drops lines after `step` and a last line cut short: they will be written again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # not splitlines: U+2028 is text
+def memory_mb(device: torch.device) -> float:
+    """The peak memory of tensors on a GPU; on a CPU this process's current memory (0 where there is no /proc)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a `metrics.jsonl` and their contents, without damaged lines, as a killed run may leave one."""
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # splitlines would cut at U+2028, too
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            record = json.loads(line)
+            record["kind"], record["step"] = str(record["kind"]), int(record["step"])
         except (ValueError, KeyError, TypeError):
             continue
-    write_atomic(path, "".join(line + "\n" for line in kept))
+        yield line, record
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl` in order of their steps; none if the file is gone.
+    """The records of `metrics.jsonl` in order of their steps; none if the file is missing.
 
-    Of two records of a step, as a killed run may leave, the later wins; torn lines are left out.
+    If a killed run left two records of one kind and step, the later one counts.
     """
     try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
+        found = {(record["kind"], record["step"]): record for _, record in _records(run / "metrics.jsonl")}
     except OSError:
         return []
-    records: dict[tuple[str, int], dict[str, Any]] = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-            records[record["kind"], int(record["step"])] = record
-        except (ValueError, KeyError, TypeError):
-            continue
-    return sorted(records.values(), key=lambda r: r["step"])
+    return sorted(found.values(), key=lambda record: record["step"])

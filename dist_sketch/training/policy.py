@@ -1,7 +1,7 @@
 """Conditional training (section 3.5.1 of the paper): which network trains now, and why.
 
-A pure function of all-reduced losses and its own small state, so that all ranks decide alike and a resumed run
-decides as the uninterrupted one. `decide` says what to do in a step; `observe` takes in what the step measured.
+The policy is a pure function of the all-reduced losses and its own small state: all ranks decide alike, and a resumed
+run decides as an uninterrupted one would. `decide` chooses what a step trains; `observe` updates the state afterwards.
 """
 
 import math
@@ -12,12 +12,12 @@ from dist_sketch.core.config import ConditionalConfig
 
 
 class Decision(NamedTuple):
-    """What one step trains. Never both False."""
+    """What one step trains; at least one network."""
 
     train_d: bool
     train_g: bool
     reason: str
-    rest: bool = False  # held back by a timer that counts steps: no lock that closes and opens
+    rest: bool = False  # a timer that counts steps skips a network in this step; that is not logged as a lock
 
 
 BOTH = Decision(True, True, "both train")
@@ -30,16 +30,16 @@ class PolicyState:
     loss_d: float | None = None
     loss_g: float | None = None
     loss_g_long: float | None = None
-    judged: str = ""  # "d" or "g": the network that the judgement holds; "": none
-    held_steps: int = 0  # since `judged` was closed
-    rest_steps: int = 0  # in which both train, until the judgement may close again: an opened network must get to train
-    epoch: int = 0  # of the last observation; the paper's rule reads means over epochs
+    judged: str = ""  # "d" or "g": the network that is locked because of the losses; "": none
+    held_steps: int = 0  # steps since that lock closed
+    rest_steps: int = 0  # steps that both must still train before a lock may close again
+    epoch: int = 0  # of the last observation; the paper's rule uses means over epochs
     epoch_sum: float = 0.0
     epoch_count: int = 0
     epoch_mean: float | None = None  # of loss_d, over the last finished epoch in which D trained
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Plain values, for the checkpoint."""
         return asdict(self)
 
 
@@ -67,7 +67,8 @@ def decide(state: PolicyState, config: ConditionalConfig, *, step: int, epoch: i
 def _paper(state: PolicyState, config: ConditionalConfig, epoch: int) -> Decision:
     """`epoch % TIMER == 0 and mean loss_D of the last epoch > LOSS_THRESHOLD`, as the authors' code had it.
 
-    A locked D is not measured, so that below the threshold it stays locked for ever: the paper's fault, kept here.
+    A locked D is not measured, so once its loss is below the threshold it stays locked for ever. That is a fault of the
+    paper's rule, kept here on purpose.
     """
     if state.epoch_mean is not None and state.epoch_mean <= config.loss_threshold:
         return Decision(False, True, f"D locked: mean loss D {state.epoch_mean:.4g} <= LOSS_THRESHOLD")
@@ -84,7 +85,7 @@ def observe(
     Args:
         epoch: of that step.
         loss_d: mean over all ranks; measured also while D was locked.
-        loss_g: likewise. If one of them is not finite, neither is taken in.
+        loss_g: likewise. If one of them is not finite, both are ignored.
         decision: what the step trained.
     """
     state = _rolled(state, epoch)
@@ -102,7 +103,7 @@ def observe(
 
 
 def _rolled(state: PolicyState, epoch: int) -> PolicyState:
-    """`state` with the epoch's mean taken, if `epoch` is a new one."""
+    """`state`, with the mean of the last epoch computed if `epoch` is a new one."""
     if epoch == state.epoch:
         return state
     if state.epoch_count:
@@ -115,7 +116,7 @@ def _running(mean: float | None, value: float, steps: int) -> float:
 
 
 def _judged(state: PolicyState, config: ConditionalConfig, decision: Decision) -> PolicyState:
-    """Closes or opens the judged lock, in both directions; hysteresis and rest keep it from rattling."""
+    """Closes or opens a lock because of the losses; hysteresis and a rest keep it from switching all the time."""
     loss_d, loss_g, loss_g_long = state.loss_d or 0.0, state.loss_g or 0.0, state.loss_g_long or 0.0
     if state.judged:
         held = state.held_steps + 1
@@ -128,7 +129,7 @@ def _judged(state: PolicyState, config: ConditionalConfig, decision: Decision) -
             return replace(state, judged="", held_steps=0, rest_steps=config.short_steps)
         return replace(state, held_steps=held)
     if state.rest_steps:
-        # A step in which the timer held a network is no rest: the lock would close again before it had trained.
+        # Only steps that train both count: else the lock could close again before the network has trained.
         return replace(state, rest_steps=state.rest_steps - (decision.train_d and decision.train_g))
     if loss_d < config.loss_threshold and loss_g > loss_g_long * (1 + config.growth):
         return replace(state, judged="d")

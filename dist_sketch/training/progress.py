@@ -1,4 +1,4 @@
-"""The progress bar of a training run: images/s and time left on a terminal, a line an epoch in a log file."""
+"""Progress of a training run: a bar with speed and time left on a terminal, one line for each epoch in a log file."""
 
 from rich import progress as rich_progress
 from rich.console import Console
@@ -8,9 +8,9 @@ class ProgressBar:
     """A context manager; silent on all ranks but the first.
 
     Args:
-        steps: of the whole run.
-        batch_size: images a step over all ranks.
-        done: steps that earlier legs of the run have done.
+        steps: number of steps of the whole run.
+        batch_size: images per step over all ranks.
+        done: steps that were done before this attempt.
     """
 
     def __init__(self, steps: int, batch_size: int, done: int, is_main: bool):
@@ -36,7 +36,7 @@ class ProgressBar:
         self._bar.stop()
 
     def update(self, step: int, epoch: int, epochs: int, values: dict[str, float]) -> None:
-        """Shows that `step` steps are done; `values` are the newest read losses."""
+        """Shows that `step` steps are done; `values` are the newest losses."""
         losses = f"D {values['loss/d']:.3f} G {values['loss/g']:.3f} L1 {values['loss/g_l1']:.4f}" if values else ""
         speed = self._bar.tasks[0].speed
         rate = f"{speed * self._batch_size:.1f} images/s" if speed else ""

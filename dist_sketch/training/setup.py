@@ -1,4 +1,4 @@
-"""What a training run will be, settled before anything is written: facts, an earlier leg, a word on the terminal."""
+"""Checks before a training run writes anything: the facts that follow from its configuration, an earlier attempt."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from dist_sketch.core import config as cfg
 from dist_sketch.core import fileio
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.folders import refuse_foreign
+from dist_sketch.core.folders import Lock, refuse_foreign, tidy
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data.loader import check_batch, steps_an_epoch
@@ -23,7 +23,7 @@ from dist_sketch.tracking.provenance import revision, versions
 from dist_sketch.tracking.wandb_run import new_id
 from dist_sketch.training.validation import WAYS
 
-THEN = ", then "  # between the devices of a run that went on elsewhere
+THEN = ", then "  # stands between the devices of a run that was continued on another one
 
 
 def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
 
 
 def check(config: Config, shards: Shards, world_size: int) -> None:
-    """Whether so many ranks can train so on these shards.
+    """Checks that `world_size` ranks can train on these shards with this configuration.
 
     Raises:
         UserError: they cannot.
@@ -81,7 +81,7 @@ def check(config: Config, shards: Shards, world_size: int) -> None:
     networks.check_config(config, shards.size, share // config.train.accumulate)
 
 
-def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
+def previous_attempt(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
     """What lies in `out`: None for a new run, else its status, number of epochs and device.
 
     Raises:
@@ -106,20 +106,28 @@ def previous_leg(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, 
 
 
 def devices(before: str | None, now: str) -> str:
-    """The devices of all legs of a run, for its facts: those `before` this leg, and this one's."""
+    """The devices that a run was trained on, for its facts: those of earlier attempts, then this one's."""
     return now if before is None else before if before.split(THEN)[-1] == now else before + THEN + now
 
 
-def run_id(out: Path) -> str:
-    """The W&B id of the run in `out`, the same in all its legs; a new one for a new run."""
-    if (out / "config.json").exists():
-        saved: str = fileio.read_json(out / "config.json")["facts"]["run_id"]
-        return saved
-    return new_id()
+def claim(out: Path, config: Config, facts: dict[str, Any], lock: Lock) -> str:
+    """Takes the run's folder for this process.
+
+    Returns:
+        The run's W&B id: the same for all attempts, a new one for a new run.
+
+    Raises:
+        UserError: another process holds the folder, or has begun another run there in the meantime.
+    """
+    lock.acquire()
+    tidy(out)
+    if previous_attempt(out, config, facts) is None:
+        return new_id()
+    return str(fileio.read_json(out / "config.json")["facts"]["run_id"])
 
 
 def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, Any] | None) -> None:
-    """Prints the resolved run: every setting that is not the default, then the facts; and what more epochs change."""
+    """Prints every setting that is not the default, then the facts; warns where more epochs change the rates."""
     default = dict(cfg.items(Config()))
     lines = {"out": out} | {k: v for k, v in cfg.items(config) if v != default[k]}
     lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256")}
@@ -128,6 +136,6 @@ def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, A
     )
     if previous and config.optim.decay and previous["epochs"] < config.train.epochs:
         print(
-            f"warning: the learning rates were to be 0 after {previous['epochs']} epochs, and will be after "
-            f"{config.train.epochs}: not the same run as one of {config.train.epochs} epochs from the start"
+            f"warning: the learning rates were planned to reach 0 after {previous['epochs']} epochs and now reach it "
+            f"after {config.train.epochs}: the result differs from a run of {config.train.epochs} epochs from the start"
         )

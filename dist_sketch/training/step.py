@@ -1,15 +1,15 @@
-"""One training step: D's turn, then G's. Owns both optimizers, precision, the finite check and the averaged generator.
+"""One training step: D's turn, then G's. Owns both optimizers, the precision, the finite check and G's moving average.
 
     fake = G(line)
     D's turn:  loss_D = BCE(D(line, sketch), 1) + BCE(D(line, fake), 0);  update D
     G's turn:  loss_G = scale * (BCE(D(line, fake), 1) + lambda * L1(fake, sketch) [+ lambda_ssim * (1 - SSIM)])
                update G
 
-A locked network is forwarded without gradients, so that its loss goes on being measured.
+A locked network is only evaluated, without gradients, so that its loss is still measured.
 
-A rank may work through its share of the batch in parts (`train.accumulate`): each turn then goes through all of them
-before its update, and averages gradients over the ranks once. G draws anew in its turn: its graphs for all parts would
-take the memory that the parts are there to save.
+With `train.accumulate` a rank splits its share of the batch into micro-batches: each turn goes through all of them
+before its update, and averages the gradients over the ranks once. G then draws again in its own turn, because keeping
+all graphs from D's turn would use the memory that accumulation saves.
 """
 
 import copy
@@ -27,7 +27,7 @@ from dist_sketch.core.ranks import Ranks
 from dist_sketch.model import losses, networks
 from dist_sketch.training.policy import Decision
 
-# What a step measures: sums over this rank's pairs, then counts and flags.
+# What a step measures: means over this rank's pairs, gradient norms, counts and flags.
 MEANS = ("loss/d_real", "loss/d_fake", "loss/g", "loss/g_bce", "loss/g_l1", "loss/g_ssim", "d/real", "d/fake")
 
 
@@ -48,23 +48,23 @@ class Measured(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """One forward and backward pass's pairs."""
+    """The pairs of one forward and backward pass."""
 
     line: Tensor
     sketch: Tensor
-    weight: float  # of its mean loss in the mean over the rank's share
-    last: bool  # its backward averages the gradients over the ranks
+    weight: float  # of its mean loss in the mean over the rank's share of the batch
+    last: bool  # only the last backward averages the gradients over the ranks
 
 
-Measures = dict[str, Tensor]  # by name: sums over a rank's parts
+Measures = dict[str, Tensor]  # by name: weighted sums over a rank's micro-batches
 
 
 class Step:
-    """Both networks and all that changes them.
+    """Both networks and everything that changes them.
 
     Args:
         precision: "no", "bf16", "fp16" or "fp64", as `resolve_precision` returns it.
-        total: steps of the whole run, for the decay of the learning rates.
+        total: number of steps of the whole run, for the decay of the learning rates.
     """
 
     def __init__(self, config: Config, ranks: Ranks, precision: str, total: int = 0):
@@ -76,10 +76,10 @@ class Step:
         self.ema = copy.deepcopy(self.g).requires_grad_(False) if config.generator.ema else None
         self.ddp_g, self.ddp_d = ranks.prepare(self.g), ranks.prepare(self.d)
         betas = (config.optim.beta1, config.optim.beta2)
-        # fused: the only Adam that takes `found_inf`, so that a bad step is skipped without asking the host
+        # fused: the only Adam with `found_inf`, which skips a bad step without waiting for the device
         self.optimizer_g = torch.optim.Adam(self.g.parameters(), config.optim.lr_g, betas, fused=True)
         self.optimizer_d = torch.optim.Adam(self.d.parameters(), config.optim.lr_d, betas, fused=True)
-        # One scaler a network: a shared one would be rescaled by the other network's overflow.
+        # One scaler for each network: an overflow of one network must not change the other's scale.
         self.scaler_g = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.scaler_d = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.steps = self.updates_g = 0
@@ -95,7 +95,7 @@ class Step:
 
     @property
     def drawing(self) -> nn.Module:
-        """The generator that draws: the averaged one if there is one."""
+        """The generator that draws: the moving average if there is one."""
         return self.g if self.ema is None else self.ema
 
     def __call__(
@@ -104,21 +104,21 @@ class Step:
         """One step on this rank's share of the global batch.
 
         Args:
-            line: (B, C, H, W) in [-1, 1], on the device; `sketch` likewise. B may be less than the share: what is
-                missing has no gradient, whichever rank misses it.
-            bad: samples that the loader had to leave out of this batch.
+            line: (B, C, H, W) in [-1, 1], on the device; `sketch` likewise. B may be less than the rank's share; the
+                loss is still divided by the full share.
+            bad: number of samples that the loader left out of this batch.
             stop: whether this process was asked to stop.
-            blank: all were bad: `line` and `sketch` only stand in for them, and count for nothing.
+            blank: all samples were bad: `line` and `sketch` are empty pages whose weight is 0.
         """
         self._set_learning_rates()
-        parts = self._parts(line, sketch, blank)
+        batches = self._split(line, sketch, blank)
         statistics = torch.cat(self.statistics) if self.statistics else None
-        fake = self._draw(parts[0], decision.train_g) if len(parts) == 1 else None  # once, for both turns
+        fake = self._draw(batches[0], decision.train_g) if len(batches) == 1 else None  # used in both turns
         measured: Measures = {}
-        self._turn_d(parts, fake, decision.train_d, measured)
-        self._turn_g(parts, fake, decision, measured)
+        self._turn_d(batches, fake, decision.train_d, measured)
+        self._turn_g(batches, fake, decision, measured)
         if decision.train_g:
-            self._average(parts)
+            self._average(batches)
         result = self._reduce(measured, 0 if blank else len(line), bad, stop)
         if statistics is not None:
             self._keep_statistics(statistics, skipped=(result.reduced[NAMES.index("nonfinite")] > 0) | blank)
@@ -130,7 +130,7 @@ class Step:
         self.optimizer_g.param_groups[0]["lr"] = self.config.optim.lr_g * factor
         self.optimizer_d.param_groups[0]["lr"] = self.config.optim.lr_d * factor
 
-    def _parts(self, line: Tensor, sketch: Tensor, blank: bool) -> list[MicroBatch]:
+    def _split(self, line: Tensor, sketch: Tensor, blank: bool) -> list[MicroBatch]:
         line, sketch = (x.to(self.dtype, memory_format=torch.channels_last) for x in (line, sketch))
         size = self.share // self.config.train.accumulate
         pieces = list(zip(line.split(size), sketch.split(size), strict=True))
@@ -139,74 +139,76 @@ class Step:
             for n, (a, b) in enumerate(pieces, 1)
         ]
 
-    def _draw(self, part: MicroBatch, train: bool) -> Tensor:
-        """G's sketch of a part; with `train` it can be differentiated."""
+    def _draw(self, batch: MicroBatch, train: bool) -> Tensor:
+        """G's sketch of a micro-batch; with `train` it can be differentiated."""
         with self._autocast(), torch.set_grad_enabled(train):
-            return (self.ddp_g if train else self.g)(part.line)
+            return (self.ddp_g if train else self.g)(batch.line)
 
-    def _turn_d(self, parts: list[MicroBatch], fake: Tensor | None, train: bool, measured: Measures) -> None:
+    def _turn_d(self, batches: list[MicroBatch], fake: Tensor | None, train: bool, measured: Measures) -> None:
         """Trains D, or measures a locked one."""
         self.d.requires_grad_(train)
         self.optimizer_d.zero_grad()
-        for part in parts:
+        for batch in batches:
             if train:
-                self._backward_d(part, self._draw(part, False) if fake is None else fake.detach(), measured)
+                self._backward_d(batch, self._draw(batch, False) if fake is None else fake.detach(), measured)
             else:
-                self._measure_d(part, measured)
+                self._measure_d(batch, measured)
         if train:
             _add(measured, {"norm/d": self._update(self.optimizer_d, self.scaler_d)})
 
-    def _backward_d(self, part: MicroBatch, fake: Tensor, measured: Measures) -> None:
+    def _backward_d(self, batch: MicroBatch, fake: Tensor, measured: Measures) -> None:
         separate = self.config.loss.d_backward == "separate"
-        with nullcontext() if part.last and not separate else self.ranks.no_sync(self.ddp_d):
+        with nullcontext() if batch.last and not separate else self.ranks.no_sync(self.ddp_d):
             with self._autocast():
-                real_logits = self.ddp_d(part.line, part.sketch)
+                real_logits = self.ddp_d(batch.line, batch.sketch)
             loss = loss_real = losses.bce(real_logits, 1.0)
             if separate:  # frees the real term's graph before the fake term's is built
-                self.scaler_d.scale(_spoilt(loss_real) * part.weight).backward()
-        with nullcontext() if part.last else self.ranks.no_sync(self.ddp_d):
+                self.scaler_d.scale(_nan_if_not_finite(loss_real) * batch.weight).backward()
+        with nullcontext() if batch.last else self.ranks.no_sync(self.ddp_d):
             with self._autocast():
-                fake_logits = self.ddp_d(part.line, fake)
+                fake_logits = self.ddp_d(batch.line, fake)
             loss_fake = losses.bce(fake_logits, 0.0)
             loss = loss_fake if separate else loss_real + loss_fake
-            self.scaler_d.scale(_spoilt(loss) * part.weight).backward()
-        _add(measured, _terms("real", loss_real, real_logits) | _terms("fake", loss_fake, fake_logits), part.weight)
+            self.scaler_d.scale(_nan_if_not_finite(loss) * batch.weight).backward()
+        _add(measured, _terms("real", loss_real, real_logits) | _terms("fake", loss_fake, fake_logits), batch.weight)
 
     @torch.no_grad()
-    def _measure_d(self, part: MicroBatch, measured: Measures) -> None:
-        """A locked D's real term; its fake term comes from G's turn for nothing."""
+    def _measure_d(self, batch: MicroBatch, measured: Measures) -> None:
+        """The real term of a locked D; its fake term is measured in G's turn, where D is evaluated anyway."""
         with self._autocast():
-            logits = self.d(part.line, part.sketch)
-        _add(measured, _terms("real", losses.bce(logits, 1.0), logits), part.weight)
+            logits = self.d(batch.line, batch.sketch)
+        _add(measured, _terms("real", losses.bce(logits, 1.0), logits), batch.weight)
 
-    def _turn_g(self, parts: list[MicroBatch], fake: Tensor | None, decision: Decision, measured: Measures) -> None:
+    def _turn_g(self, batches: list[MicroBatch], fake: Tensor | None, decision: Decision, measured: Measures) -> None:
         """Trains G, or measures a locked one."""
-        # Frozen and bare: a backward through the wrapped D would all-reduce D's gradients and leave them behind.
+        # D is frozen and used without DDP: else G's backward would also compute and all-reduce D's gradients.
         self.d.requires_grad_(False)
         self.optimizer_g.zero_grad()
-        for part in parts:
-            # The forward pass, too, must be inside: DDP prepares the reduction there.
-            with nullcontext() if part.last else self.ranks.no_sync(self.ddp_g):
-                self._backward_g(part, self._draw(part, decision.train_g) if fake is None else fake, decision, measured)
+        for batch in batches:
+            # The forward pass must also be inside, because DDP prepares the reduction there.
+            with nullcontext() if batch.last else self.ranks.no_sync(self.ddp_g):
+                self._backward_g(
+                    batch, self._draw(batch, decision.train_g) if fake is None else fake, decision, measured
+                )
         if decision.train_g:
             _add(measured, {"norm/g": self._update(self.optimizer_g, self.scaler_g)})
 
-    def _backward_g(self, part: MicroBatch, fake: Tensor, decision: Decision, measured: Measures) -> None:
+    def _backward_g(self, batch: MicroBatch, fake: Tensor, decision: Decision, measured: Measures) -> None:
         with self._autocast(), torch.set_grad_enabled(decision.train_g):
-            logits = self.d(part.line, fake)
+            logits = self.d(batch.line, fake)
         c = self.config.loss
-        loss = losses.generator_loss(logits, fake, part.sketch, c.lambda_l1, c.lambda_ssim, c.scale)
+        loss = losses.generator_loss(logits, fake, batch.sketch, c.lambda_l1, c.lambda_ssim, c.scale)
         if decision.train_g:
-            self.scaler_g.scale(_spoilt(loss.total) * part.weight).backward()
+            self.scaler_g.scale(_nan_if_not_finite(loss.total) * batch.weight).backward()
         terms = {"loss/g": loss.total, "loss/g_bce": loss.bce, "loss/g_l1": loss.l1}
-        _add(measured, terms if loss.ssim is None else terms | {"loss/g_ssim": loss.ssim}, part.weight)
+        _add(measured, terms if loss.ssim is None else terms | {"loss/g_ssim": loss.ssim}, batch.weight)
         if not decision.train_d:
-            _add(measured, _terms("fake", losses.bce(logits.detach(), 0.0), logits), part.weight)
+            _add(measured, _terms("fake", losses.bce(logits.detach(), 0.0), logits), batch.weight)
 
     def _update(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Tensor:
         """Updates one network, unless a gradient is not finite. Returns the gradients' norm before clipping.
 
-        The gradients are already averaged over the ranks, so that a NaN on one rank makes all ranks skip alike.
+        The gradients are already averaged over the ranks, so a NaN on one rank makes all ranks skip the update.
         """
         scaler.unscale_(optimizer)
         parameters = optimizer.param_groups[0]["params"]
@@ -220,31 +222,31 @@ class Step:
         return norm
 
     @torch.no_grad()
-    def _average(self, parts: list[MicroBatch]) -> None:
-        """Moves the averaged generator and, by a forward pass of its own, its norm statistics.
+    def _average(self, batches: list[MicroBatch]) -> None:
+        """Updates G's moving average and, by a forward pass, the average's own BatchNorm statistics.
 
-        Statistics borrowed from the live net do not fit averaged weights: pages come out tinted.
+        The live network's statistics do not fit the averaged weights: the pages would be tinted.
         """
         self.updates_g += 1
         if self.ema is None:
             return
-        # The warm-up keeps the random initial weights from lingering in the average.
+        # Warm-up: otherwise the random initial weights would stay in the average for long.
         decay = min(self.config.generator.ema, (1 + self.updates_g) / (10 + self.updates_g))
         for average, live in zip(self.ema.parameters(), self.g.parameters(), strict=True):
             average.lerp_(live, 1 - decay)
         if not any(True for _ in self.ema.buffers()):
             return
         self.ema.train()
-        self.ema.training = False  # the network itself, which draws noise, has no statistics
+        self.ema.training = False  # on the network itself this flag only decides whether it draws random noise
         for module in self.ema.modules():
             if isinstance(module, nn.Dropout2d):
-                module.eval()  # it draws without dropout; and no random number may depend on the average's existence
-        for part in parts:
+                module.eval()  # no dropout; the run's random numbers must not depend on whether there is an average
+        for batch in batches:
             with self._autocast():
-                self.ema(part.line)
+                self.ema(batch.line)
 
     def _keep_statistics(self, before: Tensor, skipped: Tensor) -> None:
-        """Puts the running statistics back if the step was not finite, or blank: a NaN would stay in them for ever."""
+        """Restores the running statistics after a blank step or one with NaN, which would stay in them for ever."""
         now = torch.cat(self.statistics)
         self.set_statistics(torch.where(skipped | ~now.isfinite(), before, now))
 
@@ -252,8 +254,8 @@ class Step:
         zero = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         values = torch.stack([measured.get(n, zero) for n in (*MEANS, *NORMS)])
         own_nonfinite = (~values[: len(MEANS)].isfinite()).any()
-        values[: len(MEANS)] *= self.share  # means over the share become sums over pairs
-        values[len(MEANS) :] /= self.ranks.world_size  # norms are equal on all ranks: the sum is the norm again
+        values[: len(MEANS)] *= self.share  # from means over the share to sums over pairs
+        values[len(MEANS) :] /= self.ranks.world_size  # norms are equal on all ranks, so the sum is the norm again
         counts = torch.tensor([pairs, 0, bad, stop], dtype=torch.float64).to(values.device, non_blocking=True)
         counts[1] = own_nonfinite
         return Measured(self.ranks.sum(torch.cat((values, counts))), own_nonfinite)
@@ -268,15 +270,15 @@ class Step:
         return named if self.ema is None else named | {"ema": self.ema}
 
     def average_buffers(self) -> None:
-        """Makes the ranks' running statistics one."""
+        """Averages the running statistics over the ranks."""
         for module in self.modules().values():
             self.ranks.average_buffers(module)
 
     @contextmanager
     def averaged(self) -> Iterator[Tensor]:
-        """Inside, the ranks' running statistics are their mean, to evaluate or to save; gives this rank's own (N,).
+        """Inside the block the running statistics are the mean over the ranks; yields this rank's own, shape (N,).
 
-        Afterwards each rank has its own again: a look at the run, or a save of it, may not change it.
+        For evaluating and saving. Afterwards each rank has its own again, so that neither changes the training.
         """
         own = torch.cat([torch.empty(0, device=self.ranks.device), *self.statistics])
         self.average_buffers()
@@ -286,12 +288,12 @@ class Step:
             self.set_statistics(own)
 
     def set_statistics(self, values: Tensor) -> None:
-        """Puts back this rank's running statistics, as `averaged` gave them."""
+        """Sets this rank's running statistics to `values`, shape (N,), as `averaged` yields them."""
         for buffer, part in zip(self.statistics, values.split([b.numel() for b in self.statistics]), strict=True):
             buffer.copy_(part)
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizers, scalers and counters; the networks are saved apart."""
+        """Optimizers, scalers and counters; the networks are saved separately."""
         return {
             "optimizer_g": self.optimizer_g.state_dict(),
             "optimizer_d": self.optimizer_d.state_dict(),
@@ -308,16 +310,16 @@ class Step:
         self.steps, self.updates_g = state["steps"], state["updates_g"]
 
 
-def _spoilt(loss: Tensor) -> Tensor:
-    """`loss`; if it is not finite, its gradients are not either, so that every rank skips this update.
+def _nan_if_not_finite(loss: Tensor) -> Tensor:
+    """`loss`, with gradients that are NaN if it is not finite, so that every rank skips the update.
 
-    They could be finite: L1's are signs, and those of a saturated logit are 0.
+    Without this they could be finite: the gradients of L1 are signs, and those of a saturated logit are 0.
     """
     return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
 
 def _terms(half: str, loss: Tensor, logits: Tensor) -> Measures:
-    """What is told of D's answer to the real or the fake half."""
+    """The loss and the mean probability of D's answer to the real or the fake half."""
     return {f"loss/d_{half}": loss, f"d/{half}": logits.detach().float().sigmoid().mean()}
 
 
@@ -328,17 +330,17 @@ def _add(measured: Measures, terms: Measures, weight: float = 1.0) -> None:
 
 
 def learning_rate_factor(decay: float, step: int, total: int) -> float:
-    """What the learning rates are multiplied by in step `step`, counted from 0, of a run of `total` steps.
+    """The factor of the learning rates in step `step` (from 0) of a run of `total` steps.
 
-    1, then linearly to 0 in the last `decay` (0 to 1) of the run.
+    It is 1, then falls linearly to 0 over the last fraction `decay` (0 to 1) of the run.
     """
     return min(1.0, max(0, total - step) / (decay * total)) if decay else 1.0
 
 
 def read(reduced: Tensor) -> dict[str, float]:
-    """A step's reduced values as the host logs them: means over the global batch, norms, counts. Waits for the device.
+    """A step's reduced values as plain numbers: means over the global batch, norms, counts. Waits for the device.
 
-    `overflow_d` and `overflow_g` (0 or 1): all losses were finite, that network's gradients were not.
+    `overflow_d` and `overflow_g` are 1 if all losses were finite, but that network's gradients were not.
     """
     values = dict(zip(NAMES, reduced.tolist(), strict=True))
     pairs = values["pairs"] or math.nan

@@ -1,4 +1,4 @@
-"""A generator on fixed pairs during a run: scores, a picture, and drawings of training pairs for calibration."""
+"""Draws fixed pairs during a run: scores of the validation split, sample pictures, training pairs for calibration."""
 
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ Features = dict[int, NDArray[np.float32]]  # by their number, one image's
 
 
 def _inception(ranks: Ranks, most: int) -> inception.Inception | None:
-    """FID's network for features of up to `most` dims, or None on all ranks if one of them has no weights."""
+    """FID's network for features of up to `most` dims; None on all ranks if one of them has no weights."""
     weights = inception.find()
     if not all(ranks.gather(weights is not None)):
         return None
@@ -36,7 +36,7 @@ def _inception(ranks: Ranks, most: int) -> inception.Inception | None:
 
 
 def _features(net: inception.Inception, image: Tensor, most: int) -> Features:
-    """By itself, not in a batch: then they do not depend on which images a rank has."""
+    """Features of one image; not of a batch, so that they do not depend on which images share it."""
     return {d: f[0].numpy() for d, f in inception.features(net, image[None], most).items() if d in (64, 2048)}
 
 
@@ -70,17 +70,17 @@ class DrawnPair(NamedTuple):
 
 
 class Validation:
-    """The validation split of a run's shards; the training split where there is none.
+    """The validation split of a run's shards; the training split if there is none.
 
-    Every method draws in float32 whatever the run's precision, so that scores of runs can be compared.
+    All drawing is done in float32, so that the scores of runs with different precisions can be compared.
 
     Args:
-        skip_bad: samples that fail their hash and may be left out of a scoring.
-        fid: 64: score FID-64, too, if FID's weights are on every rank's machine; 2048: and FID-2048 and KID, which need
+        skip_bad: number of unreadable samples that may be left out of a scoring.
+        fid: 64: also score FID-64 if every rank's machine has FID's weights; 2048: also FID-2048 and KID, which need
             them.
 
     Raises:
-        UserError: `fid` is 2048 and a rank's machine has no weights of FID's network; on all ranks alike.
+        UserError: `fid` is 2048 and a rank's machine has no weights of FID's network; raised on all ranks.
     """
 
     def __init__(self, training: Shards, channels: int, ranks: Ranks, skip_bad: int = 0, fid: int | None = None):
@@ -89,7 +89,7 @@ class Validation:
         if fid == 2048 and not all(ranks.gather(inception.find() is not None)):
             raise SharedError(f"checkpoint.choose = 'kid': a rank's machine has no Inception weights; {WAYS}")
         self._inception: inception.Inception | None = None
-        self._real: dict[int, Features] = {}  # real sketches do not change
+        self._real: dict[int, Features] = {}  # features of the real sketches, kept because these do not change
         self._training = self._shards = training
         if training.paired.get("val"):
             self._shards = Shards(training.folder, "val")
@@ -106,7 +106,7 @@ class Validation:
         """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank; FID and KID of them.
 
         Raises:
-            UserError: more bad samples than are allowed; on all ranks alike.
+            UserError: more unreadable samples than are allowed; raised on all ranks.
         """
         if self._fid and self._inception is None:
             self._inception = _inception(self._ranks, self._fid)
@@ -135,7 +135,7 @@ class Validation:
         found = {"val/ssim": ssim / count, "val/l1": l1 / count} if count else {}
         if self._inception is not None and count >= 2:
             rows = sorted((row for part in self._ranks.gather(features) for row in part), key=lambda row: row[0])
-            # rank 0's figures: what is decided by them, and another machine's last digits, must not part the ranks
+            # All ranks use rank 0's figures: rounding must not lead them to different decisions.
             found |= self._ranks.main_decides(lambda: _distances(rows))
         return found
 
@@ -160,7 +160,7 @@ class Validation:
         raw, real = [], []
         for i in range(count):
             pair = self._read(self._training, i * len(self._training) // count)
-            if isinstance(pair, BadSample):  # reported and counted when it was to be trained on
+            if isinstance(pair, BadSample):  # training has reported and counted it already
                 continue
             sample, sketch = pair
             raw.append(pixels.to_rgb(draw(generator, sample.line[None], self._ranks.device)[0]))

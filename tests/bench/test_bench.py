@@ -24,9 +24,8 @@ from dist_sketch.bench import metrics as bench_metrics
 from dist_sketch.bench import paper_way
 from dist_sketch.bench import scaling as bench_scaling
 from dist_sketch.bench import step as bench_step
-from dist_sketch.bench.figures import BenchReport, figure
+from dist_sketch.bench.measure import BenchReport, Figure, interleaved, rates
 from dist_sketch.bench.options import BenchOptions
-from dist_sketch.bench.timing import interleaved, rates
 from dist_sketch.commands.bench import SUBJECTS
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.precision import resolve_precision
@@ -160,12 +159,17 @@ def test_missing_weights_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_figure_is_a_median_and_its_ratio_is_better_above_one() -> None:
-    faster = figure("b", "n", [4.0, 6.0, 20.0], [2.0, 2.0, 10.0], unit="1/s", baseline_name="x")
+    def figure(*values: list[float] | float, lower_is_better: bool = False) -> Figure:
+        report = BenchReport(SMALL, None)
+        report.add("name", *values, "unit", "baseline", lower_is_better=lower_is_better)
+        return report.figures[0]
+
+    faster = figure([4.0, 6.0, 20.0], [2.0, 2.0, 10.0])
     assert (faster.value, faster.low, faster.high, faster.baseline, faster.ratio) == (6, 4, 20, 2, 2)
-    less = figure("b", "n", 10.0, 40.0, unit="MB", baseline_name="x", lower_is_better=True)
+    less = figure(10.0, 40.0, lower_is_better=True)
     assert (less.ratio, less.rounds) == (4, 1)
-    assert figure("b", "n", 0.0, 5.0, unit="B", baseline_name="x", lower_is_better=True).ratio == math.inf
-    assert figure("b", "n", 0.0, 0.0, unit="B", baseline_name="x").ratio == 1
+    assert figure(0.0, 5.0, lower_is_better=True).ratio == math.inf
+    assert figure(0.0, 0.0).ratio == 1
 
 
 def test_variants_take_turns_and_a_slow_comparison_ends_early() -> None:
@@ -218,14 +222,14 @@ def test_operations_are_counted_as_by_hand(alone: Ranks) -> None:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> bench_loader.Sources:
-    """Four pairs at 1024 px, and packed at 256."""
+def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Four pairs as JPEGs at 1024 px, and packed at 256."""
     options = BenchOptions(pairs=4, batch_size=4)
     return bench_loader.make(options, tmp_path_factory.mktemp("sources"))
 
 
-def test_the_folder_of_jpegs_gives_the_packed_pixels(sources: bench_loader.Sources) -> None:
-    folder, shards = paper_way.JpegFolder(sources.jpegs, 256), Shards(sources.shards, "train")
+def test_the_folder_of_jpegs_gives_the_packed_pixels(sources: tuple[Path, Path]) -> None:
+    folder, shards = paper_way.JpegFolder(sources[0], 256), Shards(sources[1], "train")
     assert len(folder) == len(shards) == 4
     for i in range(4):
         line, sketch = folder[i]
@@ -236,7 +240,7 @@ def test_the_folder_of_jpegs_gives_the_packed_pixels(sources: bench_loader.Sourc
 
 
 def test_the_plain_loop_draws_what_infer_draws(tmp_path: Path, alone: Ranks) -> None:
-    generator, shards = bench_infer._generator(SMALL, tmp_path / "generator"), bench_infer._lines(SMALL, tmp_path)
+    generator, shards = bench_infer.write_generator(SMALL, tmp_path), bench_infer.write_lines(SMALL, tmp_path)
     assert paper_way.infer(generator, shards, "val", tmp_path / "plain", 4, CPU) == 8
     assert inference.infer(generator, shards, tmp_path / "ours", InferOptions(batch_size=4)) is None
     for folder in ("raw", "sketch", "line"):
@@ -263,9 +267,9 @@ def ratio(variants: dict[str, Callable[[], object]], clock: Callable[[], float] 
     return median(b / a for a, b in zip(times["ours"], times["baseline"], strict=True))
 
 
-def test_the_loader_is_quicker_than_a_folder_of_large_jpegs(sources: bench_loader.Sources) -> None:
+def test_the_loader_is_quicker_than_a_folder_of_large_jpegs(sources: tuple[Path, Path]) -> None:
     report = BenchReport(BenchOptions(pairs=4, batch_size=4, repeats=3), None)
-    bench_loader.per_core(report, sources)
+    bench_loader.per_core(report, *sources)
     found = {f.name: f.ratio for f in report.figures}
     assert found["streaming from shards"] > 3
     assert found["decoded in memory"] > 40  # streaming alone has about 10

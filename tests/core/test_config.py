@@ -273,9 +273,9 @@ def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(UserError, match=r"must be above loss_threshold \* hysteresis = 2, "):
         cfg.validate(with_(**equal, conditional__g_threshold=2.0))
     cfg.validate(with_(**equal, conditional__g_threshold=2.01))
-    with pytest.raises(UserError, match=r"^generator.noise = 1: is seen by the last block; set generator.detail, too"):
+    with pytest.raises(UserError, match=r"^generator.noise = 1: is an input of the detail block; also set generator.detail"):
         cfg.validate(with_(generator__noise=1))
-    with pytest.raises(UserError, match=r"^generator.network = 'baseline': has no width and no detail; leave that out"):
+    with pytest.raises(UserError, match=r"^generator.network = 'baseline': has no width and no detail; remove that setting"):
         cfg.validate(with_(generator__network="baseline", generator__width=32, generator__detail=8))
     with pytest.raises(UserError, match=r"^train.sync_batchnorm = true: norm = 'none' has no batch statistics"):
         cfg.validate(with_(train__sync_batchnorm=True, norm="none"))
@@ -300,9 +300,9 @@ def docstrings() -> dict[str, str]:
     """The text under each field of config.py: {"data.batch_size": ...}."""
     texts = {}
     for node in ast.parse(inspect.getsource(cfg)).body:
-        if not isinstance(node, ast.ClassDef) or node.name == "UserError":
+        if not isinstance(node, ast.ClassDef) or node.name == "DenoiseConfig":
             continue
-        prefix = "" if node.name == "Config" else f"{node.name.lower()}."
+        prefix = "" if node.name == "Config" else f"{node.name.removesuffix('Config').lower()}."
         for field, text in zip(node.body, [*node.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 assert isinstance(field.target, ast.Name)

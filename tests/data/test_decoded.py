@@ -52,7 +52,7 @@ def test_only_what_fits_as_a_whole_is_kept(
 ) -> None:
     reads: list[int] = []
     plain = os.pread
-    monkeypatch.setattr("dist_sketch.data.loader.os.pread", lambda *a: reads.append(a[2]) or plain(*a))
+    monkeypatch.setattr("dist_sketch.data.shards.os.pread", lambda *a: reads.append(a[2]) or plain(*a))
     data = DataConfig(batch_size=1, workers=0, memory_mb=memory_mb)
     loader = Loader(Shards(shards, "train"), data, seed=0, rank=0, world_size=1)
     for epoch in range(3):

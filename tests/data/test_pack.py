@@ -187,7 +187,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     assert "has no partner in train_sketch" in lines[0]
     assert "is damaged or truncated" in lines[1]
     assert "the file is empty" in lines[2]
-    assert last == "mend or remove them, or leave out up to N of them with --skip-bad N (now 2)"
+    assert last == "repair or remove them, or leave out up to N of them with --skip-bad N (now 2)"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]  # nothing half-made is left
 
 
@@ -247,7 +247,7 @@ def test_keep_leaves_good_shards_of_these_pairs_alone(cli: Run, tmp_path: Path) 
     tar.write_bytes(tar.read_bytes()[:-600])
     damaged = cli(*command, 64)
     assert damaged.returncode == 2
-    assert "--force packs them anew" in damaged.stderr
+    assert "--force replaces them" in damaged.stderr
     assert cli(*command, 64, "--force").returncode == 0
     assert cli("verify", out).returncode == 0
 
@@ -262,10 +262,10 @@ def test_existing_out(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == before
     assert do(root, tmp_path / "out", size=128, force=True)["size"] == 128
     assert verify(tmp_path / "out") == {"train": 2}
-    with pytest.raises(UserError, match="data: is there already and holds no shards"):
+    with pytest.raises(UserError, match="data: exists and is not a folder of shards"):
         do(root, root, force=True)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file: is there already"):
+    with pytest.raises(UserError, match="file: exists and is not a folder of shards"):
         do(root, tmp_path / "file", force=True)
     with pytest.raises(UserError, match=r"below: cannot be written \(Not a directory\)"):
         do(root, tmp_path / "file" / "below")
@@ -276,7 +276,7 @@ def test_killed_packing_leaves_no_shards(tmp_path: Path) -> None:
     root = source(tmp_path / "data", [str(i) for i in range(60)])
     code = (
         "import sys, time; from pathlib import Path; from dist_sketch.data import pack, recipe\n"
-        "read = recipe.read_image\n"
+        "read = pack.read_image\n"
         "pack.read_image = lambda path: (time.sleep(0.1), read(path))[1]\n"
         "pack.pack(recipe.load(sys.argv[1]), Path(sys.argv[2]), size=64, shard_count=1, workers=1)\n"
     )
@@ -360,7 +360,7 @@ def test_verify_lists_ten(tmp_path: Path) -> None:
 def test_read_manifest_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none: there is no such folder; make it with: dist-sketch pack"):
         read_manifest(tmp_path / "none")
-    with pytest.raises(UserError, match=r"manifest\.json: is missing: .* is no folder of packed shards"):
+    with pytest.raises(UserError, match=r"manifest\.json: is missing: .* is not a folder of packed shards"):
         read_manifest(tmp_path)
     with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
         manifest_hash(tmp_path)
@@ -369,7 +369,7 @@ def test_read_manifest_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format=2), "is of format 2, this version reads 1: pack the images again"),
+        (lambda m: m.update(format=2), "has format 2, but this version reads 1: pack the images again"),
         (lambda m: m.pop("format"), "is damaged"),
         (lambda m: m.pop("splits"), "is damaged"),
         (lambda m: m.update(splits=[1]), "is damaged"),

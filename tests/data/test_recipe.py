@@ -201,7 +201,7 @@ def test_folder_without_val_sketches(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["photos"], "has no folder train_line"),
+        (["photos"], "has no folders train_line and train_sketch"),
         (["train_line"], "has train_line but no train_sketch"),
         (["train_line", "train_sketch", "val_sketch"], "has val_sketch but no val_line"),
     ],
@@ -215,7 +215,7 @@ def test_folders_that_are_no_source(tmp_path: Path, folders: list[str], message:
 
 def test_val_fraction_refused(tmp_path: Path) -> None:
     source(tmp_path, ["1.png"], ["2.png"])
-    with pytest.raises(UserError, match=r"val fraction 0\.1: .* is split already; leave it away"):
+    with pytest.raises(UserError, match=r"val fraction 0\.1: .* has several splits already; omit the option"):
         load(str(tmp_path), val_fraction=0.1)
     assert load(str(tmp_path), val_fraction=0.0).val_fraction == 0
     source(tmp_path / "b", ["1.png"])
@@ -250,7 +250,7 @@ def test_recipe_needs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         load("demo")
     with pytest.raises(UserError, match="--root is not a folder"):
         load("demo", tmp_path / "missing")
-    with pytest.raises(UserError, match=r"nowhere: neither a \.toml file nor a name .*cgi_psg, demo.*no folder either"):
+    with pytest.raises(UserError, match=r"nowhere: neither a \.toml file nor a name .*cgi_psg, demo.*not a folder either"):
         load("nowhere")
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="it is a folder: give it without --root"):
@@ -291,8 +291,8 @@ def test_own_recipe(tmp_path: Path) -> None:
         ('name = "x"\n[splits.train]\nline = "a"\n', r"splits\.train: needs line and sketch"),
         ('name = "x"\n[splits.val]\nsketch = "a"\n', r"splits\.val: needs line and sketch"),
         (f'name = "x"\nval_fraction = 2.0\n{TRAIN}', "val fraction 2: must be from 0 to 1"),
-        (f'name = "x"\nval_fraction = 0.1\n{TRAIN}[splits.val]\nline = "c"\n', r"val_fraction = 0\.1: only where"),
-        (f'name = "x"\nextensions = ["JPG"]\n{TRAIN}', "extensions = .*a list of lower-case endings"),
+        (f'name = "x"\nval_fraction = 0.1\n{TRAIN}[splits.val]\nline = "c"\n', r"val_fraction = 0\.1: is allowed only with"),
+        (f'name = "x"\nextensions = ["JPG"]\n{TRAIN}', "extensions = .*must be lower-case endings"),
         (f'name = "x"\ninside = ".."\n{TRAIN}', r"the folder \.\. leaves the root"),
     ],
 )
@@ -350,11 +350,11 @@ def test_inputs(tmp_path: Path) -> None:
 
 def test_inputs_refused(tmp_path: Path) -> None:
     root = source(tmp_path / "data", ["1.png", "2.png"])
-    with pytest.raises(UserError, match="has no split val; there: train"):
+    with pytest.raises(UserError, match="has no split val; it has train"):
         inputs(root, "val")
     (root / "train_sketch" / "2.png").unlink()
     with pytest.raises(
-        UserError, match=r"1 file cannot be used:\n  train_line/2\.png: has no partner.*\nmend or remove"
+        UserError, match=r"1 file cannot be used:\n  train_line/2\.png: has no partner.*\nrepair or remove"
     ):
         inputs(root, "train")
     with pytest.raises(UserError, match="missing: there is no such folder or image"):

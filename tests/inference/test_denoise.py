@@ -278,7 +278,6 @@ def test_calibrate_takes_shadows_where_they_pay():
     real = [tensor(drawing(i)) for i in range(4)]
     raw = [tensor(drawing(i) * shade) for i in range(4)]
     assert calibrate(raw, real)[0].shadows
-    assert not calibrate(raw, real, DenoiseConfig(shadows=False))[0].shadows
 
 
 def test_calibrate_leaves_out_what_lies_farther_from_real_sketches():
@@ -314,10 +313,10 @@ def test_calibrate_leaves_out_what_lies_farther_from_real_sketches():
 
 def test_calibrate_takes_nothing_where_everything_harms():
     real = [tensor(drawing(i)) for i in range(4)]
-    chosen, rows = calibrate(real, real, DenoiseConfig(gray=False))
+    chosen, rows = calibrate(real, real)
     assert all(r["allowed"] == (r["ssim"] == 1) for r in rows)
     assert [r["allowed"] for r in rows if r["filter"] == "bilateral"] == [False] * 8
-    assert (chosen.gray, chosen.filter, chosen.shadows) == (False, "none", False)
+    assert (chosen.gray, chosen.filter, chosen.shadows) == (True, "none", False)
 
 
 def test_calibrate_needs_matching_pairs():

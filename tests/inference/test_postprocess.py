@@ -17,7 +17,7 @@ from support.jobs import children
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.data import pixels
-from dist_sketch.data.sources import InputImage
+from dist_sketch.data.shards import Sample
 from dist_sketch.inference.denoise import denoise
 from dist_sketch.inference.infer import _behind
 from dist_sketch.inference.postprocess import Postprocess, PostprocessPool
@@ -25,10 +25,10 @@ from dist_sketch.inference.postprocess import Postprocess, PostprocessPool
 SIZE = 32
 
 
-def items(count: int, sketch: bool = True) -> tuple[list[InputImage], list[torch.Tensor]]:
+def items(count: int, sketch: bool = True) -> tuple[list[Sample], list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
-    found = [InputImage(f"face {i}", a, b if sketch else None, (40, 20)) for i, (a, b, _) in enumerate(images)]
+    found = [Sample(f"face {i}", a, b if sketch else None, (40, 20)) for i, (a, b, _) in enumerate(images)]
     return found, [c for _, _, c in images]
 
 

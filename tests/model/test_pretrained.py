@@ -355,9 +355,9 @@ def test_every_fault_leaves_a_whole_export_or_none(
             assert [p for p in out.parent.iterdir() if p != out] == []
         failures += failed is not None
     assert there == new
-    # A folder, two files synced and renamed, the whole renamed (an earlier one before it); where the folder is there
+    # A folder, two files and the folder synced, three renamed (an earlier one before it); where the folder is there
     # already, only a death is noticed.
-    assert failures == 6 + replaces + 2 * isinstance(error, Killed)
+    assert failures == 7 + replaces + 3 * isinstance(error, Killed)
 
 
 # What is read

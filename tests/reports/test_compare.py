@@ -27,9 +27,18 @@ from dist_sketch.metrics.definitions import METRICS
 from dist_sketch.reports.compare import comparison
 from dist_sketch.reports.compare import plot as compare_plot
 from dist_sketch.reports.compare import runs as compare_runs
-from dist_sketch.reports.compare.entries import entries
-from dist_sketch.reports.compare.faces import faces
-from dist_sketch.reports.compare.scores import classes
+from dist_sketch.reports.compare.results import Result, read, read_all
+from dist_sketch.reports.compare.scores import (
+    Effect,
+    Group,
+    comparable,
+    comparable_sets,
+    difference,
+    groups,
+    mean_sd,
+    score,
+    t_test,
+)
 
 HOSTILE = 'Zoë "&" <b>x $y_1$ | `*東京 \'2'
 NAMES = ["1", HOSTILE, *map(str, range(2, 10))]
@@ -132,9 +141,8 @@ def change(file: Path, **values: Any) -> None:
 @pytest.fixture
 def page(tmp_path: Path) -> Callable[..., str]:
     def make(*paths: Path, **options: Any) -> str:
-        made = comparison.build(list(paths), tmp_path / "page.html", **options)
-        assert made == tmp_path / "page.html"
-        return made.read_text(encoding="utf-8")
+        comparison.write(list(paths), tmp_path / "page.html", **options)
+        return (tmp_path / "page.html").read_text(encoding="utf-8")
 
     return make
 
@@ -152,15 +160,15 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
 
 
-def group(*paths: Path) -> comparison.Group:
-    return comparison.Group("g", [comparison.read(p) for p in paths])
+def group(*paths: Path) -> Group:
+    return Group("g", [read(p) for p in paths])
 
 
 # What is read
 
 
 def test_an_output_knows_its_run(output: Make) -> None:
-    entry = comparison.read(output("b", seed=3, loss__lambda_l1=8.0))
+    entry = read(output("b", seed=3, loss__lambda_l1=8.0))
     assert (entry.name, entry.kind, entry.names) == ("b", "output", NAMES)
     assert (entry.config["loss.lambda_l1"], entry.config["train.seed"], entry.facts["world_size"]) == (8.0, 3, 2)
     assert entry.scores is not None
@@ -169,10 +177,10 @@ def test_an_output_knows_its_run(output: Make) -> None:
 
 
 def test_a_run_stands_for_itself(run: Make) -> None:
-    entry = comparison.read(run("b"))
+    entry = read(run("b"))
     assert (entry.kind, entry.scores, entry.names, entry.step) == ("run", None, [], 40)
     assert entry.unfinished == ""
-    assert comparison.read(run("c", state="stopped", step=20)).unfinished == "is unfinished (stopped, step 20 of 40)"
+    assert read(run("c", state="stopped", step=20)).unfinished == "is unfinished (stopped, step 20 of 40)"
 
 
 def test_names_are_unique_and_nothing_is_there_twice(output: Make, run: Make, tmp_path: Path) -> None:
@@ -180,7 +188,7 @@ def test_names_are_unique_and_nothing_is_there_twice(output: Make, run: Make, tm
     again = tmp_path / "later" / "a"
     shutil.copytree(first, again)
     change(again / "infer.json", run="/gone")
-    found = entries([first, again, other, first, tmp_path / "runs" / "b"])  # b's run is told by b's output
+    found = read_all([first, again, other, first, tmp_path / "runs" / "b"])  # b's run is told by b's output
     assert [e.name for e in found] == ["outputs/a", "later/a", "b"]
     assert [e.kind for e in found] == ["output"] * 3
 
@@ -210,28 +218,28 @@ def test_damaged_runs_and_exports_are_sentences(run: Make) -> None:
     folder = run()
     (folder / "generator.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="exported generator"):
-        comparison.read(folder)
+        read(folder)
     write_json(folder / "config.json", {"facts": {}})
     with pytest.raises(UserError, match="not the configuration of a run"):
-        comparison.read(folder)
+        read(folder)
 
 
 def test_the_run_may_be_gone_or_replaced(output: Make, page: Callable, run: Make) -> None:
     gone, replaced = output("gone"), output("replaced")
-    shutil.rmtree(comparison.read(gone).run)
+    shutil.rmtree(read(gone).run)
     run("replaced", loss__lambda_l1=1.0)
     html = page(gone, replaced)
     text = Parsed(html).text
-    assert "gone has lost its run and with it its curves." in text
-    assert "replaced has no curves, because another run lies in its run's folder now." in text
-    assert "There are no histories" in text
-    assert comparison.read(replaced).config["loss.lambda_l1"] == 100.0
+    assert "gone has no curves, because the folder of its run is gone." in text
+    assert "replaced has no curves, because the folder of its run now holds another run." in text
+    assert "There are no curves" in text
+    assert read(replaced).config["loss.lambda_l1"] == 100.0
 
 
 def test_a_run_that_has_gone_on_is_still_the_same(output: Make) -> None:
     folder = output("a")
-    change(comparison.read(folder).run / "config.json", config__train__epochs=60, facts__steps=80)
-    entry = comparison.read(folder)
+    change(read(folder).run / "config.json", config__train__epochs=60, facts__steps=80)
+    entry = read(folder)
     assert entry.records
     assert entry.config["train.epochs"] == 50  # when it drew
     assert entry.unfinished == "was drawn at step 40 of 80"
@@ -239,14 +247,14 @@ def test_a_run_that_has_gone_on_is_still_the_same(output: Make) -> None:
 
 def test_runs_of_before_a_setting_and_after_it_are_one_setting(output: Make) -> None:
     old, new = output("a-s0", seed=0), output("a-s1", seed=1)
-    for file in (old / "infer.json", comparison.read(old).run / "config.json"):
+    for file in (old / "infer.json", read(old).run / "config.json"):
         saved = json.loads(file.read_text())
         del saved["config"]["discriminator"]
         saved["config"]["data"]["jitter"] = False
         write_json(file, saved)
-    found = entries([old, new])
+    found = read_all([old, new])
     assert found[0].records
-    assert len(comparison.groups(found)) == 1
+    assert len(groups(found)) == 1
     assert "data.jitter" not in found[0].config
 
 
@@ -255,15 +263,15 @@ def test_weights_that_the_run_chose_are_one_setting_whatever_their_step(output: 
     for seed, step in ((0, 20), (1, 40)):
         chosen = {"step": step, "chosen": True, "chosen_on_these": True}
         paths.append(output(f"a-s{seed}", seed=seed, infer=chosen, checkpoint__choose="kid"))
-    found = entries(paths)
+    found = read_all(paths)
     assert [e.unfinished for e in found] == ["", ""]
-    assert len(comparison.groups(found)) == 1
-    said = comparison.verdicts(found, comparison.groups(found))
-    assert [s.split(" draws with those weights")[0] for _, s in said[1:]] == ["a-s0", "a-s1"]
+    assert len(groups(found)) == 1
+    said = comparison.verdicts(found, groups(found))
+    assert [s.split(": The generator's weights were selected")[0] for _, s in said[1:]] == ["a-s0", "a-s1"]
     change(paths[0] / "infer.json", step=30, chosen=False)  # of somebody's own choice
-    assert len(comparison.groups(entries(paths))) == 2
+    assert len(groups(read_all(paths))) == 2
     change(paths[1] / "infer.json", chosen_on_these=False)  # other pairs
-    assert comparison.read(paths[1]).flattered == ""
+    assert not any("a-s1: " in s for _, s in comparison.verdicts(read_all(paths), groups(read_all(paths))))
 
 
 # What may be compared
@@ -294,27 +302,27 @@ def test_scores_are_compared_only_if_they_were_measured_alike(
 ) -> None:
     a, b = output("a"), output("b", infer=infer, loss__lambda_l1=8.0)
     write_scores(b, **scores)
-    reasons = comparison.comparable(comparison.read(a), comparison.read(b))
+    reasons = comparable(read(a), read(b))
     assert reasons == ([reason] if reason else [])
-    assert len(classes(entries([a, b]))) == (2 if reason else 1)
+    assert len(comparable_sets(read_all([a, b]))) == (2 if reason else 1)
     html = page(a, b)
     text = Parsed(html).text
-    (told, *_) = [*comparison.comparable(comparison.read(b), comparison.read(a)), None]
+    (told, *_) = [*comparable(read(b), read(a)), None]
     verdict = f"b against a: no verdict, because their scores cannot be compared ({told})"
     assert (verdict in text) == bool(reason)
     assert ("Scores of different sections must not be compared" in text) == bool(reason)
     ranked = [row[0] for row in table(html, "", "seeds", "SSIM ↑") if row[1]]
     assert ranked == (["a"] if reason else ["a", "b"])
-    assert (comparison.difference(group(b), group(a), "denoised", "ssim") is None) == bool(reason)
+    assert (difference(group(b), group(a), "denoised", "ssim") is None) == bool(reason)
 
 
 def test_runs_and_outputs_are_not_ranked_against_each_other(output: Make, run: Make, page: Callable) -> None:
-    reasons = comparison.comparable(comparison.read(output("a")), comparison.read(run("b")))
+    reasons = comparable(read(output("a")), read(run("b")))
     assert len(reasons) == 1
     assert "the other only during its training" in reasons[0]
     unscored = output("c")
     (unscored / "metrics.json").unlink()
-    assert comparison.comparable(comparison.read(unscored), comparison.read(unscored)) == ["c has no scores"] * 2
+    assert comparable(read(unscored), read(unscored)) == ["c has no scores"] * 2
     assert "c has no scores." in Parsed(page(unscored)).text
 
 
@@ -331,9 +339,9 @@ def test_runs_and_outputs_are_not_ranked_against_each_other(output: Make, run: M
 )
 def test_runs_are_compared_by_their_validation(run: Make, page: Callable, changes: dict, reason: str | None) -> None:
     a, b = run("a"), run("b", **changes)
-    assert comparison.comparable(comparison.read(a), comparison.read(b)) == ([reason] if reason else [])
+    assert comparable(read(a), read(b)) == ([reason] if reason else [])
     text = Parsed(page(a, b)).text
-    (told, *_) = [*comparison.comparable(comparison.read(b), comparison.read(a)), None]
+    (told, *_) = [*comparable(read(b), read(a)), None]
     assert (f"b against a: no verdict, because their scores cannot be compared ({told})" in text) == bool(reason)
     assert ("b against a, validation during training: one seed each" in text) == (not reason)
 
@@ -359,14 +367,14 @@ def test_seeds_are_one_setting_whatever_else_is_harmless(output: Make) -> None:
             {"facts": {"precision": "bf16"}}, {"facts": {"versions": {"torch": "3"}}}, {"train__accumulate": 2},
             {"infer": {"step": 20}}, {"infer": {"mode": {"statistics": "paper"}}}))),
     ]  # fmt: skip
-    found = comparison.groups(entries(paths))
+    found = groups(read_all(paths))
     assert [g.label for g in found] == ["ct", *(f"x{i}" for i in range(9))]
-    assert [e.name for e in found[0].entries] == ["ct-s0", "ct-s1", "ct-s10"]
+    assert [e.name for e in found[0].results] == ["ct-s0", "ct-s1", "ct-s10"]
 
 
 def test_the_same_seed_again_is_no_further_seed(output: Make) -> None:
-    found = comparison.groups(entries([output("a"), output("b"), output("c", seed=1)]))
-    assert [[e.name for e in g.entries] for g in found] == [["a", "c"], ["b"]]
+    found = groups(read_all([output("a"), output("b"), output("c", seed=1)]))
+    assert [[e.name for e in g.results] for g in found] == [["a", "c"], ["b"]]
     assert found[0].label == "a and 1 more"
 
 
@@ -384,39 +392,39 @@ def test_the_same_seed_again_is_no_further_seed(output: Make) -> None:
     ],
 )
 def test_groups_are_named_after_what_their_names_share(output: Make, names: list[str], label: str) -> None:
-    (made,) = comparison.groups(entries([output(n, seed=i) for i, n in enumerate(names)]))
+    (made,) = groups(read_all([output(n, seed=i) for i, n in enumerate(names)]))
     assert made.label == label
 
 
 def test_mean_and_standard_deviation(output: Make) -> None:
     seeds = group(*(output(f"s{i}", seed=i, ssim=v) for i, v in enumerate((0.60, 0.62, 0.67))))
-    mean, sd, n = comparison.mean_sd(seeds, "denoised", "ssim")
+    mean, sd, n = mean_sd(seeds, "denoised", "ssim")
     assert (mean, n) == (pytest.approx(0.63), 3)
     assert sd == pytest.approx(math.sqrt((0.03**2 + 0.01**2 + 0.04**2) / 2))
-    assert comparison.mean_sd(seeds, "blank", "psnr") == (pytest.approx(0.1), pytest.approx(0.0), 3)
-    assert comparison.mean_sd(comparison.Group("", seeds.entries[:1]), "raw", "ssim") == (pytest.approx(0.5), None, 1)
-    mean, sd, n = comparison.mean_sd(seeds, "reference", "ssim")
+    assert mean_sd(seeds, "blank", "psnr") == (pytest.approx(0.1), pytest.approx(0.0), 3)
+    assert mean_sd(Group("", seeds.results[:1]), "raw", "ssim") == (pytest.approx(0.5), None, 1)
+    mean, sd, n = mean_sd(seeds, "reference", "ssim")
     assert (math.isnan(mean), sd, n) == (True, None, 0)
-    assert comparison.value(seeds.entries[0], "val", "ssim") == 0.5
-    assert comparison.value(seeds.entries[0], "best", "ssim") == 0.6
-    assert comparison.value(seeds.entries[0], "best", "l1") == 0.07
+    assert score(seeds.results[0], "val", "ssim") == 0.5
+    assert score(seeds.results[0], "best", "ssim") == 0.6
+    assert score(seeds.results[0], "best", "l1") == 0.07
 
 
-def fake(values: list[float], template: comparison.Entry) -> comparison.Group:
+def fake(values: list[float], template: Result) -> Group:
     from dataclasses import replace
 
     assert template.scores is not None
     scores = [template.scores | {"denoised": {"ssim": v, "l1": v}} for v in values]
-    return comparison.Group("g", [replace(template, scores=s) for s in scores])
+    return Group("g", [replace(template, scores=s) for s in scores])
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> comparison.Entry:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Result:
     folder = tmp_path_factory.mktemp("t")
     about = {"run": "/gone", "config": {}, "names": NAMES, "split": "val", "format": "png", "output_size": "network"}
     write_json(folder / "infer.json", about)
     write_scores(folder)
-    return comparison.read(folder)
+    return read(folder)
 
 
 samples = st.lists(st.integers(0, 1000).map(lambda i: i / 1000), min_size=1, max_size=5)
@@ -425,21 +433,41 @@ samples = st.lists(st.integers(0, 1000).map(lambda i: i / 1000), min_size=1, max
 @pytest.mark.filterwarnings("ignore:Precision loss")  # of SciPy, for seeds that agree
 @given(a=samples, b=samples)
 @example(a=[0.495] * 3, b=[0.495] * 2)  # whose means differ in the last digit
-def test_a_difference_counts_if_the_t_test_says_so(template: comparison.Entry, a: list[float], b: list[float]) -> None:
-    found = comparison.difference(fake(a, template), fake(b, template), "denoised", "ssim")
-    opposite = comparison.difference(fake(a, template), fake(b, template), "denoised", "l1")
+def test_a_difference_counts_if_the_t_test_says_so(template: Result, a: list[float], b: list[float]) -> None:
+    found = difference(fake(a, template), fake(b, template), "denoised", "ssim")
     assert found is not None
-    assert opposite is not None
-    assert found.value == pytest.approx(np.mean(a) - np.mean(b))
+    assert found.mean == pytest.approx(np.mean(a) - np.mean(b))
     if len(a) == len(b) == 1:
-        assert (found.mood, found.error) == ("unknown", None)
+        assert (found.mood(1), found.error) == ("unknown", None)
         return
     spread = len(set(a)) > 1 or len(set(b)) > 1
     p = stats.ttest_ind(a, b, equal_var=True).pvalue if spread else float(a[0] == b[0])
     if abs(p - 0.05) > 1e-6:
         mood = "noise" if p > 0.05 else "better" if np.mean(a) > np.mean(b) else "worse"
-        assert found.mood == mood
-        assert opposite.mood == {"better": "worse", "worse": "better"}.get(mood, "noise")  # of L1, less is better
+        assert found.mood(1) == mood
+        assert found.mood(-1) == {"better": "worse", "worse": "better"}.get(mood, "noise")
+
+
+def test_the_noise_of_a_difference_is_that_of_the_t_test() -> None:
+    # by hand: t of 2 degrees of freedom is 4.303; sqrt((2 + 2) / 2 * (1 / 2 + 1 / 2)) = 1.414 standard errors
+    effect = t_test([100, 102], [93, 95])
+    assert effect == (7, pytest.approx(4.3027 * 2**0.5, rel=1e-4), pytest.approx(2**0.5))
+    assert (effect.sign, t_test([93, 95], [100, 102]).sign, t_test([100, 102], [94, 96]).sign) == (1, -1, 0)
+    # one seed against two has the spread of the two: t of 1 degree of freedom is 12.706, sqrt(0.5 * 1.5) = 0.866
+    assert t_test([3.0], [1.0, 2.0]) == (1.5, pytest.approx(12.706 * 0.866, rel=1e-3), pytest.approx(0.75**0.5))
+    # against 0: t of 2 degrees of freedom times 1 / sqrt(3)
+    assert t_test([1.0, 2.0, 3.0]) == (2, pytest.approx(4.3027 / 3**0.5, rel=1e-4), pytest.approx(3**-0.5))
+
+
+@pytest.mark.filterwarnings("error")
+def test_seeds_that_agree_or_are_alone() -> None:
+    assert t_test([0.1] * 3, [0.3] * 2).sign == -1  # no spread: each difference counts
+    assert t_test([0.495] * 3, [0.495] * 2).sign == 0
+    assert t_test([0.1 + 0.2] * 3, [0.3] * 3).sign == 0  # but for a difference in the last digit
+    assert t_test([0.1] * 3).sign == 1
+    assert t_test([0.0, 0.0]).sign == 0
+    assert t_test([2.0], [1.0]) == Effect(1.0, None, None)
+    assert t_test([2.0]) == Effect(2.0, None, None)
 
 
 # The page
@@ -466,9 +494,9 @@ def test_verdicts(three: list[Path], tmp_path: Path, output: Make) -> None:
         f"base against good, denoised: worse in SSIM (−0.195); within the seeds' noise in {same}."
     ]
     (sentence,) = comparison.write([three[6], three[0]], out)
-    assert sentence.startswith("base-s0 against one, denoised: one seed each, so that no difference can be told from "
-                               "noise: SSIM (−0.040), PSNR (+0.00), ")  # fmt: skip
-    assert comparison.write(three[:3], out) == ["There is one setting only: nothing to compare it with."]
+    assert sentence.startswith("base-s0 against one, denoised: one seed each, so any difference may be mere noise: "
+                               "SSIM (−0.040), PSNR (+0.00), ")  # fmt: skip
+    assert comparison.write(three[:3], out) == ["There is only one setting, so there is nothing to compare it with."]
     none = output("none", conditional__timer=9)
     write_scores(none, raw={}, denoised={})
     assert "nothing was scored in both" in comparison.write([three[0], none], out)[0]
@@ -488,7 +516,7 @@ def test_scores_stand_with_their_spread_and_context(three: list[Path], page: Cal
     assert against["good", "denoised"][0] == "+0.170 better"
     assert against["good", "raw"][0] == "+0.170 better"
     assert against["one", "denoised"][0] == "+0.010 noise"
-    assert "Noise: the seeds' spread alone explains such a difference." in Parsed(html).text
+    assert "Noise: the spread of the seeds alone explains such a difference." in Parsed(html).text
     seeds = {tuple(row[:3]): row[3:] for row in table(html, "", "seed", "", "SSIM ↑")}
     assert seeds["base-s2", "2", "denoised"][0] == "0.670"
     text = Parsed(html).text
@@ -552,18 +580,19 @@ def test_a_run_without_records_has_no_figures(run: Make) -> None:
     folder = run("a")
     (folder / "metrics.jsonl").unlink()
     (folder / "status.json").unlink()
-    found = compare_runs.progress("a", comparison.read(folder))
-    assert (found.state, found.step, found.loss_g, found.train_s, found.locked_d) == ("no history", 0, None, None, None)
-    assert compare_runs.learning([found]).rows[0].cells[4].text == "–"
+    found = compare_runs.summarize("a", read(folder))
+    shown = [found[key] for key in ("state", "step", "loss_g", "train_s", "locked_d")]
+    assert shown == ["no history", 0, None, None, None]
+    assert compare_runs.learning_table([found]).rows[0][4].text == "–"
 
 
 def test_a_share_counts_steps_not_lines(run: Make) -> None:
     folder = run("a")
     lines = [{"kind": "train", "step": 10, "lock/d": 1, "lock/g": None}, {"kind": "train", "step": 40, "lock/d": 0.5}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    found = compare_runs.progress("a", comparison.read(folder))
-    assert (found.locked_d, found.locked_g) == (0.625, None)
-    assert (found.images_per_s, found.train_s, found.val_ssim, found.best_epoch) == (None, None, None, None)
+    found = compare_runs.summarize("a", read(folder))
+    assert (found["locked_d"], found["locked_g"]) == (0.625, None)
+    assert {found[key] for key in ("images_per_s", "train_s", "val_ssim", "best_epoch")} == {None}
 
 
 @pytest.mark.parametrize(
@@ -629,10 +658,10 @@ def test_hostile_names_are_text_everywhere(output: Make, page: Callable, tmp_pat
 
 def test_several_files_are_asked_for_properly(run: Make, tmp_path: Path, cli: Run) -> None:
     with pytest.raises(UserError, match="nothing to compare"):
-        comparison.build([], tmp_path / "page.html")
+        comparison.write([], tmp_path / "page.html")
     for name in ("page", "page.md", "."):
         with pytest.raises(UserError, match="must be the name of an HTML file"):
-            comparison.build([run()], tmp_path / name)
+            comparison.write([run()], tmp_path / name)
     done = cli("compare", tmp_path / "none")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {tmp_path / 'none'}: there is no such folder\n"
@@ -642,24 +671,24 @@ def test_several_files_are_asked_for_properly(run: Make, tmp_path: Path, cli: Ru
 
 
 def test_a_strip_shows_when_a_network_was_locked(run: Make) -> None:
-    entry = comparison.read(run("a"))
-    curve = compare_plot.Curve("a", 0, entry.records, 8)
+    entry = read(run("a"))
+    curve = compare_plot.RunCurve("a", 0, entry.records, 8)
     (strip,) = compare_plot.strips([curve])
-    assert strip.words == "a: D locked in 50% of the steps"
+    assert strip.label == "a: D locked in 50% of the steps"
     assert strip.bars == [(160.0, 160.0, 1.0)]  # images 160 to 320: steps 20 to 40
     steps = [{"kind": "train", "step": s, "lock/d": 0.5, "lock/g": s == 40} for s in range(10, 41, 10)]
-    both = compare_plot.strips([compare_plot.Curve("b", 0, steps, 1)])
-    assert [s.words for s in both] == ["b: D locked in 50% of the steps", "b: G locked in 25% of the steps"]
+    both = compare_plot.strips([compare_plot.RunCurve("b", 0, steps, 1)])
+    assert [s.label for s in both] == ["b: D locked in 50% of the steps", "b: G locked in 25% of the steps"]
     assert both[0].bars == [(0.0, 40.0, pytest.approx(0.6))]  # half of the steps: between the shades 0.4 and 0.6
     assert both[1].bars == [(20.0, 20.0, pytest.approx(0.6))]
 
 
 def test_strips_of_many_runs_are_those_of_the_first_seeds(run: Make) -> None:
-    records = comparison.read(run("a")).records
-    curves = [compare_plot.Curve(f"r{i}", i // 4, records, 8) for i in range(compare_plot.STRIPS)]
-    assert len(compare_plot.strips(curves)) == compare_plot.STRIPS
-    more = [*curves, compare_plot.Curve("more", 99, records, 8)]
-    assert [s.words.split(":")[0] for s in compare_plot.strips(more)] == [*(f"r{i}" for i in range(0, 36, 4)), "more"]
+    records = read(run("a")).records
+    curves = [compare_plot.RunCurve(f"r{i}", i // 4, records, 8) for i in range(compare_plot.MAX_STRIPS)]
+    assert len(compare_plot.strips(curves)) == compare_plot.MAX_STRIPS
+    more = [*curves, compare_plot.RunCurve("more", 99, records, 8)]
+    assert [s.label.split(":")[0] for s in compare_plot.strips(more)] == [*(f"r{i}" for i in range(0, 36, 4)), "more"]
 
 
 def paths(svg: str, colour: str) -> list[list[tuple[float, float]]]:
@@ -668,9 +697,9 @@ def paths(svg: str, colour: str) -> list[list[tuple[float, float]]]:
 
 
 def test_curves_share_a_plot_over_images_seen(run: Make) -> None:
-    a, b = comparison.read(run("a")).records, comparison.read(run("b")).records
-    curves = [compare_plot.Curve("a", 0, a, 8), compare_plot.Curve("b", 1, b, 16), compare_plot.Curve("c", 0, a, 8),
-              compare_plot.Curve("d", 0, a, 8)]  # fmt: skip
+    a, b = read(run("a")).records, read(run("b")).records
+    other_seeds = [compare_plot.RunCurve(name, 0, a, 8) for name in "cd"]
+    curves = [compare_plot.RunCurve("a", 0, a, 8), compare_plot.RunCurve("b", 1, b, 16), *other_seeds]
     svg = compare_plot.draw(curves, 10.0)
     for title in ("loss of G", "loss of D", "SSIM on the validation split", "images seen"):
         assert title in svg
@@ -678,12 +707,12 @@ def test_curves_share_a_plot_over_images_seen(run: Make) -> None:
     (one, *_), (other, *_) = paths(svg, "c0"), paths(svg, "c1")
     assert len(paths(svg, "c0")) == 3 * 3  # three seeds in three panels
     assert other[-1][0] - other[0][0] == pytest.approx(2 * (one[-1][0] - one[0][0]), rel=1e-3)  # twice the batch
-    assert compare_plot.draw([compare_plot.Curve("a", 0, a[:1], 8)], 10.0) == ""
+    assert compare_plot.draw([compare_plot.RunCurve("a", 0, a[:1], 8)], 10.0) == ""
     assert compare_plot.look(0) != compare_plot.look(8) != compare_plot.look(16)
 
 
 def test_the_legend_names_what_is_drawn(three: list[Path], page: Callable) -> None:
-    shutil.rmtree(comparison.read(three[-1]).run)
+    shutil.rmtree(read(three[-1]).run)
     html = page(*three)
     legend = re.search(r'<ul class="legend">(.*?)</ul>', html, flags=re.S)
     assert legend
@@ -717,12 +746,12 @@ def test_the_same_faces_stand_side_by_side(three: list[Path], page: Callable) ->
 
 def test_faces_are_those_that_all_outputs_have(output: Make, page: Callable) -> None:
     a, b = output("a"), output("b", infer={"names": ["9", "1", "x"]}, loss__lambda_l1=8.0)
-    assert [row["name"] for row in faces(comparison.groups(entries([a, b])))["rows"]] == ["1", "9"]
+    assert [row["name"] for row in comparison.faces(groups(read_all([a, b])))["rows"]] == ["1", "9"]
     other = output("c", infer={"names": ["p", "q"]}, loss__lambda_l1=9.0)
-    assert "of different faces, so none is shown side by side" in Parsed(page(a, other)).text
+    assert "show different faces, so none are compared here" in Parsed(page(a, other)).text
     write_scores(b, baselines={"blank": BLANK | {"l1": 0.5}, "input": LINES})
     change(b / "infer.json", names=NAMES)
-    assert "of different faces" in Parsed(page(a, b)).text
+    assert "show different faces" in Parsed(page(a, b)).text
 
 
 def test_a_lost_picture_is_taken_from_another_output_or_shown_as_lost(output: Make, page: Callable) -> None:
@@ -753,7 +782,7 @@ def test_sections_come_first(output: Make, page: Callable, tmp_path: Path) -> No
     row = ("person", [("one", a / "raw" / "1.png"), ("no", a / "x.png")])
     sections = [
         comparison.Section("Table <1>", ["method", "FID"], [["<CT>", "1 | 2"]], ["Held, *so far*."]),
-        comparison.Section("Fig. 6", [], [], ["Faces."], [row]),
+        comparison.Section("Fig. 6", text=["Faces."], pictures=[row]),
     ]  # fmt: skip
     html = page(a, title="The paper", sections=sections)
     parsed = Parsed(html)
@@ -780,7 +809,9 @@ def test_real_runs_through_the_command_line(shards: Path, tmp_path: Path, cli: R
     assert done.returncode == 0, done.stderr
     done = cli("compare", tmp_path / "run-s0", tmp_path / "run-s1", "--out", tmp_path / "runs.html")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"There is one setting only: nothing to compare it with.\n{tmp_path / 'runs.html'}\n"
+    assert (
+        done.stdout == f"There is only one setting, so there is nothing to compare it with.\n{tmp_path / 'runs.html'}\n"
+    )
     assert done.stderr == ""
     html = (tmp_path / "runs.html").read_text(encoding="utf-8")
     assert_self_contained(html)

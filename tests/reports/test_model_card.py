@@ -71,7 +71,7 @@ def test_it_tells_data_licence_training_scores_and_limits(tmp_path: Path, run: P
         "50 epochs, 10 steps of 8 pairs (of 20); seed 0; cpu, bf16; code 0123456789ab.",
         "| `generator.network` | baseline | unet |",
         "| `optim.decay` | 0.5 | 0.0 |",
-        "105 validation pairs at 64 × 64 px, 8-bit RGB; n = 105 in every figure.",
+        "105 validation pairs at 64 × 64 px, 8-bit RGB; n = 105 in every score.",
         "| SSIM (higher is better) | 0.765 | 0.778 | 0.280 | 0.690 | – |",
         "| FID-2048 (lower is better) | 59.9 | 59.9 | 59.9 | 59.9 | – |",
         "| KID (lower is better) | – | 0.0123 | – | – | – |",
@@ -102,7 +102,7 @@ def test_without_scores_or_facts_it_says_so(tmp_path: Path, run: Path) -> None:
 
 def test_scores_of_other_weights_are_refused(tmp_path: Path, run: Path, scored: Path) -> None:
     for change, words in (
-        ({"weights_sha256": "0" * 64}, rf"was drawn by other weights \({run}\)"),
+        ({"weights_sha256": "0" * 64}, rf"was drawn with other weights \({run}\)"),
         ({"denoise": DENOISE | {"strength": 1.0}}, "was drawn with --denoise... or --mode"),
         ({"mode": {"statistics": "paper"}}, "was drawn with --denoise... or --mode"),
     ):
@@ -121,24 +121,24 @@ def test_scores_of_an_export_of_these_weights_and_of_another_split(tmp_path: Pat
     export(tmp_path / "made", "--out", tmp_path / "made", "--scores", scored)
     text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
     assert "\n105 TRAINING pairs at 64" in text
-    assert "lowest KID" not in text
+    assert "selected by KID" not in text
 
 
 def test_scores_of_rounded_weights_are_those_of_the_export_itself(tmp_path: Path, run: Path, scored: Path) -> None:
     made = tmp_path / "made"
-    with pytest.raises(UserError, match=rf"--scores {scored}: was drawn by other weights"):
+    with pytest.raises(UserError, match=rf"--scores {scored}: was drawn with other weights"):
         export(run, "--out", made, "--compact", "--scores", scored)  # drawn by the run
     export(run, "--out", made, "--compact")
     write_json(scored / "infer.json", about(run, weights_sha256=pretrained.weights_sha256(made)))
     export(made, "--out", made, "--compact", "--scores", scored)
-    assert "n = 105 in every figure" in (made / "README.md").read_text(encoding="utf-8")
+    assert "n = 105 in every score" in (made / "README.md").read_text(encoding="utf-8")
 
 
 def test_weights_that_were_chosen_on_the_scored_pairs_are_told(tmp_path: Path, run: Path, scored: Path) -> None:
     write_json(scored / "infer.json", about(run, chosen_on_these=True))
     export(run, "--out", tmp_path / "made", "--scores", scored)
     text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
-    assert "The generator draws with those weights of its validations on these pairs that had the lowest KID" in text
+    assert "The generator's weights were selected by KID on these same pairs" in text
 
 
 def test_a_card_of_ours_is_replaced_and_another_one_is_not(tmp_path: Path, run: Path, scored: Path) -> None:

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 from support.pages import Parsed, assert_self_contained
 
 from dist_sketch.core.config import ConditionalConfig, Config, to_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_json
-from dist_sketch.reports import report
-from dist_sketch.reports.curves import CURVE_POINTS, LockInterval, lock_intervals, thin
+from dist_sketch.reports import curves, report
+from dist_sketch.reports.curves import CURVE_POINTS, SVG_COLOURS, LockInterval, lock_intervals, thin
+from dist_sketch.reports.page import find_picture
 from dist_sketch.tracking.tracker import read_metrics
 
 HOSTILE = 'Zoë "&" <b>x <script>alert(1) \' 東京.v2'
@@ -150,7 +152,7 @@ def test_choose_few_or_unscored():
 
 def test_rows_show_the_worst_first(out):
     order = re.findall(r'<div class="meta"><b>(.*?)</b>', page(out))
-    assert order == [str(report.Markup.escape(HOSTILE)), "1", "2", "4", "5", "6", "11", "10", "9"]
+    assert order == [str(Markup.escape(HOSTILE)), "1", "2", "4", "5", "6", "11", "10", "9"]
 
 
 def test_best_of_raw_and_denoised_is_marked(out):
@@ -166,19 +168,19 @@ def test_verdicts_name_what_is_not_beaten():
     made = metrics(denoised=scores(ssim=0.5, kid=None), raw=scores(psnr=21.0))
     found = report.verdicts(made)
     assert found[0] == ("bad", "The denoised output does not beat the input itself in SSIM (0.500 against 0.592).")
-    assert found[1] == ("good", "The raw output beats the blank page and the input in every figure.")
+    assert found[1] == ("good", "The raw output beats the blank page and the input in every metric.")
     assert found[2] == ("note", "Noise removal worsens SSIM and PSNR.")
     made["denoised"] = scores(ssim=0.331, fid_2048=142.7)  # a draw is not a win
     assert report.verdicts(made)[0][1] == (
         "The denoised output does not beat the blank page in SSIM (0.331 against 0.331), nor the input itself in SSIM "
         "(0.331 against 0.592) and FID-2048 (142.7 against 142.7)."
     )
-    assert report.verdicts(metrics(raw=scores()))[-1] == ("note", "Noise removal changes no figure.")
+    assert report.verdicts(metrics(raw=scores()))[-1] == ("note", "Noise removal changes no metric.")
 
 
 def test_scores_of_the_pairs_that_chose_the_weights_are_told():
-    assert "lowest KID" in report.flattered({"chosen_on_these": True})[0][1]
-    assert report.flattered({"chosen_on_these": False}) == report.flattered({}) == []
+    assert "selected by KID" in report.verdicts(metrics(), optimistic=True)[-1][1]
+    assert not any("selected by KID" in sentence for _, sentence in report.verdicts(metrics()))
 
 
 def test_missing_figures_are_dashes_with_a_reason(out):
@@ -217,7 +219,10 @@ def test_bands_stand_at_their_steps():
     steps = {"d": [(50, 100), (120, 130)], "g": [(101, 110), (150, 175)]}
     locks = {net: [LockInterval(*pair, "") for pair in pairs] for net, pairs in steps.items()}
     records = [train(s) for s in range(1, 201)]
-    svg = report.draw("Discriminator", records, "step", (report.LOSS_D,), locks, 10.0)
+    curve = curves.Curve(*curves.points(records, "step", "loss/d"), SVG_COLOURS["d"])
+    shaded = {SVG_COLOURS[net]: intervals for net, intervals in locks.items()}
+    with curves.style(SVG_COLOURS):
+        svg = curves.svg(curves.plot([curves.Panel("loss of D", [curve], shaded)], "step", 10.0), "Discriminator")
 
     def edges(style: str) -> list[tuple[float, float]]:
         paths = re.findall(rf'<path d="([^"]*)"[^>]*style="{style}', svg)
@@ -233,9 +238,9 @@ def test_bands_stand_at_their_steps():
 
 def test_bands_close_gaps_that_nobody_sees():
     every_second_step = [LockInterval(s, s + 1, "") for s in range(0, 10_000, 2)]
-    assert report.bands(every_second_step) == [(0, 9_999)]
-    assert report.bands([LockInterval(0, 10, ""), LockInterval(20, 30, "")]) == [(0, 10), (20, 10)]
-    assert report.bands([]) == []
+    assert curves.bands(every_second_step) == [(0, 9_999)]
+    assert curves.bands([LockInterval(0, 10, ""), LockInterval(20, 30, "")]) == [(0, 10), (20, 10)]
+    assert curves.bands([]) == []
 
 
 def test_records_survive_torn_lines_and_repeated_steps(tmp_path):
@@ -270,7 +275,7 @@ def test_line_only_input(out):
     (out / "real").rmdir()
     parsed = Parsed(page(out))
     assert "12 validation portraits" in parsed.text
-    assert "There are no scores: the input had lines only" in parsed.text
+    assert "There are no scores: the input had only lines" in parsed.text
     assert "A sample" in parsed.text
     alts = {a["alt"].split(" of ")[0] for t, a in parsed.tags if t == "img"}
     assert alts == {"line", "raw", "denoised"}
@@ -300,25 +305,25 @@ def candidate(**values: object) -> dict:
              candidate(shadows=True, allowed=False), candidate(filter="median", allowed=False)],
             "Chosen on 24 training pairs out of 5 settings; ruled out: 2 because they cost SSIM; nlm of "
             "strength 0.5 with removal of shadows because it raises KID (0.100 to 0.250). The removal of shadows would "
-            "not have helped: switched off.",
+            "not have helped and is switched off.",
         ),
         (
             [candidate(chosen=True, distance=0.1), candidate(shadows=True, allowed=False, distance=0.2)],
             "Chosen on 24 training pairs out of 2 settings; ruled out: removal of shadows because it raises KID "
             "(0.100 to 0.200). "
-            "None was left that helps: filter and shadows are switched off.",
+            "No other setting helps, so filter and shadow removal are switched off.",
         ),
         ([candidate(), candidate(shadows=True, chosen=True)],
-         "Chosen on 24 training pairs out of 2 settings. A filter would not have helped: switched off."),
+         "Chosen on 24 training pairs out of 2 settings. A filter would not have helped and is switched off."),
     ],
 )  # fmt: skip
 def test_what_the_noise_removal_was_chosen_on(out, rows, sentence):
     run = Path(json.loads((out / "infer.json").read_text())["run"])
     used = json.loads((out / "infer.json").read_text())["denoise"]
     write_json(run / "denoise.json", {"denoise": used, "pairs": 24, "candidates": rows})
-    assert report.calibrated(run, used) == sentence
-    assert (sentence or "What turned the raw output") in Parsed(page(out)).text
-    assert report.calibrated(run, used | {"strength": 3.0}) is None  # the drawings were made with something else
+    assert report.calibration(run, used) == sentence
+    assert (sentence or "These steps turned the raw output") in Parsed(page(out)).text
+    assert report.calibration(run, used | {"strength": 3.0}) is None  # the drawings were made with something else
 
 
 def test_where_the_drawings_differ(out):
@@ -333,7 +338,7 @@ def test_run_is_gone(out):
     for file in run.iterdir():
         file.unlink()
     parsed = Parsed(page(out))
-    assert f"The run's history {run / 'metrics.jsonl'} is gone or empty" in parsed.text
+    assert f"The run's history {run / 'metrics.jsonl'} is missing or empty" in parsed.text
     assert "conditional.timer 3 2" in parsed.text  # infer.json remembers the configuration
     assert not any(tag == "svg" for tag, _ in parsed.tags)
 
@@ -347,16 +352,16 @@ def test_larger_jpegs_are_scaled_and_lost_pictures_shown_as_lost(out):
     change(out / "infer.json", format="jpg", output_size="64")
     html = page(out)
     assert html.count("no file") == 2  # in its row and in the table of all
-    uri = report.data_uri(out / "sketch", "1", 16, False)
+    uri = find_picture(out / "sketch", "1", 16, False)
     assert uri in html
-    assert report.data_uri(out / "sketch", "11", 16, False) == ""
+    assert find_picture(out / "sketch", "11", 16, False) == ""
 
 
 def test_rows_lose_nothing(out):
     import base64
     import io
 
-    uri = report.data_uri(out / "raw", HOSTILE, 16, False)
+    uri = find_picture(out / "raw", HOSTILE, 16, False)
     shown = np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
     assert np.array_equal(shown, np.array(Image.open(out / "raw" / f"{HOSTILE}.png")))
 
@@ -367,7 +372,7 @@ def test_page_size_is_bounded(out, monkeypatch):
     html = page(out)
     assert "Of 12 images, only 4 are listed, to keep this page small: the 2 worst and the 2 best" in Parsed(html).text
     body = html[html.index('<table class="images">') :]
-    assert re.findall(r"<tr><td>(.*?)</td>", body) == [str(report.Markup.escape(HOSTILE)), "1", "10", "11"]
+    assert re.findall(r"<tr><td>(.*?)</td>", body) == [str(Markup.escape(HOSTILE)), "1", "10", "11"]
 
 
 @pytest.mark.parametrize("content", [None, {"state": "running"}])

@@ -187,7 +187,7 @@ def test_killed_twice_at_the_same_step_it_stops(lab: Lab, shards: Path) -> None:
     assert lab.show(job, "Restarts") == "1", lab.log(job)
     assert [word for word, _ in legs(run)] == ["requeue", "stop"]
     assert not list(processes(run))
-    end = lab.log(job).split("stop failed twice, and came no further than step ")[1]
+    end = lab.log(job).split("stop: failed twice, and got no further than step ")[1]
     assert f"rank 3 on {lab.nodes[1]} was killed by signal 9" in end
     assert f"failed first: rank 3 on {lab.nodes[1]} was killed by signal 9" in end
 
@@ -242,7 +242,7 @@ def test_a_time_limit_warns_saves_requeues_and_the_run_is_done(lab: Lab, shards:
     assert lab.wait(job) == "COMPLETED", lab.log(job)
     assert legs(run) == [("requeue", step := legs(run)[0][1]), ("done", 1200)]
     assert 0 < step < 1200
-    assert "requeue saved at step" in lab.log(job)
+    assert "requeue: saved at step" in lab.log(job)
 
 
 EXPERIMENT = """
@@ -316,7 +316,7 @@ def test_an_array_draws_parts_that_make_the_whole(lab: Lab, shards: Path, chain:
     [
         (("out=run",), "error: shards=FOLDER is missing"),
         (("shards=a", "shard=b", "out=run"), "error: shard=b: neither a setting of this script (name=value) nor"),
-        (("shards=no-such", "out=run", "--train.epochs", "1"), "stop it could not begin: rank 0: error: no-such"),
+        (("shards=no-such", "out=run", "--train.epochs", "1"), "stop: it could not begin: rank 0: error: no-such"),
     ],
 )
 def test_a_mistake_ends_the_job_at_once(lab: Lab, words: tuple[str, ...], sentence: str) -> None:
@@ -327,7 +327,11 @@ def test_a_mistake_ends_the_job_at_once(lab: Lab, words: tuple[str, ...], senten
 
 
 def test_scripts_are_clean() -> None:
-    done = subprocess.run(["shellcheck", *SCRIPTS.glob("*.sbatch"), SCRIPT], capture_output=True, text=True)
+    done = subprocess.run(
+        ["shellcheck", "--external-sources", "--check-sourced", *SCRIPTS.glob("*.s*"), SCRIPT],
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 

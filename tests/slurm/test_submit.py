@@ -1,8 +1,9 @@
-"""`submit`: words -> requests -> calls of sbatch; `sbatch` and `scancel` are stand-ins here, the real ones are in
-test_slurm_cluster."""
+"""`submit`: arguments -> requests -> calls of sbatch; `sbatch` and `scancel` are stand-ins here, the real ones are in
+test_cluster."""
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ TRAIN = ("train", "--nodes=4", "--gpus-per-node", "8", "shards=s", "out=r", "--t
 CHAIN = ("chain", "pack", "source=faces", "out=s", "then", "train", "-N2", "out=r", "then", "infer", "out=o")
 
 
-def test_words_are_sbatch_s_then_settings_then_options() -> None:
-    request = submit.read(TRAIN)
+def test_arguments_are_options_of_sbatch_then_settings_then_options() -> None:
+    request = submit.read_request(TRAIN)
     assert request.sbatch == ("--nodes=4", "--gpus-per-node", "8")
     assert request.settings == {"shards": "s", "out": "r"}
     assert request.options == ("--train.epochs", "2")
@@ -28,19 +29,35 @@ def test_words_are_sbatch_s_then_settings_then_options() -> None:
         "",
     ]
     assert [request.setting(n) for n in ("out", "requeues", "stage", "procs")] == ["r", "20", "0", ""]
-    short = submit.read(("train", "-N2", "-c", "4", "-t10", "shards=s", "out=r"))
+    short = submit.read_request(("train", "-N2", "-c", "4", "-t10", "shards=s", "out=r"))
     assert [short.slurm(n) for n in ("nodes", "cpus-per-task", "time")] == ["2", "4", "10"]
 
 
-@pytest.mark.parametrize("kind", submit.KINDS)
-def test_every_setting_of_a_script_can_be_given(kind: submit.JobKind) -> None:
-    """What the script lists as settings, what it takes as arguments and what we read of it are the same."""
-    script = (SLURM / f"{kind}.sbatch").read_text()
-    taken = re.search(r"=~ \^\(([a-z|]+)\)=", script)
-    assert taken
-    assert set(submit._defaults(SLURM / f"{kind}.sbatch")) == set(taken[1].split("|"))
-    assert set(submit.NEEDED[kind]) <= set(taken[1].split("|"))
-    assert script.count(f"slurm/{kind}.sbatch") >= 1
+@pytest.mark.parametrize("kind", submit.NEEDED)
+def test_a_script_takes_the_settings_that_it_lists(kind: str, tmp_path: Path) -> None:
+    """What we read as settings from a script, the script itself takes as arguments, and nothing else."""
+    (tmp_path / "dist-sketch").touch(mode=0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NUM_NODES": "1"}
+
+    def source(*arguments: str) -> subprocess.CompletedProcess[str]:
+        script = (SLURM / f"{kind}.sbatch").read_text().split("\n# ------", 2)
+        (tmp_path / "script").write_text(f'{script[1]}\n. {SLURM / "common.sh"}\ndeclare -p\necho "$@"')
+        command = ["bash", "-u", tmp_path / "script", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=env)
+
+    settings = submit.read_request([kind]).defaults
+    assert set(submit.NEEDED[kind]) <= set(settings)
+    given = {name: "" if name in ("venv", "modules") else f"a {name}" for name in settings}
+    done = source(*(f"{name}={value}" for name, value in given.items()), "--option", "x=y")
+    assert done.stdout.endswith("\n--option x=y\n"), done.stderr
+    for name, value in given.items():
+        assert f'declare -- {name}="{value}"\n' in done.stdout
+    defaults = source().stdout
+    for name, value in settings.items():
+        assert f'declare -- {name}="{value}"\n' in defaults
+    done = source("nonsense=1")
+    assert (done.returncode, done.stderr.split(":")[:2]) == (2, ["error", " nonsense=1"])
+    assert (SLURM / f"{kind}.sbatch").read_text().count(f"slurm/{kind}.sbatch") >= 1
 
 
 @pytest.mark.parametrize(
@@ -53,62 +70,62 @@ def test_every_setting_of_a_script_can_be_given(kind: submit.JobKind) -> None:
         (("train", "shards=s", "out=r", "more"), "submit train: more: neither a setting (name=value) nor an option"),
         (("chain", "train", "out=r", "then", "pack", "source=f", "out=s"), "submit train: shards=... is missing"),
         (("infer", "merge=1"), "submit infer: out=... is missing"),
-        (("train", "--gres=gpu:8", "shards=s", "out=r"), "submit train: --gres: say --gpus-per-node=N; of GPUs"),
-        (("train", "-G8", "shards=s", "out=r"), "submit train: --gpus: say --gpus-per-node=N"),
-        (("train", "shards=s", "out=r", "--dry-run"), "submit train: --dry-run: stands before the kind"),
+        (("train", "--gres=gpu:8", "shards=s", "out=r"), "submit train: --gres: use --gpus-per-node=N; otherwise"),
+        (("train", "-G8", "shards=s", "out=r"), "submit train: --gpus: use --gpus-per-node=N"),
+        (("train", "shards=s", "out=r", "--dry-run"), "submit train: --dry-run: must stand before the kind"),
         (("train", "--export", "foo=bar", "shards=s"), "submit train: there is no setting foo=; there are shards,"),
         (
             ("chain", "pack", "source=f", "out=s", "then", "train", "-d", "singleton", "out=r"),
-            "submit train: --dependency: of a chain, only its first job may wait",
+            "submit train: --dependency: only the first job of a chain may wait",
         ),
         (
             ("chain", "pack", "source=f", "out=s", "then", "experiment", "out=e", "data=s"),
-            "submit experiment: its plan needs the shards",
+            "submit experiment: needs shards for its plan",
         ),
     ],
 )
 def test_mistakes(words: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}"):
-        submit.requests(words)
+        submit.read_requests(words)
 
 
-def test_a_chain_hands_its_paths_on() -> None:
-    made = submit.jobs(submit.requests(CHAIN))
-    assert [(j.name, j.after, j.relation) for j in made] == [
-        ("pack", None, "afterok"),
-        ("train", 0, "afterok"),
-        ("infer", 1, "afterok"),
+def test_a_chain_hands_its_paths_on(capsys: pytest.CaptureFixture[str]) -> None:
+    made = submit.sbatch_calls(submit.read_requests(CHAIN))
+    assert [(call.name, call.relation) for call in made] == [
+        ("pack", "afterok"),
+        ("train", "afterok"),
+        ("infer", "afterok"),
     ]
-    assert submit.command(made[1], ["11"]) == [
-        *("sbatch", "--parsable", "--dependency=afterok:11", "--kill-on-invalid-dep=yes", "-N2"),
-        *(str(SLURM / "train.sbatch"), "out=r", "shards=s"),
-    ]
-    assert submit.command(made[2], ["11", "12"])[-3:] == ["out=o", "run=r", "input=s"]
+    submit.submit(made, dry_run=True)
+    pack, train, infer = capsys.readouterr().out.splitlines()
+    assert pack == f"sbatch --parsable {SLURM / 'pack.sbatch'} source=faces out=s"
+    after = "sbatch --parsable '--dependency=afterok:<pack>' --kill-on-invalid-dep=yes -N2"
+    assert train == f"{after} {SLURM / 'train.sbatch'} out=r shards=s"
+    assert infer.endswith(" out=o run=r input=s")
 
 
 def test_an_inference_in_parts_is_merged() -> None:
     words = ("infer", "--array=1-4", "--nodes=2", "run=r", "input=s", "out=o", "--batch-size", "4")
-    drawn, merged = submit.jobs(submit.requests(words))
+    drawn, merged = submit.sbatch_calls(submit.read_requests(words))
     script = str(SLURM / "infer.sbatch")
     settings = ["run=r", "input=s", "out=o"]
-    assert drawn.words == ["--array=1-4", "--nodes=2", script, *settings, "--batch-size", "4"]
+    assert drawn.arguments == ["--array=1-4", "--nodes=2", script, *settings, "--batch-size", "4"]
     one = ["--nodes=1", "--gpus-per-node=0", "--job-name=merge"]
-    assert (merged.words, merged.after) == ([*one, script, *settings, "merge=1"], 0)
+    assert merged.arguments == [*one, script, *settings, "merge=1"]
 
 
-def test_a_job_on_one_node_takes_over_only_who_and_where() -> None:
+def test_a_merge_takes_only_common_options() -> None:
     where = ("-A", "me", "--partition=p", "--nodelist=a,b", "--exclusive", "--mem=9G", "--dependency=afterok:7")
-    drawn, merged = submit.jobs(submit.requests(("infer", *where, "--array=1-2", "run=r", "input=s", "out=o")))
-    assert drawn.words[:8] == [*where, "--array=1-2"]
-    assert merged.words[:3] == ["--account=me", "--partition=p", "--mem=9G"]
-    assert submit.command(merged, ["5"])[:4] == [
-        *("sbatch", "--parsable", "--dependency=afterok:5", "--kill-on-invalid-dep=yes")
-    ]
-    chained = submit.requests(("chain", "pack", "source=f", "out=s", "venv=v", "then", "train", "out=r"))
+    drawn, merged = submit.sbatch_calls(
+        submit.read_requests(("infer", *where, "--array=1-2", "run=r", "input=s", "out=o"))
+    )
+    assert drawn.arguments[:8] == [*where, "--array=1-2"]
+    assert merged.arguments[:3] == ["--account=me", "--partition=p", "--mem=9G"]
+    chained = submit.read_requests(("chain", "pack", "source=f", "out=s", "venv=v", "then", "train", "out=r"))
     assert chained[1].setting("venv") == "v"
 
 
-def test_an_experiment_is_an_array_of_what_is_missing(shards: Path, tmp_path: Path) -> None:
+def test_an_experiment_is_an_array_of_the_unfinished_trainings(shards: Path, tmp_path: Path) -> None:
     words = [
         "experiment",
         "-J",
@@ -120,22 +137,22 @@ def test_an_experiment_is_an_array_of_what_is_missing(shards: Path, tmp_path: Pa
         "--epochs",
         "1",
     ]
-    tasks, page = submit.jobs(submit.requests(words))
+    tasks, page = submit.sbatch_calls(submit.read_requests(words))
     count = sum(line.startswith("dist-sketch train") for line in (tmp_path / "exp/plan.txt").read_text().splitlines())
     assert count > 2
-    assert tasks.words[:3] == ["-J", "mine", f"--array=1-{count}%2"]
-    (plan,) = (w.removeprefix("plan=") for w in tasks.words if w.startswith("plan="))
+    assert tasks.arguments[:4] == ["-J", "mine", "--array=%2", f"--array=1-{count}%2"]
+    (plan,) = (w.removeprefix("plan=") for w in tasks.arguments if w.startswith("plan="))
     assert (tmp_path / "exp" / plan).read_text() == (tmp_path / "exp" / "plan.txt").read_text()
-    assert (page.after, page.relation) == (0, "afterany")
-    assert page.words[-2:] == ["--epochs", "1"]
-    assert not [w for w in page.words if w.startswith("--array")]
-    chosen = submit.jobs(submit.requests([w if "%" not in w else "--array=2" for w in words]))
-    assert "--array=2" in chosen[0].words
-    # Tasks that wait read their own plan: another one, and a mere look, leave it alone.
+    assert page.relation == "afterany"
+    assert page.arguments[-2:] == ["--epochs", "1"]
+    assert not [w for w in page.arguments if w.startswith("--array")]
+    chosen = submit.sbatch_calls(submit.read_requests([w if "%" not in w else "--array=2" for w in words]))
+    assert "--array=2" in chosen[0].arguments
+    # Tasks that wait read their own plan: a later plan and a dry run leave it alone.
     before = {p.name: p.read_bytes() for p in (tmp_path / "exp").iterdir()}
-    submit.jobs(submit.requests([*words, "--seeds", "2"]), write=False)
+    submit.sbatch_calls(submit.read_requests([*words, "--seeds", "2"]), write=False)
     assert {p.name: p.read_bytes() for p in (tmp_path / "exp").iterdir()} == before
-    submit.jobs(submit.requests([*words, "--seeds", "2"]))
+    submit.sbatch_calls(submit.read_requests([*words, "--seeds", "2"]))
     assert (tmp_path / "exp" / plan).read_bytes() == before[plan]
     assert len(list((tmp_path / "exp").glob("plan-*.txt"))) == 2
 
@@ -153,7 +170,7 @@ def test_spans(numbers: set[int]) -> None:
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`sbatch` that notes its words and counts; it refuses a job named `refused`."""
+    """An `sbatch` that records its arguments and counts; it refuses arguments with `refused`."""
     (tmp_path / "bin").mkdir()
     log = tmp_path / "log"
     for name, does in {
@@ -204,7 +221,7 @@ def test_nothing_is_submitted_that_would_fail(cli: Run, cluster: Path, shards: P
 
 
 def checks(*words: object) -> dict[str, doctor.Check]:
-    found = [c for request in submit.requests([str(w) for w in words]) for c in doctor.check(request, [])]
+    found = [c for request in submit.read_requests([str(w) for w in words]) for c in doctor.check(request, [])]
     return {c.what: c for c in found}
 
 
@@ -213,9 +230,9 @@ def test_what_doctor_sees_of_a_training(shards: Path, tmp_path: Path, monkeypatc
     good = ("train", "--nodes=2", "--gpus-per-node=h100:2", f"shards={shards}", f"out={tmp_path / 'r'}")
     found = checks(*good)
     assert {c.state for c in found.values()} <= {"good", "note"}
-    assert found["ranks"].found == "4 rank(s) on 2 node(s); global batch 8, 2 a rank"
+    assert found["ranks"].found == "4 rank(s) on 2 node(s); global batch 8, 2 per rank"
     assert found["shards"].found.startswith(f"{shards}: every hash is right (train ")
-    assert "8 CPU(s) a node for 4 process(es)" in found["CPUs"].found
+    assert "8 CPU(s) per node for 4 process(es)" in found["CPUs"].found
     assert found["W&B"].found == "offline; dist-sketch sync afterwards"
     # 16,456,899 + 375,617 weights with two means of Adam's, 4 bytes each, 4 checkpoints
     assert found["disk"].found.startswith("3 checkpoints take 0.8 GB, ")
@@ -276,7 +293,9 @@ def test_what_doctor_sees_of_the_others(shards: Path, tmp_path: Path) -> None:
         (("requeues=x",), "error: requeues=x: must be a number"),
     ],
 )
-def test_odd_words_are_a_sentence(cli: Run, shards: Path, words: tuple[str, ...], sentence: str) -> None:
+def test_arguments_that_are_no_numbers_are_an_error(
+    cli: Run, shards: Path, words: tuple[str, ...], sentence: str
+) -> None:
     sbatch, settings = ([w for w in words if w.startswith("-") is dashed] for dashed in (True, False))
     done = cli("doctor", "train", *sbatch, f"shards={shards}", "out=[/x]", *settings)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, sentence)

@@ -1,7 +1,11 @@
-"""Runs of the command line without the seconds that its imports take: a server that has them forks a process a run.
+"""Runs of the command line without the seconds that its imports take.
 
-Such a process is like any other: it has its own signals, its own output files, and can be killed. The server has
-one thread and has computed nothing, so that what is forked is as good as new.
+A server has imported the whole package; it forks a process for each command. Such a process is like any other: it has
+its own signals, output files, environment and working directory, and can be killed. The server has one thread and has
+computed nothing, so a forked process starts as a new interpreter would.
+
+All processes of a server share one seed of Python's hashes. Tests whose subject are interpreters, launchers or imports
+start real ones.
 """
 
 import atexit
@@ -9,19 +13,28 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from support import python_path
 
-TIMEOUT_S = 300.0  # for whatever is waited for: a busy machine is no fault
+TIMEOUT_S = 300.0  # for anything that is waited for: generous, because the machine may be busy
+# Beside dist_sketch's own modules: what these import only when it is needed, and what the hooks' modules import
+PRELOADED = ("conftest", "accelerate.data_loader", "matplotlib.figure", "scipy.linalg", "scipy.stats", "skimage.metrics")
 
 
 class Ended(NamedTuple):
@@ -32,8 +45,121 @@ class Ended(NamedTuple):
     err: str
 
 
+# ---------------------------------------------------------------- requests to the server
+
+_servers: list[subprocess.Popen[bytes]] = []  # their standard input stays open as long as this process lives
+
+
+@cache
+def address() -> str:
+    """Address of this process's server, which is started by the first call and ends with this process."""
+    found = Path(tempfile.mkdtemp(prefix="forks-")) / "socket"  # short: the path of a socket has at most 107 characters
+    server = subprocess.Popen(
+        [sys.executable, "-c", f"from support import forks; forks.serve({str(found)!r})"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    _servers.append(server)
+    wait_until(lambda: found.exists() or server.poll() is not None, "the start of the server")
+    assert found.exists(), "the server did not start"
+    return str(found)
+
+
+def ask(address: str, request: dict[str, Any], descriptors: list[int] | None = None) -> Any:
+    """The server's answer. `preloaded` has the same few lines, because it has to start quickly."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(address)
+        socket.send_fds(caller, [json.dumps(request).encode() + b"\n"], descriptors or [])
+        return json.loads(caller.makefile().readline())
+
+
+def fork(
+    prints: tuple[Path, Path],
+    *,
+    arguments: tuple[object, ...] = (),
+    call: tuple[object, ...] = (),
+    tiny: bool = False,
+    group: int = 0,
+    cwd: Path | None = None,
+    env: Mapping[str, str] = os.environ,
+) -> int:
+    """Has the server fork a process; returns its id.
+
+    Args:
+        prints: files for its standard output and error; it appends to them.
+        arguments: of `dist-sketch`.
+        call: module, name and arguments (which become strings) of a function to call before the command line; if there
+            are no `arguments`, in its place.
+        tiny: whether networks are tiny, see `shrink`.
+        group: of processes, to join; 0: a new one.
+        env: all its variables.
+    """
+    request = {"arguments": list(map(str, arguments)), "call": list(map(str, call)), "tiny": tiny, "group": group}
+    with open(prints[0], "ab") as out, open(prints[1], "ab") as err:
+        descriptors = [out.fileno(), err.fileno()]
+        pid: int = ask(address(), {**request, "cwd": str(cwd or Path.cwd()), "env": dict(env)}, descriptors)
+    return pid
+
+
+def poll(pid: int) -> int | None:
+    """The exit code (negative: a signal) of a process that has ended; None before."""
+    code: int | None = ask(address(), {"poll": pid})
+    return code
+
+
+def wait(pid: int, timeout_s: float = TIMEOUT_S) -> int:
+    """Waits for a process's end; returns its exit code (negative: a signal).
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end in time.
+    """
+    if (code := poll(pid)) is None:
+        opened = os.pidfd_open(pid)  # valid also if the process has just ended: the next poll is what removes it
+        try:
+            select.select([opened], [], [], max(0.0, timeout_s))
+        finally:
+            os.close(opened)
+        code = poll(pid)
+    if code is None:
+        raise subprocess.TimeoutExpired(f"process {pid}", timeout_s)
+    return code
+
+
+def kill(pid: int) -> None:
+    """Kills a process if it still runs, and waits for its end."""
+    if poll(pid) is None:
+        os.kill(pid, signal.SIGKILL)
+        wait(pid)
+
+
+def run(
+    folder: Path, *arguments: object, cwd: Path | None = None, env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """`dist-sketch ARGUMENTS` to its end, with the real networks; `folder` gets what it prints."""
+    prints = folder / "out", folder / "err"
+    code = wait(fork(prints, arguments=arguments, cwd=cwd, env=env), 600)
+    return subprocess.CompletedProcess(arguments, code, *(p.read_text(encoding="utf-8") for p in prints))
+
+
+def run_ranks(
+    folder: Path, world: int, *arguments: object, env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """As `run`, on `world` processes that work together; the exit code is the first that is not 0."""
+    prints = folder / "out", folder / "err"
+    pids = [fork(prints, arguments=arguments, env={**env, **place}) for place in places(world)]
+    try:
+        codes = [wait(pid, 600) for pid in pids]
+    finally:
+        for pid in pids:
+            kill(pid)
+    code = next(filter(None, codes), 0)
+    return subprocess.CompletedProcess(arguments, code, *(p.read_text(encoding="utf-8") for p in prints))
+
+
 class Forks:
-    """A server in a process of its own; `close` kills whatever of it still lives.
+    """Processes with tiny networks; `close` kills those that still live.
 
     Args:
         module: of the hooks, functions that a run calls before it starts.
@@ -41,17 +167,8 @@ class Forks:
     """
 
     def __init__(self, module: str, logs: Path):
-        code = f"from support import forks; forks.serve({module!r})"
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        )
-        self._logs, self._started = logs, 0
+        self._module, self._logs = module, logs
         self._prints: dict[int, tuple[Path, Path]] = {}
-        self._lock = threading.RLock()
 
     def start(
         self, *arguments: object, hook: tuple[Any, ...] = (), group: int = 0, err: Path | None = None, **env: str
@@ -60,36 +177,29 @@ class Forks:
 
         Args:
             hook: name of a function of the module, and its arguments, which it gets as strings.
-            group: of processes, to join; 0: one of its own.
+            group: of processes, to join; 0: a new one.
             err: file for its standard error, which several processes may share.
             env: variables beside this process's own.
         """
-        with self._lock:
-            self._started += 1
-            out, err = self._logs / f"{self._started:04d}.out", err or self._logs / f"{self._started:04d}.err"
-            out.touch()
-            err.touch()
-            request = {"arguments": list(map(str, arguments)), "prints": [str(out), str(err)]}
-            pid: int = self._ask({**request, "hook": list(map(str, hook)), "group": group, "env": env})
-            self._prints[pid] = (out, err)
+        descriptor, name = tempfile.mkstemp(".out", dir=self._logs)
+        os.close(descriptor)
+        prints = Path(name), err or Path(name).with_suffix(".err")
+        variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **env}
+        call = (self._module, *hook) if hook else ()
+        pid = fork(prints, arguments=arguments, call=call, tiny=True, group=group, env=variables)
+        self._prints[pid] = prints
         return pid
 
     def poll(self, pid: int) -> int | None:
         """The exit code (negative: a signal) of a process that has ended; None before."""
-        return self._ask({"poll": pid})
+        return poll(pid)
 
     def wait(self, pid: int) -> Ended:
         """Waits for a process's end."""
-        code: list[int] = []
-
-        def ended() -> bool:
-            found = self.poll(pid)
-            if found is not None:
-                code.append(found)
-            return found is not None
-
-        wait_until(ended, f"the end of process {pid}", lambda: self.printed(pid)[1])
-        return Ended(code[0], *self.printed(pid))
+        try:
+            return Ended(wait(pid), *self.printed(pid))
+        except subprocess.TimeoutExpired as e:
+            raise AssertionError(f"{e}\n{self.printed(pid)[1]}") from None
 
     def run(self, *arguments: object, hook: tuple[Any, ...] = (), **env: str) -> Ended:
         """`start` and `wait`."""
@@ -103,15 +213,11 @@ class Forks:
         err: Path | None = None,
         **env: str,
     ) -> list[int]:
-        """Starts a process a rank, all in one group (that of the first): they find each other, there is no launcher."""
-        from torch.distributed.elastic.utils.distributed import get_free_port
-
-        port, pids = str(get_free_port()), []
-        for rank in range(world):
-            of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), **env}
-            of_rank |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        """Starts a process for each rank, all in one group (that of the first), without a launcher."""
+        pids: list[int] = []
+        for rank, place in enumerate(places(world)):
             hook, group = (hooks or {}).get(rank, ()), pids[0] if pids else 0
-            pids.append(self.start(*arguments, hook=hook, group=group, err=err, **of_rank))
+            pids.append(self.start(*arguments, hook=hook, group=group, err=err, **place, **env))
         return pids
 
     def run_ranks(self, world: int, *arguments: object, **more: Any) -> list[Ended]:
@@ -124,18 +230,17 @@ class Forks:
         return out, err
 
     def close(self) -> None:
-        """Kills every process that still runs, then the server."""
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(timeout=60)
+        """Kills every process that still runs."""
+        for pid in self._prints:
+            kill(pid)
 
-    def _ask(self, request: dict[str, Any]) -> Any:
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        with self._lock:
-            self._server.stdin.write(json.dumps(request) + "\n")
-            self._server.stdin.flush()
-            return json.loads(self._server.stdout.readline())
+
+def places(world: int) -> list[dict[str, str]]:
+    """The variables with which each of `world` processes finds the others."""
+    from torch.distributed.elastic.utils.distributed import get_free_port
+
+    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(world)]
 
 
 def wait_until(
@@ -151,39 +256,88 @@ def wait_until(
 # ---------------------------------------------------------------- in the server
 
 
-def serve(module: str) -> None:
-    """Answers one request a line of standard input until that ends."""
-    pass
+def serve(address: str) -> None:
+    """Answers requests until standard input ends; then kills what still runs."""
+    import dist_sketch
 
-    hooks = importlib.import_module(module)
-    _shrink()
+    ours = (m.name for m in pkgutil.walk_packages(dist_sketch.__path__, "dist_sketch."))
+    for module in (*PRELOADED, *ours):
+        importlib.import_module(module)
     gc.freeze()  # collecting garbage would copy the memory that the processes share
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork"
-    alive: dict[int, int | None] = {}
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "poll" in request:
-            pid = request["poll"]
-            if alive[pid] is None:
-                found, status = os.waitpid(pid, os.WNOHANG)
-                alive[pid] = os.waitstatus_to_exitcode(status) if found else None
-            answer = alive[pid]
-        else:
-            answer = os.fork()
-            if not answer:
-                _become(request, hooks)
-                return
-            alive[answer] = None
-            with suppress(OSError):  # the process itself does it, too: who is first, nobody knows
-                os.setpgid(answer, request["group"])
-        print(json.dumps(answer), flush=True)
-    for pid, code in alive.items():
+    codes: dict[int, int | None] = {}  # by process id; None: it still runs
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{address}.new")
+        listener.listen(64)
+        os.rename(f"{address}.new", address)
+        while 0 not in select.select([listener, 0], [], [])[0]:
+            caller, _ = listener.accept()
+            with caller, suppress(OSError):  # a caller that is gone
+                _answer(caller, codes)
+    for pid, code in codes.items():
         if code is None:
             os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(Path(address).parent)
     os._exit(0)
 
 
-def _shrink() -> None:
+def _answer(caller: socket.socket, codes: dict[int, int | None]) -> None:
+    data, descriptors, _, _ = socket.recv_fds(caller, 1 << 20, 2)
+    while not data.endswith(b"\n"):
+        data += caller.recv(1 << 20)
+    request = json.loads(data)
+    if "poll" in request:
+        answer = request["poll"]
+        if codes[answer] is None:
+            found, status = os.waitpid(answer, os.WNOHANG)
+            codes[answer] = os.waitstatus_to_exitcode(status) if found else None
+        answer = codes[answer]
+    else:
+        answer = os.fork()
+        if not answer:
+            _become(request, descriptors)
+        codes[answer] = None
+        with suppress(OSError):  # the process does the same: nobody knows who is first
+            os.setpgid(answer, request["group"])
+        for descriptor in descriptors:
+            os.close(descriptor)
+    caller.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """The rest of a forked process's life."""
+    from dist_sketch.__main__ import main
+
+    os.setpgid(0, request["group"])
+    for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), *descriptors)):
+        os.dup2(descriptor, number)
+    os.closerange(3, 64)  # these, the listener and the caller
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.argv = ["dist-sketch", *request["arguments"]]
+    code: Any = 0
+    try:
+        if request["tiny"]:
+            shrink()
+        if request["call"]:
+            module, name, *arguments = request["call"]
+            getattr(importlib.import_module(module), name)(*arguments)
+        if request["arguments"] or not request["call"]:
+            main()
+    except SystemExit as e:
+        code = e.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for the threads, as the end of an interpreter does
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)  # not the interpreter's own end: that frees each object, and so copies all the shared memory
+
+
+def shrink() -> None:
     """Networks of 8 channels instead of the paper's 512, with all kinds of layers; no search for a noise removal."""
     from torch import nn
 
@@ -205,55 +359,3 @@ def _shrink() -> None:
     networks.Generator = Generator  # type: ignore[misc, assignment]
     networks.Discriminator = Discriminator  # type: ignore[misc]
     closing.PAIRS = 1
-
-
-def launched(hook: str) -> None:
-    """In a process that a launcher has started: the hook (JSON), then the command line.
-
-    The networks are made small when the process listens to signals, as early as in the real command.
-    """
-    from dist_sketch.__main__ import main
-    from dist_sketch.core.signals import StopRequest
-
-    listen = StopRequest.listen
-
-    def listen_first(self: StopRequest, *numbers: signal.Signals, **more: Any) -> None:
-        StopRequest.listen = listen  # type: ignore[method-assign]
-        listen(self, *numbers, **more)
-        _shrink()
-        module, name, *arguments = json.loads(hook)
-        if module:
-            getattr(importlib.import_module(module), name)(*arguments)
-
-    StopRequest.listen = listen_first  # type: ignore[method-assign]
-    main()
-
-
-def _become(request: dict[str, Any], hooks: Any) -> None:
-    """The rest of a forked process's life."""
-    from dist_sketch.__main__ import main
-
-    os.setpgid(0, request["group"])
-    for descriptor, path in ((0, os.devnull), (1, request["prints"][0]), (2, request["prints"][1])):
-        flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        opened = os.open(path, flags, 0o644)
-        os.dup2(opened, descriptor)
-        os.close(opened)
-    os.environ.update(request["env"])
-    sys.argv = ["dist-sketch", *request["arguments"]]
-    if request["hook"]:
-        name, *arguments = request["hook"]
-        getattr(hooks, name)(*arguments)
-    code: Any = 0
-    try:
-        main()
-    except SystemExit as e:
-        code = e.code
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # not the interpreter's end: it frees each object, which copies all the memory that is shared
-
-
-if __name__ == "__main__":
-    launched(sys.argv.pop(1))

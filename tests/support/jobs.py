@@ -1,5 +1,10 @@
-"""Jobs of several processes under accelerate's launcher, to be disturbed."""
+"""Jobs of several processes under accelerate's launcher, to be disturbed.
 
+As a program, `python jobs.py HOOK dist-sketch's ARGUMENTS`, it is what the launcher starts in place of the real command
+to make the networks tiny.
+"""
+
+import importlib
 import json
 import os
 import re
@@ -10,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from support import python_path
-from support.forks import wait_until
+from support.forks import shrink, wait_until
 
 SOON_S = 90.0  # within which a job is gone, whichever of its processes died
 
@@ -104,3 +109,38 @@ class Job:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         self.launcher.wait()
+
+
+def with_tiny_networks(hook: tuple[object, ...] = ("", "")) -> tuple[str, ...]:
+    """The `program` of a job whose networks are tiny.
+
+    Args:
+        hook: module, name and arguments of a function that each rank calls before it starts.
+    """
+    return __file__, json.dumps(list(map(str, hook)))
+
+
+def _main(hook: str) -> None:
+    """The hook (JSON), then the command line.
+
+    The networks are made small when the process listens to signals, as early as in the real command.
+    """
+    from dist_sketch.__main__ import main
+    from dist_sketch.core.signals import StopRequest
+
+    listen = StopRequest.listen
+
+    def listen_first(self: StopRequest, *numbers: signal.Signals, **more: Any) -> None:
+        StopRequest.listen = listen  # type: ignore[method-assign]
+        listen(self, *numbers, **more)
+        shrink()
+        module, name, *arguments = json.loads(hook)
+        if module:
+            getattr(importlib.import_module(module), name)(*arguments)
+
+    StopRequest.listen = listen_first  # type: ignore[method-assign]
+    main()
+
+
+if __name__ == "__main__":
+    _main(sys.argv.pop(1))

@@ -3,7 +3,8 @@
 import importlib
 import os
 import subprocess
-import sys
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,54 +13,43 @@ import torch
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks, leave
-from support import python_path
+from support import forks
 
 TIMEOUT_S = 300
 Result = dict[str, Any]
 Child = Callable[[Ranks], Result]
 
 
-def start(world: int, child: Child, out: Path, timeout_s: float = TIMEOUT_S, **env: str) -> list[Any]:
-    """Runs `child` on `world` ranks; kills them all when one hangs. Returns each rank's CompletedProcess.
+def start(
+    world: int, child: Child, out: Path, timeout_s: float = TIMEOUT_S, **env: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """Runs `child` on `world` ranks; kills them all when one hangs.
 
     Raises:
         subprocess.TimeoutExpired: they hung.
     """
-    from torch.distributed.elastic.utils.distributed import get_free_port
-
-    code = f"from support import ranked; ranked.run_child({child.__module__!r}, {child.__name__!r}, {str(out)!r})"
-    common = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(get_free_port()),
-        "PYTHONPATH": python_path(),
-        **env,
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error::FutureWarning", "-c", code],
-            env={"WORLD_SIZE": str(world), **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
+    call = ("support.ranked", "run_child", child.__module__, child.__name__, out)
+    prints = [(out / f"{child.__name__}-{rank}.out", out / f"{child.__name__}-{rank}.err") for rank in range(world)]
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **env}
+    pids = [
+        forks.fork(files, call=call, env={**variables, **place})
+        for files, place in zip(prints, forks.places(world), strict=True)
     ]
-    ended = []
+    deadline = time.monotonic() + timeout_s
     try:
-        for process in processes:
-            stdout, stderr = process.communicate(timeout=timeout_s)
-            ended.append(subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr))
+        codes = [forks.wait(pid, deadline - time.monotonic()) for pid in pids]
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return ended
+        for pid in pids:
+            forks.kill(pid)
+    return [
+        subprocess.CompletedProcess(call, code, *(file.read_text(encoding="utf-8") for file in files))
+        for code, files in zip(codes, prints, strict=True)
+    ]
 
 
 def run_child(module: str, child: str, out: str) -> None:
     """In a child: calls its function and saves what it returns."""
+    warnings.simplefilter("error", FutureWarning)
     torch.set_num_threads(1)
     try:
         with Ranks(timeout_s=TIMEOUT_S / 2) as ranks:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import wandb
 from rich.console import Console
 from support import ranked
 
@@ -18,21 +17,13 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.tracking.provenance import revision, versions
 from dist_sketch.tracking.tracker import Speed, Tracker, read_metrics
+from dist_sketch.tracking.wandb_run import WandbRun
 from dist_sketch.training.progress import ProgressBar
 
-OFF = TrackConfig(wandb="off")
 
-
-def tracker(run: Path, settings: TrackConfig = OFF, *, step: int = 0, is_main: bool = True) -> Tracker:
-    return Tracker(
-        run,
-        settings,
-        job="train",
-        run_id="abcd1234",
-        step=step,
-        settings={"config": {"norm": "batch"}},
-        is_main=is_main,
-    )
+def tracker(run: Path, *, step: int = 0, is_main: bool = True) -> Tracker:
+    log = WandbRun(run, TrackConfig(wandb="off"), job="train", run_id="abcd1234", settings={})
+    return Tracker(run, log, step=step, is_main=is_main)
 
 
 def lines(run: Path) -> list[str]:
@@ -132,11 +123,9 @@ def test_status_is_whole_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert os.listdir(tmp_path) == ["status.json"]
 
 
-def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("W&B is rank 0's"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 9}\n')
-    log = tracker(tmp_path, TrackConfig(wandb="offline"), is_main=False)
+    log = tracker(tmp_path, is_main=False)
     log.log("train", 1, {"loss/d": 1.0})
     log.status(state="running")
     log.wandb.picture("samples", 1, 8, tmp_path / "none.png")
@@ -214,7 +203,7 @@ def test_memory_is_this_process_s() -> None:
     """In a process of its own: it is a peak, and tests before this one may have had a higher one."""
     script = """
 import torch
-from dist_sketch.tracking.provenance import memory_mb
+from dist_sketch.tracking.tracker import memory_mb
 before = memory_mb(torch.device("cpu"))
 kept = torch.ones(30_000_000)
 print(memory_mb(torch.device("cpu")) - before)

@@ -48,18 +48,18 @@ def timed(file: str) -> None:
 
 def to_its_process(number: str) -> None:
     """Hook: W&B's own process gets a signal after the second step."""
-    from dist_sketch.training.loop import Run
+    from dist_sketch.training.step_log import StepLog
 
-    train_batch = Run._train_batch
+    read = StepLog.read
 
-    def signalling(self: Run, batch: Any) -> bool:
-        asked = train_batch(self, batch)
-        if self.place.step == 2:
+    def signalling(self: StepLog, state: Any) -> bool:
+        must_stop = read(self, state)
+        if state.step == 2:
             (core,) = [p for p in children(os.getpid()) if b"wandb-core" in Path(f"/proc/{p}/cmdline").read_bytes()]
             os.kill(core, int(number))
-        return asked
+        return must_stop
 
-    Run._train_batch = signalling  # type: ignore[method-assign]
+    StepLog.read = signalling  # type: ignore[method-assign]
 
 
 def full_disk(of: str, folder: str) -> None:
@@ -86,18 +86,18 @@ def full_disk(of: str, folder: str) -> None:
 
 def held(marker: str) -> None:
     """Hook: the process waits after its second step, until the file MARKER.go is there."""
-    from dist_sketch.training.loop import Run
+    from dist_sketch.training.step_log import StepLog
 
-    train_batch = Run._train_batch
+    read = StepLog.read
 
-    def holding(self: Run, batch: Any) -> bool:
-        asked = train_batch(self, batch)
-        if self.place.step == 2:
+    def holding(self: StepLog, state: Any) -> bool:
+        must_stop = read(self, state)
+        if state.step == 2:
             Path(marker).touch()
             wait_until(Path(f"{marker}.go").exists, "leave to go on")
-        return asked
+        return must_stop
 
-    Run._train_batch = holding  # type: ignore[method-assign]
+    StepLog.read = holding  # type: ignore[method-assign]
 
 
 # ---------------------------------------------------------------- what is compared

@@ -21,7 +21,7 @@ from conftest import face
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.tracking import wandb_run
 from dist_sketch.tracking.tracker import Tracker, read_metrics
-from dist_sketch.tracking.wandb_run import Fragment, WandbRun, fragments, is_shown
+from dist_sketch.tracking.wandb_run import Artifact, Fragment, WandbRun, fragments, is_shown
 
 OFFLINE = TrackConfig(wandb="offline", group="tests", timeout_s=0.5)  # of a W&B that is made to misbehave
 WANDB = Path(sys.executable).with_name("wandb")
@@ -34,8 +34,8 @@ def _not_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tracker(run: Path, settings: TrackConfig, *, step: int = 0) -> Tracker:
-    about = {"norm": "batch"}
-    return Tracker(run, settings, job="train", run_id="abcd1234", step=step, settings=about, is_main=True)
+    log = WandbRun(run, settings, job="train", run_id="abcd1234", settings={"norm": "batch"})
+    return Tracker(run, log, step=step, is_main=True)
 
 
 def inspect(folder: Path) -> dict[str, Any]:
@@ -61,9 +61,8 @@ def test_an_offline_run_is_really_written_and_each_leg_has_the_same_id(
             log.log("train", step, {"loss/d": step / 10, "lock/reason": "timer", **about})
         log.log("epoch", steps[-1], {"loss/d": 7.0, "loss/g": math.nan, **about})
         log.wandb.picture("samples", steps[-1], about["images"], tmp_path / "grid.png")
-        cells = [1 / 3, np.zeros((8, 8, 3), np.uint8), tmp_path / "grid.png"]
-        log.wandb.table("pairs", ("score", "drawn", "file"), [cells] * 20)
-        log.wandb.made(wandb_run.model("abcd1234", f"hash{leg}"))
+        log.wandb.table("pairs", ("score", "drawn"), [[1 / 3, np.zeros((8, 8, 3), np.uint8)]] * 20)
+        log.wandb.made(Artifact(kind="model", name="generator-abcd1234", sha256=f"hash{leg}"))
         log.close()
     legs = fragments(tmp_path)
     assert [(f.run_id, f.online) for f in legs] == [("abcd1234", False)] * 2
@@ -74,7 +73,7 @@ def test_an_offline_run_is_really_written_and_each_leg_has_the_same_id(
     assert summary["config"] == {"norm": "batch", "made": made}
     found = {k: v for k, v in summary["summary"].items() if not k.startswith("_")}
     table = found.pop("pairs")
-    assert (table["nrows"], table["ncols"]) == (wandb_run.MOST_ROWS, 3)
+    assert (table["nrows"], table["ncols"]) == (wandb_run.MOST_ROWS, 2)
     assert found.pop("samples")["_type"] == "image-file"
     # the epoch's mean stands beside the last step's value, not in its place
     assert found == {"loss/d": 0.4, "lock/reason": "timer", "images": 32, "epoch": 1, "epoch/d": 7.0}
@@ -96,22 +95,23 @@ def test_images_are_the_axis(tmp_path: Path) -> None:
     assert {m.get("glob_name") or m.get("name"): m.get("step_metric") for m in metrics}["*"] == "images", metrics
 
 
-def test_a_job_without_legs_and_its_second_thought(tmp_path: Path) -> None:
+def test_a_job_in_a_block_is_finished_when_the_block_is_left(tmp_path: Path) -> None:
     track = TrackConfig(wandb="offline", name="mine", timeout_s=120)
-    with wandb_run.job(tmp_path, track, kind="infer", settings={"n": 1}) as log:
+
+    def job(run_id: str) -> WandbRun:
+        return WandbRun(tmp_path, track, job="infer", run_id=run_id, settings={})
+
+    with job("one") as log:
         log.summary({"raw/ssim": 0.5})
-    with wandb_run.job(tmp_path, track, kind="infer", settings={"n": 2}, again=True) as log:
+    with job("one") as log:
         log.summary({"raw/ssim": 0.6})
-    with pytest.raises(ZeroDivisionError), wandb_run.job(tmp_path, track, kind="infer", settings={}) as log:
+    with pytest.raises(ZeroDivisionError), job("other"):
         print(1 // 0)
     found = [inspect(f.folder) for f in fragments(tmp_path)]
     one, again, other = sorted(found, key=lambda s: s["start_time"])  # runs of one second are in any order
-    assert one["run_id"] == again["run_id"] != other["run_id"]
+    assert [s["run_id"] for s in (one, again, other)] == ["one", "one", "other"]
     assert (one["name"], one["exit_code"], other["exit_code"]) == ("mine", 0, 1)
     assert [s["summary"].get("raw/ssim") for s in (one, again, other)] == [0.5, 0.6, None]
-    with wandb_run.job(tmp_path, track, kind="infer", settings={}, is_main=False) as log:
-        assert not log.is_on
-    assert len(fragments(tmp_path)) == 3
 
 
 # A client that misbehaves
@@ -177,18 +177,52 @@ def test_all_calls_at_the_end_share_one_timeout(tmp_path: Path, monkeypatch: pyt
     def slow(*_: Any, **__: Any) -> None:
         time.sleep(0.4)
 
-    monkeypatch.setattr(wandb, "init", working(log=slow, finish=slow, summary=SimpleNamespace(update=slow)))
+    config, summary = SimpleNamespace(update=slow), SimpleNamespace(update=slow)
+    monkeypatch.setattr(wandb, "init", working(log=slow, finish=slow, summary=summary, config=config))
     log = WandbRun(tmp_path, OFFLINE, job="train", run_id="a", settings={})
     log.log({"loss/d": 1.0}, step=1)
-    log.log({"loss/d": 1.0}, step=2)
-    assert log.is_on  # each in time
-    log.closing()
+    log.made(Artifact(kind="model", name="generator", sha256="hash"))  # waits for 0.8 s, longer than the timeout
+    assert not log.is_on
+    log = WandbRun(tmp_path, OFFLINE, job="train", run_id="a", settings={})
+    log.made(Artifact(kind="model", name="generator", sha256="hash"))  # in time
+    assert log.is_on
     began = time.monotonic()
     for _ in range(20):
         log.summary({})
     log.finish()
     assert time.monotonic() - began < 5  # not 20 * 0.4
     assert not log.is_on
+
+
+def test_a_call_that_hangs_does_not_hold_up_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb_run, "MOST_CALLS", 5)
+    monkeypatch.setattr(wandb, "init", working(log=hanging))
+    log = WandbRun(tmp_path, TrackConfig(wandb="offline", timeout_s=300), job="train", run_id="a", settings={})
+    began = time.monotonic()
+    for step in range(20):
+        log.log({"loss/d": 1.0}, step)
+    assert time.monotonic() - began < 10  # not 20 * 30
+    assert not log.is_on
+    log.finish()
+    said = capsys.readouterr().out
+    assert said == ("warning: W&B is switched off for this run (5 calls wait for an answer); nothing else is lost\n")
+
+
+def test_the_calls_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    def slower_and_slower(values: dict[str, Any], step: int) -> None:
+        time.sleep(0.001 * (50 - step))
+        sent.append(step)
+
+    monkeypatch.setattr(wandb, "init", working(log=slower_and_slower))
+    log = WandbRun(tmp_path, TrackConfig(wandb="offline", timeout_s=60), job="train", run_id="a", settings={})
+    for step in range(50):
+        log.log({"loss/d": 1.0}, step)
+    log.finish()
+    assert sent == list(range(50))
 
 
 def test_a_wandb_that_is_not_installed(
@@ -231,8 +265,9 @@ def test_what_cannot_be_taken_is_left_out_alone(
     monkeypatch.setattr(wandb, "init", working(log=lambda values, step: sent.append(step)))
     log = tracker(tmp_path, OFFLINE)
     log.wandb.picture("samples", 1, 8, tmp_path / "missing.png")
-    log.wandb.table("pairs", ("file",), [[tmp_path / "missing.png"]])
+    log.wandb.table("pairs", ("one", "column too many"), [[1]])
     log.log("train", 2, {"loss/d": 1.0})
+    log.close()
     said = capsys.readouterr().out.splitlines()
     assert [line.split(" (")[0] for line in said] == [
         "warning: W&B did not take the picture",
@@ -250,6 +285,7 @@ def test_what_goes_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     values = {"lock/reason": "timer", "lock/d": 1, "loss/g": math.nan, "d/real": 0.5}
     log.log("train", 4, {"epoch": 0, "images": 32, **values})
     log.log("epoch", 4, {"epoch": 0, "images": 32, "loss/d": 0.25})
+    log.close()
     about = {"epoch": 0, "images": 32}
     assert sent == [(4, {"lock/reason": "timer", "lock/d": 1, "d/real": 0.5} | about), (4, {"epoch/d": 0.25} | about)]
 

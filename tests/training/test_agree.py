@@ -22,6 +22,7 @@ from dist_sketch.core.config import Config
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.tracking.tracker import read_metrics
 from dist_sketch.training import loop, policy
+from dist_sketch.training import run as run_module
 from dist_sketch.training import step as stepping
 
 # Mean losses (D, G) over all ranks, by step; a rank's own are SPREAD below to SPREAD above.
@@ -56,7 +57,9 @@ def own_losses(step: int, rank: int, world: int) -> tuple[float, float]:
 
 
 class Dictated(stepping.Step):
-    """A step whose measured losses are the test's, unless they are not finite."""
+    """A step whose measured losses are the test's, unless they are not finite; `seen` gets a hash of its weights."""
+
+    seen: Result
 
     def _reduce(self, measured: dict[str, Tensor], *rest: Any) -> stepping.Measured:
         d, g = own_losses(self.steps, self.ranks.rank, self.ranks.world_size)
@@ -68,7 +71,17 @@ class Dictated(stepping.Step):
         if self.ranks.rank == self.ranks.world_size - 1 and self.steps in POISONED:
             line = line.clone()
             line[0, 0, 3, 3] = float(POISONED[self.steps])
-        return super().__call__(line, *rest, **more)
+        measured = super().__call__(line, *rest, **more)
+        self.seen["weights"].append(self._hash())
+        self.seen["nonfinite"].append(int(measured.reduced[stepping.NAMES.index("nonfinite")]))
+        return measured
+
+    def _hash(self) -> str:
+        sha = hashlib.sha256()
+        for net in (self.g, self.d):
+            for p in net.parameters():
+                sha.update(p.detach().contiguous().numpy().tobytes())
+        return sha.hexdigest()
 
 
 def trained(ranks: Ranks) -> Result:
@@ -80,17 +93,8 @@ def trained(ranks: Ranks) -> Result:
         seen["decisions"].append(plain_decide(*state, **place))
         return seen["decisions"][-1]
 
-    class Watched(loop.Run):
-        def _guard(self, values: dict[str, float], step: int) -> None:
-            sha = hashlib.sha256()
-            for net in (self.step.g, self.step.d):
-                for p in net.parameters():
-                    sha.update(p.detach().contiguous().numpy().tobytes())
-            seen["weights"].append(sha.hexdigest())
-            seen["nonfinite"].append(int(values["nonfinite"]))
-            super()._guard(values, step)
-
-    loop.conditional.decide, loop.stepping.Step, loop.Run = decide, Dictated, Watched  # type: ignore[misc]
+    Dictated.seen = seen
+    loop.decide, run_module.Step = decide, Dictated  # type: ignore[misc]
     base = Config(conditional=POLICY, norm="none")
     config = replace(
         base,

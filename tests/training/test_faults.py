@@ -112,32 +112,33 @@ def small_files(size: str) -> None:
 
 def hold(marker: str) -> None:
     """Hook: the process stays where it is after its second step."""
-    from dist_sketch.training.loop import Run
+    from dist_sketch.training.step_log import StepLog
 
-    train_batch = Run._train_batch
+    read = StepLog.read
 
-    def held(self: Run, batch: Any) -> bool:
-        asked = train_batch(self, batch)
-        if self.place.step == 2:
+    def held(self: StepLog, state: Any) -> bool:
+        must_stop = read(self, state)
+        if state.step == 2:
             Path(marker).touch()
             time.sleep(3600)
-        return asked
+        return must_stop
 
-    Run._train_batch = held  # type: ignore[method-assign]
+    StepLog.read = held  # type: ignore[method-assign]
 
 
 def hold_before_it_writes(marker: str) -> None:
     """Hook: as `hold`; but before it writes anything, the process waits for the file MARKER.go."""
     from dist_sketch.training import setup
 
-    run_id = setup.run_id
+    claim = setup.claim
 
-    def slow(out: Path) -> str:
+    def slow(*arguments: Any) -> str:
+        run_id = claim(*arguments)
         Path(marker).touch()
         wait_until(Path(f"{marker}.go").exists, "leave to go on")
-        return run_id(out)
+        return run_id
 
-    setup.run_id = slow
+    setup.claim = slow
     hold(f"{marker}.held")
 
 

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from conftest import TINY
-from support import forks as forks_module
 from support.forks import TIMEOUT_S, Ended, Forks, wait_until
-from support.jobs import Job, last_step
+from support.jobs import Job, last_step, with_tiny_networks
 from support.outcome import Outcome, differences, outcome
 
 from dist_sketch.core.errors import UserError
@@ -40,7 +39,9 @@ def pauses(prefix: str, *places: str) -> None:
     It leaves the file PREFIX.N (the place's number, from 0) and waits until PREFIX.N.go is there. At its end it leaves
     PREFIX.step with the number of steps that are done.
     """
-    from dist_sketch.training.loop import Run
+
+    from dist_sketch.training import loop
+    from dist_sketch.training.run import Run
 
     def pause(file: Path) -> None:
         file.touch()
@@ -49,14 +50,14 @@ def pauses(prefix: str, *places: str) -> None:
 
     for n, place in enumerate(places):
         at(place, partial(pause, Path(f"{prefix}.{n}")))
-    train = Run.train
+    whole_loop = loop.loop
 
-    def told(self: Run) -> int:
-        code = train(self)
-        Path(f"{prefix}.step").write_text(str(self.place.step))
+    def told(run: Run) -> int:
+        code = whole_loop(run)
+        Path(f"{prefix}.step").write_text(str(run.state.step))
         return code
 
-    Run.train = told  # type: ignore[method-assign]
+    loop.loop = told
 
 
 def raises(place: str, kind: str) -> None:
@@ -94,18 +95,20 @@ def small_files(size: str) -> None:
 
 def tells_keys(file: str, stop_at: str = "0") -> None:
     """Hook: writes down the keys of each of this rank's batches; asks for a stop in step `stop_at`."""
-    from dist_sketch.training.loop import Run
 
-    train_batch = Run._train_batch
+    from dist_sketch.training import loop
+    from dist_sketch.training.run import Run
 
-    def telling(self: Run, batch: Any) -> bool:
+    train_batch = loop.train_batch
+
+    def telling(run: Run, batch: Any) -> None:
         with open(file, "a", encoding="utf-8") as f:
-            f.write(json.dumps({"step": self.place.step + 1, "rank": self.ranks.rank, "keys": batch.keys}) + "\n")
-        if self.place.step + 1 == int(stop_at):
+            f.write(json.dumps({"step": run.state.step + 1, "rank": run.ranks.rank, "keys": batch.keys}) + "\n")
+        if run.state.step + 1 == int(stop_at):
             os.kill(os.getpid(), signal.SIGUSR2)
-        return train_batch(self, batch)
+        train_batch(run, batch)
 
-    Run._train_batch = telling  # type: ignore[method-assign]
+    loop.train_batch = telling
 
 
 # ---------------------------------------------------------------- killed
@@ -153,8 +156,7 @@ def job() -> Iterator[Callable[..., Job]]:
     jobs: list[Job] = []
 
     def start(run: Path, *arguments: object, hook: tuple[Any, ...] = ("", "")) -> Job:
-        program = (str(Path(forks_module.__file__)), json.dumps(list(map(str, hook))))
-        jobs.append(Job(run, *arguments, program=program))
+        jobs.append(Job(run, *arguments, program=with_tiny_networks(hook)))
         return jobs[-1]
 
     yield start
@@ -250,20 +252,20 @@ class Case(NamedTuple):
 
 TERM, USR2, INT = signal.SIGTERM, signal.SIGUSR2, signal.SIGINT
 CASES = {
-    "in training": Case(4, 1, ("training.loop:Run._train_batch:4",), (TERM,)),
+    "in training": Case(4, 1, ("training.loop:train_batch:4",), (TERM,)),
     # The first one has begun step 7 without knowing.
-    "in training, to the first": Case(8, 1, ("training.loop:Run._train_batch:7",), (USR2,), to=0),
+    "in training, to the first": Case(8, 1, ("training.loop:train_batch:7",), (USR2,), to=0),
     "in validation": Case(4, 1, ("training.validation:Validation.scores:1",), (USR2,)),
     "while samples are drawn": Case(7, 0, ("training.validation:Validation.picture:1",), (USR2,)),
     "while it saves": Case(6, 0, ("model.checkpoint:_write:1",), (TERM,)),
     "in a stalled loader": Case(3, 1, ("data.shards:Shards.read:5",), (USR2,), workers=1),
     "twice": Case(4, 1, ("training.validation:Validation.scores:1",), (USR2, USR2)),
     "twice, and while it saves therefore": Case(
-        8, 1, ("training.loop:Run._train_batch:8", "model.checkpoint:save:2"), (TERM, USR2, INT, TERM)
+        8, 1, ("training.loop:train_batch:8", "model.checkpoint:save:2"), (TERM, USR2, INT, TERM)
     ),
-    "at the start": Case(1, 1, ("training.loop:Run._resume:1",), (TERM,)),
-    "all, with workers": Case(5, 1, ("training.loop:Run._train_batch:5",), (USR2,), to=None, workers=2),
-    "all, with workers, as a scheduler does": Case(8, 0, ("training.loop:Run._train_batch:8",), (TERM, INT), None, 1),
+    "at the start": Case(1, 1, ("training.run:Run._resume:1",), (TERM,)),
+    "all, with workers": Case(5, 1, ("training.loop:train_batch:5",), (USR2,), to=None, workers=2),
+    "all, with workers, as a scheduler does": Case(8, 0, ("training.loop:train_batch:8",), (TERM, INT), None, 1),
 }
 
 
@@ -319,7 +321,7 @@ def test_a_checkpoint_holds_what_each_rank_has_of_its_own(
 ) -> None:
     """Running statistics, for one: a few steps after a kill, that they had been averaged would still be seen."""
     run = tmp_path / "run"
-    hooks = {1: ("pauses", tmp_path / "rank1", "training.loop:Run._train_batch:11")}
+    hooks = {1: ("pauses", tmp_path / "rank1", "training.loop:train_batch:11")}
     pids = forks.start_ranks(2, *options, *SHORT, "--out", run, hooks=hooks)
     wait_until((tmp_path / "rank1.0").exists, "step 11", lambda: str([forks.printed(pid) for pid in pids]))
     os.killpg(pids[0], signal.SIGKILL)
@@ -333,15 +335,15 @@ def test_a_checkpoint_holds_what_each_rank_has_of_its_own(
 
 
 LOST = r"error{}: another rank failed or is gone: its message says why\n"
-HERE = "training.loop:Run._train_batch:3"
+HERE = "training.loop:train_batch:3"
 OURS = "ValueError: on purpose\nThis is a fault of dist_sketch{}, not of your input.\n"
 
 
 @pytest.mark.parametrize(
     ("rank", "place", "step"),
     [
-        (0, "training.loop:Run._train_batch:3", 2),
-        (1, "training.loop:Run._train_batch:3", 2),
+        (0, "training.loop:train_batch:3", 2),
+        (1, "training.loop:train_batch:3", 2),
         (0, "training.validation:Validation.picture:1", 6),  # the other one waits for what it decides
         (1, "training.validation:Validation.scores:1", 3),
     ],

@@ -1,220 +1,181 @@
-"""`dist-sketch compare`: training runs and inference outputs side by side on one self-contained page."""
+"""`dist-sketch compare`: training runs and outputs of `infer` side by side on one self-contained page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_atomic
-from dist_sketch.reports.compare import plot, tables, text
-from dist_sketch.reports.compare import runs as compare_runs
-from dist_sketch.reports.compare.entries import Entry, entries, read
-from dist_sketch.reports.compare.faces import faces, samples
-from dist_sketch.reports.compare.scores import (
-    Difference,
-    Group,
-    classes,
-    comparable,
-    difference,
-    groups,
-    mean_sd,
-    value,
-)
-from dist_sketch.reports.compare.tables import VARIANTS, Cell, Grid, Row
-from dist_sketch.reports.page import conjoin, embed, render
+from dist_sketch.reports.compare import plot, tables
+from dist_sketch.reports.compare.csv_files import csv_files
+from dist_sketch.reports.compare.results import Result, read_all
+from dist_sketch.reports.compare.runs import cost_table, learning_table, summarize
+from dist_sketch.reports.compare.scores import Group, comparable, groups
+from dist_sketch.reports.compare.tables import Cell, PageTable
+from dist_sketch.reports.page import OPTIMISTIC, VARIANT_FOLDERS, conjoin, embed, find_picture, render
 
-CSVS = ("scores", "groups", "runs", "config")
-
-
-LONG = 24  # letters: what is longer in a caller's table is words, not a figure
-
-
-# The comparison's own interface, beside `Section` and `build`.
-__all__ = ["Difference", "Entry", "Group", "comparable", "difference", "groups", "mean_sd", "read", "value"]
+LONG = 24  # letters; a column of a caller's table with longer cells holds text, not numbers
+MAX_FACES = 6
+MAX_SAMPLES = 12  # pictures of training runs without outputs
 
 
 @dataclass(frozen=True)
 class Section:
-    """What a caller adds on top of the page."""
+    """A part that a caller adds at the top of the page."""
 
     title: str
-    columns: list[str]  # of a table; none: no table
-    rows: list[list[str]]
-    text: list[str]  # paragraphs under it
+    columns: Sequence[str] = ()  # of a table; none: no table
+    rows: Sequence[Sequence[str]] = ()
+    text: Sequence[str] = ()  # paragraphs below the table
     pictures: Sequence[tuple[str, list[tuple[str, Path]]]] = ()  # rows: label, (caption, image file)
 
+    @property
+    def table(self) -> PageTable | None:
+        """The table, in which columns of text are marked."""
+        kinds = ["words" * (max(map(len, column)) > LONG) for column in zip(*self.rows, strict=True)]
+        rows = [[Cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in self.rows]
+        return PageTable("", self.columns, rows) if self.columns else None
 
-def build(paths: list[Path], page: Path, *, title: str = "", sections: Sequence[Section] = ()) -> Path:
-    """`write`, for callers that need the page alone; returns its path."""
-    write(paths, page, title=title, sections=sections)
-    return page
 
-
-def write(paths: list[Path], page: Path, *, title: str = "", sections: Sequence[Section] = ()) -> list[str]:
+def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Sequence[Section] = ()) -> list[str]:
     """Writes the page, and beside it its tables as Markdown (STEM.md) and CSV (STEM-*.csv).
 
     The first of `paths` is what the others are compared with.
 
     Returns:
-        the verdicts: each setting against the first.
+        The verdicts: each group of seeds against the first, then remarks about single results.
 
     Raises:
-        UserError: something there cannot be read, or the page cannot be written.
+        UserError: a folder cannot be read, or the page cannot be written.
     """
     if not paths:
         raise UserError("there is nothing to compare: name run folders or output folders of `dist-sketch infer`")
     if page.suffix.lower() not in (".html", ".htm") or page.is_dir():
         raise UserError(f"--out {page}: must be the name of an HTML file, as compare.html")
-    found = entries(paths)
-    parts = groups(found)
-    runs = _runs(found, parts)
-    progress = [compare_runs.progress(c.name, e) for c, e in runs]
-    learned, cost = compare_runs.learning(progress), compare_runs.cost(progress)
-    config, scored, said = tables.settings(parts), _scored(found, parts), verdicts(found, parts)
-    title = title or conjoin([*(g.label for g in parts[:4]), *([f"{len(parts) - 4} more"] if len(parts) > 4 else [])])
-    added = [_added(section) for section in sections]
-    curves = [c for c, _ in runs]
+    results = read_all(paths)
+    seed_groups = groups(results)
+    runs = _runs(results, seed_groups)
+    curves = [curve for curve, _ in runs]
+    summaries = [summarize(curve.name, result) for curve, result in runs]
+    files = csv_files(results, seed_groups, summaries)
+    others = [f"{len(seed_groups) - 4} more"] * (len(seed_groups) > 4)
+    said = verdicts(results, seed_groups)
+    config = tables.settings_table(seed_groups)
+    content = {
+        "title": title or conjoin([*(g.label for g in seed_groups[:4]), *others]),
+        "subject": subject(results, seed_groups),
+        "verdicts": said,
+        "sections": sections,
+        "config": config,
+        "score_sections": tables.score_sections(results, seed_groups),
+        "learned": learning_table(summaries),
+        "cost": cost_table(summaries),
+    }
     html = render(
         "compare.html.j2",
-        title=title,
-        subject=subject(found, parts),
-        parts=parts,
-        found=found,
-        said=said,
-        added=added,
-        config=config,
-        scored=scored,
-        learned=learned,
-        cost=cost,
+        **content,
+        groups=seed_groups,
+        results=results,
         plots=[plot.draw(curves, width) for width in (10.0, 5.0)],
-        legend=_legend(curves, parts),
+        legend=_legend(curves, seed_groups),
         unlocked=[c.name for c in curves if c.records and not plot.strips([c])],
-        faces=faces(parts),
-        samples=samples(parts),
-        rule=tables.NOISE,
-        weighed=any(row.cells[0].text.startswith("loss.") for row in config.rows),
-        files=[page.with_suffix(".md").name, *(f"{page.stem}-{n}.csv" for n in CSVS)],
+        faces=faces(seed_groups),
+        samples=samples(seed_groups),
+        rule=tables.RULE,
+        losses_differ=any(row[0].text.startswith("loss.") for row in config.rows),
+        files=[page.with_suffix(".md").name, *(f"{page.stem}-{name}.csv" for name in files)],
     )
-    for name, content in _csvs(found, parts, progress).items():
-        write_atomic(page.with_name(f"{page.stem}-{name}.csv"), content)
-    lines = [f"# {text.escape(title)}", subject(found, parts), "\n".join(f"- {text.escape(s)}" for _, s in said)]
-    for section in added:
-        lines += [f"## {text.escape(section.title)}", *map(text.escape, section.text)]
-        lines += [text.markdown(section.grid)] if section.grid else []
-    for part in scored:
-        lines += [f"## {text.escape(part.title)}", *(f"### {g.title}\n\n{text.markdown(g)}" for g in part.grids)]
-    lines += [f"## {grid.title}\n\n{text.markdown(grid)}" for grid in (config, learned, cost)]
-    write_atomic(page.with_suffix(".md"), "\n\n".join(line for line in lines if line) + "\n")
+    for name, text in files.items():
+        write_atomic(page.with_name(f"{page.stem}-{name}.csv"), text)
+    write_atomic(page.with_suffix(".md"), render("compare.md.j2", **content))
     write_atomic(page, html)
     return [sentence for _, sentence in said]
 
 
-def _csvs(found: list[Entry], parts: list[Group], progress: list[compare_runs.RunSummary]) -> dict[str, str]:
-    contents = (text.scores_csv(parts), text.groups_csv(parts), text.runs_csv(progress), text.config_csv(found))
-    return dict(zip(CSVS, contents, strict=True))
+def subject(results: list[Result], seed_groups: list[Group]) -> str:
+    """What is compared, in one line."""
+    outputs = sum(r.kind == "output" for r in results)
+    counts = [(outputs, "output"), (len(results) - outputs, "training run")]
+    kinds = conjoin([f"{n} {kind}{'s' * (n > 1)}" for n, kind in counts if n])
+    settings = f" of {len(seed_groups)} settings" if len(seed_groups) > 1 else " of one setting"
+    seeds = {len(g.results) for g in seed_groups}
+    return kinds + settings + (f", {seeds.pop()} seeds each" if len(seeds) == 1 and seeds != {1} else "")
 
 
-def subject(found: list[Entry], parts: list[Group]) -> str:
-    """What is compared, in a line."""
-    drawn = sum(e.kind == "output" for e in found)
-    counts = [(drawn, "output"), (len(found) - drawn, "training run")]
-    words = conjoin([f"{n} {word}{'s' * (n > 1)}" for n, word in counts if n])
-    seeds = {len(g.entries) for g in parts}
-    many = f" of {len(parts)} settings" if len(parts) > 1 else " of one setting"
-    return words + many + (f", {seeds.pop()} seeds each" if len(seeds) == 1 and seeds != {1} else "")
-
-
-def verdicts(found: list[Entry], parts: list[Group]) -> list[tuple[str, str]]:
-    """(mood, sentence): each group against the first; then what is unfinished, gone, flattered or without scores."""
-    said = [tables.verdict(group, parts[0]) for group in parts[1:]]
-    said = said or [("note", "There is one setting only: nothing to compare it with.")]
-    told = " ".join(sentence for _, sentence in said)
-    for e in found:
-        unscored = "has no scores" if e.kind == "output" and e.scores is None else ""
-        wrong = [w for w in (unscored, e.unfinished, e.note, e.flattered) if w and f"{e.name} {w}" not in told]
-        said += [("warn", f"{e.name} {conjoin(wrong)}.")] if wrong else []
+def verdicts(results: list[Result], seed_groups: list[Group]) -> list[tuple[str, str]]:
+    """(mood, sentence): each group against the first; then results without scores, unfinished ones and the like."""
+    said = [tables.verdict(group, seed_groups[0]) for group in seed_groups[1:]]
+    said = said or [("note", "There is only one setting, so there is nothing to compare it with.")]
+    reasons = " ".join(sentence for _, sentence in said)
+    for r in results:
+        unscored = "has no scores" if r.kind == "output" and r.scores is None else ""
+        wrong = [w for w in (unscored, r.unfinished, r.no_curves) if w and f"{r.name} {w}" not in reasons]
+        said += [("warn", f"{r.name} {conjoin(wrong)}.")] if wrong else []
+        said += [("warn", f"{r.name}: {OPTIMISTIC}")] if r.infer.get("chosen_on_these") else []
     return said
 
 
-class Scored(NamedTuple):
-    """Tables of scores that may be compared with each other."""
-
-    title: str
-    grids: list[Grid]
-    notes: list[str]
-
-
-def _scored(found: list[Entry], parts: list[Group]) -> list[Scored]:
-    made = []
-    for members in classes(found):
-        part = [g for g in parts if g.entries[0] in members]
-        first = members[0]
-        if first.scores is None:
-            variants: tuple[str, ...] = ("val",)
-            title, notes = "Validation during training", ["Of raw drawings, without noise removal."]
-            grids = [tables.scores("Last scores", part, "val"), tables.scores("Best scores", part, "best")]
-        else:
-            variants, notes = VARIANTS, _how(first.scores["settings"])
-            title = f"Scores of {first.scores['n']:,} {_split(first)}portraits at {first.scores.get('size')} px"
-            grids = [tables.scores(v.capitalize(), part, v) for v in VARIANTS]
-        if len(part) > 1:
-            grids.append(tables.differences(f"Against {part[0].label}", part, variants))
-        if len(members) > len(part):
-            grids.append(tables.each("Each seed by itself", members, variants))
-        if tables.used(variants, members):
-            made.append(Scored(title, grids, notes))
-    return made
-
-
-def _split(entry: Entry) -> str:
-    return {"val": "validation ", "train": "training ", "test": "test "}.get(entry.about.get("split") or "", "")
-
-
-def _how(settings: dict[str, Any]) -> list[str]:
-    fid = settings.get("fid") or {}
-    sha, note = str(fid.get("weights_sha256") or "")[:12], str(fid.get("note") or "")
-    weights = [f"FID's weights {sha}; resize {fid.get('resize')}."] if sha else []
-    return weights + ([f"{note}."] if note else [])
-
-
-def _runs(found: list[Entry], parts: list[Group]) -> list[tuple[plot.Curve, Entry]]:
-    """Each run once, under the names of all entries that it stands behind."""
-    place = {id(e): i for i, g in enumerate(parts) for e in g.entries}
-    shared: dict[Path, list[Entry]] = {}
-    for e in found:
-        shared.setdefault(e.run, []).append(e)
-    made = []
+def _runs(results: list[Result], seed_groups: list[Group]) -> list[tuple[plot.RunCurve, Result]]:
+    """Each run once, with the names of all its results."""
+    place = {id(r): i for i, g in enumerate(seed_groups) for r in g.results}
+    shared: dict[Path, list[Result]] = {}
+    for r in results:
+        shared.setdefault(r.run, []).append(r)
+    runs = []
     for same in shared.values():
-        entry = max(same, key=lambda e: len(e.records))  # none, where another run has taken its folder
-        batch = int(entry.config.get("data.batch_size") or 1)
-        made.append((plot.Curve(", ".join(e.name for e in same), place[id(same[0])], entry.records, batch), entry))
-    return made
+        result = max(same, key=lambda r: len(r.records))  # a result has none if its run's folder was reused
+        batch = int(result.config.get("data.batch_size") or 1)
+        name = ", ".join(r.name for r in same)
+        runs.append((plot.RunCurve(name, place[id(same[0])], result.records, batch), result))
+    return runs
 
 
-def _legend(curves: list[plot.Curve], parts: list[Group]) -> list[tuple[tuple[str, str], str]]:
-    """((colour, line style), words) of each group that has a curve."""
-    made = []
-    for i, group in enumerate(parts):
+def _legend(curves: list[plot.RunCurve], seed_groups: list[Group]) -> list[tuple[tuple[str, str], str]]:
+    """((colour, line style), label) of each group that has a curve."""
+    legend = []
+    for i, group in enumerate(seed_groups):
         names = [c.name for c in curves if c.group == i and c.records]
         if names:
-            made.append((plot.look(i), f"{group.label} ({len(names)} seeds)" if len(names) > 1 else names[0]))
-    return made
+            legend.append((plot.look(i), f"{group.label} ({len(names)} seeds)" if len(names) > 1 else names[0]))
+    return legend
 
 
-class Added(NamedTuple):
-    """A caller's section, ready for the page."""
+def faces(seed_groups: list[Group]) -> dict[str, Any]:
+    """The same faces drawn by the first seed of each group: evenly spread, chosen without looking at the scores."""
+    drawn = [(g.label, g.results[0]) for g in seed_groups if g.results[0].kind == "output"]
+    if not drawn:
+        return {"rows": [], "names": [], "why": ""}
+    first = drawn[0][1]
+    common = [n for n in first.names if all(n in r.names for _, r in drawn)]
+    mixed = any("other pictures" in reason for _, r in drawn for reason in comparable(r, first))
+    if mixed or not common:
+        return {"rows": [], "names": [], "why": "These outputs show different faces, so none are compared here."}
+    chosen = [common[i * len(common) // MAX_FACES] for i in range(MAX_FACES)] if len(common) > MAX_FACES else common
+    px = 256 if len(drawn) <= 4 else 160
+    scored = {label: {i["name"]: i for i in (r.scores or {"images": []})["images"]} for label, r in drawn}
 
-    title: str
-    grid: Grid | None
-    text: list[str]
-    pictures: list[tuple[str, list[tuple[str, str]]]]
+    def shared(folder: str, name: str) -> str:
+        """A picture that all outputs have in common, from the first one that still has it."""
+        return next((uri for _, r in drawn if (uri := find_picture(r.path / folder, name, px, False))), "")
+
+    rows = []
+    for name in chosen:
+        cells = []
+        for label, r in drawn:
+            pictures = {v: find_picture(r.path / folder, name, px, False) for v, folder in VARIANT_FOLDERS.items()}
+            own = scored[label].get(name, {})
+            cells.append((label, [(v, uri, own.get(v, {})) for v, uri in pictures.items()]))
+        rows.append({"name": name, "line": shared("line", name), "real": shared("real", name), "cells": cells})
+    return {"rows": rows, "names": [label for label, _ in drawn], "why": ""}
 
 
-def _added(section: Section) -> Added:
-    words = ["words" * (max(map(len, column)) > LONG) for column in zip(*section.rows, strict=True)]
-    rows = [Row([Cell(c, kind) for c, kind in zip(row, words, strict=True)]) for row in section.rows]
-    grid = Grid("", section.columns, rows, []) if section.columns else None
-    pictures = [(label, [(caption, embed(file, 256 if len(row) > 1 else 1200, False)) for caption, file in row])
-                for label, row in section.pictures]  # fmt: skip
-    return Added(section.title, grid, section.text, pictures)
+def samples(seed_groups: list[Group]) -> list[tuple[str, str]]:
+    """(label, picture) of the last samples of the first seed of each group of training runs."""
+    shown = []
+    for group in seed_groups:
+        first = group.results[0]
+        pictures = sorted(first.run.glob("samples/step-*.png")) if first.kind == "run" else []
+        if pictures:
+            shown.append((f"{group.label}, step {int(pictures[-1].stem[5:]):,}", embed(pictures[-1], 1024)))
+    return shown[:MAX_SAMPLES]

@@ -1,14 +1,13 @@
-"""Curves of several runs on one plot, and below it a strip for each lock."""
+"""Curves of several runs on one plot, and strips below it that show when their networks were locked."""
 
 import warnings
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
-from dist_sketch.reports.curves import COLOURS, STYLE, count, points, scale, smooth, svg, thin
+from dist_sketch.reports.curves import SVG_COLOURS, Curve, Panel, plot, points, style, svg
 
 PANELS = (  # (title, kind of record, key)
     ("loss of G", "train", "loss/g"),
@@ -16,25 +15,17 @@ PANELS = (  # (title, kind of record, key)
     ("SSIM on the validation split", "val", "val/ssim"),
     ("FID-64 on the validation split", "val", "val/fid_64"),
 )
+HUES = sum(name.startswith("c") for name in SVG_COLOURS)
+MAX_STRIPS = 36  # with more, only the first run of each group has strips
+PARTS, LEVELS = 200, 5  # of a strip: parts along the run, shades
+STRIP_IN, LABEL_IN = 0.11, 0.2  # heights of a strip and of the text above it
 
 
-HUES = sum(name.startswith("c") for name in COLOURS)
-
-
-STRIPS = 36  # more are too many to be read: then one a group
-
-
-PARTS, LEVELS = 200, 5  # of a strip along the run; shades of it
-
-
-STRIP_IN, GAP_IN = 0.11, 0.2  # height of a strip, and of the words above it
-
-
-class Curve(NamedTuple):
+class RunCurve(NamedTuple):
     """A run on the plot."""
 
     name: str
-    group: int  # index: seeds of one group share a colour
+    group: int  # index; the seeds of a group share a colour
     records: list[dict[str, Any]]
     batch_size: int
 
@@ -42,9 +33,9 @@ class Curve(NamedTuple):
 class Strip(NamedTuple):
     """When one network of a run was locked."""
 
-    words: str
+    label: str
     group: int
-    bars: list[tuple[float, float, float]]  # images seen: start, width; share of the steps there, above 0
+    bars: list[tuple[float, float, float]]  # start and width in images seen, share of the steps there (above 0)
 
 
 def look(group: int) -> tuple[str, str]:
@@ -52,17 +43,17 @@ def look(group: int) -> tuple[str, str]:
     return f"c{group % HUES}", ("-", "--", ":")[group // HUES % 3]
 
 
-def strips(curves: list[Curve]) -> list[Strip]:
-    """The locks of all runs, as far as they can be shown legibly."""
-    found = [s for c in curves for s in _strips(c)]
-    if len(found) > STRIPS:
-        first = {c.group: c for c in reversed(curves)}
-        found = [s for c in curves if first[c.group] is c for s in _strips(c)]
+def strips(runs: list[RunCurve]) -> list[Strip]:
+    """The locks of all runs; of the first run of each group only, if there are too many to read."""
+    found = [s for run in runs for s in _strips(run)]
+    if len(found) > MAX_STRIPS:
+        first = {run.group: run for run in reversed(runs)}
+        found = [s for run in runs if first[run.group] is run for s in _strips(run)]
     return found
 
 
-def _strips(curve: Curve) -> list[Strip]:
-    train = [r for r in curve.records if r["kind"] == "train"]
+def _strips(run: RunCurve) -> list[Strip]:
+    train = [r for r in run.records if r["kind"] == "train"]
     edges = np.array([0, *(r["step"] for r in train)], float)
     found = []
     for net in ("d", "g"):
@@ -73,56 +64,45 @@ def _strips(curve: Curve) -> list[Strip]:
         at = np.linspace(0, edges[-1], min(PARTS, max(1, len(train) // 2)) + 1)
         level = np.ceil(np.diff(np.interp(at, edges, locked)) / np.diff(at) * LEVELS - 1e-6) / LEVELS
         bars: list[tuple[float, float, float]] = []
-        for start, end, shade in zip(at[:-1] * curve.batch_size, at[1:] * curve.batch_size, level, strict=True):
+        for start, end, shade in zip(at[:-1] * run.batch_size, at[1:] * run.batch_size, level, strict=True):
             if bars and bars[-1][2] == shade:
                 start = bars.pop()[0]
             bars.append((float(start), float(end - start), float(shade)))
-        words = f"{curve.name}: {net.upper()} locked in {locked[-1] / edges[-1]:.0%} of the steps"
-        found.append(Strip(words, curve.group, [b for b in bars if b[2] > 0]))
+        label = f"{run.name}: {net.upper()} locked in {locked[-1] / edges[-1]:.0%} of the steps"
+        found.append(Strip(label, run.group, [b for b in bars if b[2] > 0]))
     return found
 
 
-def draw(curves: list[Curve], width: float) -> Markup:
-    """The plot as an SVG `width` inches wide; empty where there is nothing to draw."""
-    series = [(title, [(c, *_series(c, kind, key)) for c in curves], kind) for title, kind, key in PANELS]
-    panels = [(title, found, kind) for title, found, kind in series if any(len(at) > 1 for _, at, _ in found)]
+def draw(runs: list[RunCurve], width: float) -> Markup:
+    """The plot as an SVG `width` inches wide; empty if there is nothing to draw."""
+    panels = []
+    for title, kind, key in PANELS:
+        curves = []
+        for run in runs:
+            colour, line = look(run.group)
+            steps, values = points([r for r in run.records if r["kind"] == kind], "step", key)
+            curves.append(Curve(steps * run.batch_size, values, SVG_COLOURS[colour], line, kind == "train"))
+        if any(len(curve.x) > 1 for curve in curves):
+            panels.append(Panel(title, curves, {}))
     if not panels:
         return Markup()
-    below = strips(curves)
-    heights = [1.9] * len(panels) + [max(0.05, len(below) * (STRIP_IN + GAP_IN))]
-    total = sum(heights) + 0.35 * len(panels) + 0.85
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"compare{width}"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts draw the names, not ours
-        canvas = Figure(figsize=(width, total), dpi=72)
-        canvas.subplots_adjust(0.5 / width, 0.5 / total, 1 - 0.25 / width, 1 - 0.35 / total, hspace=0.28)
-        axes = canvas.subplots(len(heights), sharex=True, gridspec_kw={"height_ratios": heights})
-        for ax, (title, found, kind) in zip(axes, panels, strict=False):
-            for curve, at, value in found:
-                colour, line = look(curve.group)
-                if kind == "train" and len(value):
-                    if len(curves) <= 3:
-                        ax.plot(*thin(at, value), color=COLOURS[colour], alpha=0.2, linewidth=0.7)
-                    value = smooth(value, 60)
-                mark = {"marker": "o", "markersize": 3} if kind == "val" else {}
-                ax.plot(*thin(at, value), line, color=COLOURS[colour], linewidth=1.4, alpha=0.9, **mark)
-            scale(ax, title)
-        _draw_strips(axes[-1], below)
-        count(axes[-1], "images seen", width)
-        return svg(canvas, "Curves of all runs")
+    below = strips(runs)
+    height = len(below) * (STRIP_IN + LABEL_IN)
+    with style(SVG_COLOURS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts draw the names, not matplotlib's
+        figure = plot(panels, "images seen", width, parts=60, raw=len(runs) <= 3, footer=height)
+        if below:
+            _draw_strips(figure.axes[-1], below, height)
+        return svg(figure, "Curves of all runs")
 
 
-def _series(curve: Curve, kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    at, value = points([r for r in curve.records if r["kind"] == kind], "step", key)
-    return at * curve.batch_size, value
-
-
-def _draw_strips(ax: Any, below: list[Strip]) -> None:
-    ax.set(yticks=[], ylim=(len(below) * (STRIP_IN + GAP_IN) or 1, 0))
+def _draw_strips(ax: Axes, below: list[Strip], height: float) -> None:
+    ax.set(yticks=[], ylim=(height, 0))
     ax.spines["left"].set_visible(False)
     for i, strip in enumerate(below):
-        colour, top = COLOURS[look(strip.group)[0]], i * (STRIP_IN + GAP_IN) + GAP_IN
+        colour, top = SVG_COLOURS[look(strip.group)[0]], i * (STRIP_IN + LABEL_IN) + LABEL_IN
         for shade in sorted({b[2] for b in strip.bars}):
             bars = [b[:2] for b in strip.bars if b[2] == shade]
             ax.broken_barh(bars, (top, STRIP_IN), color=colour, alpha=0.15 + 0.7 * shade, linewidth=0)
-        # A run's name is no formula, whatever signs it holds.
-        ax.text(0, top - 0.03, strip.words, transform=ax.get_yaxis_transform(), fontsize=8, parse_math=False)
+        # A run's name may hold "$", which would begin a formula.
+        ax.text(0, top - 0.03, strip.label, transform=ax.get_yaxis_transform(), fontsize=8, parse_math=False)

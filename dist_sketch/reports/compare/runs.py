@@ -1,124 +1,93 @@
-"""How the compared runs learned and what they cost, read off their records."""
+"""How the compared runs learned and what they cost, read from their records."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from dist_sketch.reports.compare.entries import Entry
-from dist_sketch.reports.compare.scores import value
-from dist_sketch.reports.compare.tables import Cell, Grid, Row
+from dist_sketch.reports.compare.results import Result
+from dist_sketch.reports.compare.scores import score
+from dist_sketch.reports.compare.tables import Cell, PageTable, cells
 from dist_sketch.reports.curves import points
-from dist_sketch.reports.page import figure
+from dist_sketch.reports.page import number
 
 
-class RunSummary(NamedTuple):
-    """How a run went, in plain numbers; None where its records do not tell."""
-
-    name: str
-    state: str
-    step: int
-    steps: int | None  # that it was to make
-    epochs: int | None
-    images: int | None
-    loss_g: float | None  # mean over the last epoch
-    loss_d: float | None
-    val_ssim: float | None
-    best_ssim: float | None
-    best_epoch: int | None
-    val_l1: float | None
-    locked_d: float | None  # share of the steps
-    locked_g: float | None
-    device: str
-    world_size: int | None
-    images_per_s: float | None  # median
-    train_s: float | None  # without the breaks between legs
-    data_wait: float | None  # share of that time, median
-    memory_mb: float | None  # largest
-
-
-def progress(name: str, entry: Entry) -> RunSummary:
-    """Reads a run's records."""
-    train = [r for r in entry.records if r["kind"] == "train"]
-    ends = [r for r in entry.records if r["kind"] == "epoch"] or train[-1:]
-    scored = [r for r in entry.records if isinstance(r.get("val/ssim"), int | float)]
-    best = max(scored, key=lambda r: r["val/ssim"]) if scored else {}
+def summarize(name: str, result: Result) -> dict[str, Any]:
+    """How a run went, in the columns of the CSV file; None for what its records do not say."""
+    train = [r for r in result.records if r["kind"] == "train"]
+    ends = [r for r in result.records if r["kind"] == "epoch"] or train[-1:]
+    scored = [r for r in result.records if isinstance(r.get("val/ssim"), int | float)]
+    best = max(scored, key=lambda r: r["val/ssim"], default=None)
     steps = np.diff([0, *(r["step"] for r in train)])
-    batch = entry.config.get("data.batch_size") or 0
+    batch = result.config.get("data.batch_size") or 0
     speed = points(train, "step", "speed/images_per_s")[1]
 
-    def share(key: str) -> float | None:
-        known = [(r[key], s) for r, s in zip(train, steps, strict=True) if isinstance(r.get(key), int | float)]
+    def locked(net: str) -> float | None:
+        """The mean over steps, not over records, which may stand for different numbers of steps."""
+        known = [(r[net], s) for r, s in zip(train, steps, strict=True) if isinstance(r.get(net), int | float)]
         return float(np.average([v for v, _ in known], weights=[s for _, s in known])) if known else None
 
     def last(records: list[dict[str, Any]], key: str) -> Any:
         return next((r[key] for r in reversed(records) if r.get(key) is not None), None)
 
-    def most(key: str, function: Any) -> float | None:
+    def over_steps(key: str, function: Any) -> float | None:
         values = points(train, "step", key)[1]
         return float(function(values)) if len(values) else None
 
     epoch = last(ends, "epoch")
-    return RunSummary(
-        name=name,
-        state=str(entry.status.get("state") or ("unknown" if entry.records else "no history")),
-        step=entry.done,
-        steps=entry.steps,
-        epochs=None if epoch is None else epoch + 1,
-        images=last(entry.records, "images"),
-        loss_g=last(ends, "loss/g"),
-        loss_d=last(ends, "loss/d"),
-        val_ssim=value(entry, "val", "ssim"),
-        best_ssim=value(entry, "best", "ssim"),
-        best_epoch=best.get("epoch", -1) + 1 if best else None,
-        val_l1=value(entry, "val", "l1"),
-        locked_d=share("lock/d"),
-        locked_g=share("lock/g"),
-        device=str(entry.facts.get("device") or ""),
-        world_size=entry.facts.get("world_size"),
-        images_per_s=float(np.median(speed)) if len(speed) else None,
-        train_s=float(sum(steps) * batch * np.mean(1 / speed[speed > 0])) if (speed > 0).any() else None,
-        data_wait=most("speed/data_wait", np.median),
-        memory_mb=most("speed/memory_mb", np.max),
-    )
+    return {
+        "name": name,
+        "state": str(result.status.get("state") or ("unknown" if result.records else "no history")),
+        "step": result.steps_done,
+        "steps": result.steps,  # planned
+        "epochs": None if epoch is None else epoch + 1,
+        "images": last(result.records, "images"),
+        "loss_g": last(ends, "loss/g"),  # mean over the last epoch
+        "loss_d": last(ends, "loss/d"),
+        "val_ssim": score(result, "val", "ssim"),
+        "best_ssim": score(result, "best", "ssim"),
+        "best_epoch": None if best is None else best.get("epoch", -1) + 1,
+        "val_l1": score(result, "val", "l1"),
+        "locked_d": locked("lock/d"),  # share of the steps
+        "locked_g": locked("lock/g"),
+        "device": str(result.facts.get("device") or ""),
+        "world_size": result.facts.get("world_size"),
+        "images_per_s": over_steps("speed/images_per_s", np.median),
+        # Without the breaks between two starts of the run.
+        "train_s": float(sum(steps) * batch * np.mean(1 / speed[speed > 0])) if (speed > 0).any() else None,
+        "data_wait": over_steps("speed/data_wait", np.median),  # share of that time
+        "memory_mb": over_steps("speed/memory_mb", np.max),
+    }
 
 
-def learning(runs: list[RunSummary]) -> Grid:
+def learning_table(runs: list[dict[str, Any]]) -> PageTable:
     """Losses, validation scores and locks of each run."""
-    rows = [
-        Row([
-            *(Cell(r.name), Cell(r.state), Cell(_whole(r.epochs))),
-            Cell(_whole(r.step), more=f"of {r.steps:,}" if r.steps and r.step < r.steps else ""),
-            *(Cell(figure(r.loss_g, 3)), Cell(figure(r.loss_d, 3)), Cell(figure(r.val_ssim, 3))),
-            Cell(figure(r.best_ssim, 3), more=f"epoch {r.best_epoch}" if r.best_epoch else ""),
-            *(Cell(figure(r.val_l1, 4)), Cell(_percent(r.locked_d)), Cell(_percent(r.locked_g))),
-        ])
-        for r in runs
-    ]  # fmt: skip
     columns = ["", "state", "epochs", "steps", "loss G", "loss D", "last SSIM", "best SSIM", "last L1", "D locked",
                "G locked"]  # fmt: skip
+    rows = []
+    for r in runs:
+        steps = Cell(number(r["step"], 0), small=f"of {r['steps']:,}" if r["steps"] and r["step"] < r["steps"] else "")
+        best = Cell(number(r["best_ssim"], 3), small=f"epoch {r['best_epoch']}" if r["best_epoch"] else "")
+        losses = (number(r["loss_g"], 3), number(r["loss_d"], 3))
+        scores = (number(r["val_ssim"], 3), best, number(r["val_l1"], 4))
+        locked = (_percent(r["locked_d"]), _percent(r["locked_g"]))
+        rows.append(cells(r["name"], r["state"], number(r["epochs"], 0), steps, *losses, *scores, *locked))
     notes = ["Losses are means over the last epoch; SSIM and L1 are of the validation split, raw, during training. "
              "Locked: share of the steps in which the network was not trained."]  # fmt: skip
-    return Grid("How they learned", columns, rows, notes)
+    return PageTable("How they learned", columns, rows, notes=notes)
 
 
-def cost(runs: list[RunSummary]) -> Grid:
+def cost_table(runs: list[dict[str, Any]]) -> PageTable:
     """Speed, time and memory of each run."""
-    rows = [
-        Row([
-            *(Cell(r.name), Cell(f"{r.world_size or '?'} × {r.device or '?'}"), Cell(_whole(r.images))),
-            *(Cell(duration(r.train_s)), Cell(figure(r.images_per_s, 1)), Cell(_percent(r.data_wait))),
-            Cell("–" if r.memory_mb is None else f"{r.memory_mb:,.0f} MB"),
-        ])
-        for r in runs
-    ]  # fmt: skip
     columns = ["", "processes", "images seen", "time", "images/s", "waited for data", "memory"]
-    notes = ["Time is that of training with its validation, without breaks between legs; images/s the median over the "
-             "run. Compare them only between equal machines that had nothing else to do."]  # fmt: skip
-    return Grid("What they cost", columns, rows, notes)
-
-
-def _whole(number: int | None) -> str:
-    return "–" if number is None else f"{number:,}"
+    rows = []
+    for r in runs:
+        processes = f"{r['world_size'] or '?'} × {r['device'] or '?'}"
+        speed = (duration(r["train_s"]), number(r["images_per_s"], 1), _percent(r["data_wait"]))
+        memory = "–" if r["memory_mb"] is None else f"{r['memory_mb']:,.0f} MB"
+        rows.append(cells(r["name"], processes, number(r["images"], 0), *speed, memory))
+    notes = ["Time covers training and its validation, but not the breaks between two starts of a run; images/s is the "
+             "median over the run. Only equal machines without other work can be compared."]  # fmt: skip
+    return PageTable("What they cost", columns, rows, notes=notes)
 
 
 def _percent(share: float | None) -> str:
@@ -126,7 +95,7 @@ def _percent(share: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say it."""
+    """A duration in the two largest units that it needs."""
     if seconds is None:
         return "–"
     minutes = round(seconds) // 60

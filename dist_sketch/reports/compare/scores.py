@@ -1,8 +1,11 @@
-"""Which scores may be compared, which entries are seeds of one setting, and what their spread allows to say."""
+"""Which scores may be compared, which results are seeds of one setting, and whether differences exceed their noise."""
 
 import json
 import math
 import re
+import warnings
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,66 +13,64 @@ from scipy import stats
 
 from dist_sketch.core.config import FREE
 from dist_sketch.metrics.definitions import METRICS
-from dist_sketch.reports.compare.entries import Entry, essential
+from dist_sketch.reports.compare.results import Result, without
 
-CONFIDENCE = 0.95  # of Student's t-test: a smaller difference is called the seeds' noise
+CONFIDENCE = 0.95  # of Student's t-test
 
-
-# What cannot change the result of a run: where things lie, what it tolerates, what it tells and when it looks.
+# Settings that cannot change the result: paths, tolerances, logging, validation schedule.
 HARMLESS = (
     *(key for key in FREE if key not in ("train.epochs", "train.accumulate")),
     *("train.validate_", "train.sample_"),
 )
+DECISIVE = ("size", "manifest_sha256", "world_size", "precision", "code", "versions")  # facts that can change it
+SIGNS = {m.key: m.sign for m in METRICS}
 
 
-DECISIVE = ("size", "manifest_sha256", "world_size", "precision", "code", "versions")  # facts that can
-
-
-def comparable(a: Entry, b: Entry) -> list[str]:
-    """Reasons why their scores must not be compared; none: they may be."""
+def comparable(a: Result, b: Result) -> list[str]:
+    """The reasons why the scores of two results must not be compared; empty if they may be."""
     if a.kind != b.kind:
         return ["one is scored by its drawings, the other only during its training: draw with `dist-sketch infer`"]
-    lost = [f"{e.name} has no scores" for e in (a, b) if e.kind == "output" and e.scores is None]
-    lost += [f"{e.name} {e.unfinished}" for e in (a, b) if e.kind == "run" and e.unfinished]
-    if lost:
-        return lost
-    mine, other = _terms(a), _terms(b)
+    lacking = [f"{r.name} has no scores" for r in (a, b) if r.kind == "output" and r.scores is None]
+    lacking += [f"{r.name} {r.unfinished}" for r in (a, b) if r.kind == "run" and r.unfinished]
+    if lacking:
+        return lacking
+    mine, other = _conditions(a), _conditions(b)
     reasons = []
     for what in mine:
         if mine[what] == other[what] or (what.startswith("FID") and None in (mine[what], other[what])):
-            continue  # without weights there is no FID that could be compared
+            continue  # without weights there is no FID to compare
         short = [str(v)[:12] if "weights" in what else str(v) for v in (mine[what], other[what])]
         plain = what in ("other faces", "another data set", "other pictures under the same names")
         reasons.append(what if plain else f"{what}: {short[0]} and {short[1]}")
         if plain or what == "n":
-            break  # the rest follows from it
+            break  # further differences follow from this one
     return reasons
 
 
-def _terms(entry: Entry) -> dict[str, Any]:
-    """What scores depend on besides the drawing, in the order in which it is told."""
-    config, facts = entry.config, entry.facts
-    if entry.scores is None:
+def _conditions(result: Result) -> dict[str, Any]:
+    """What scores depend on besides the drawings; the most important first."""
+    config, facts = result.config, result.facts
+    if result.scores is None:
         return {
             "another data set": facts.get("manifest_sha256"),
             "size in px": facts.get("size"),
             "channels": config.get("data.channels"),
             "train.validate_limit": config.get("train.validate_limit"),
         }
-    scores, about = entry.scores, entry.about
+    scores, infer = result.scores, result.infer
     settings = {k: v if isinstance(v, dict) else {} for k, v in scores["settings"].items()}
     fid, base = settings.get("fid", {}), scores["baselines"]
-    exact = about.get("format") == "png" and str(about.get("output_size")) in ("network", str(about.get("size")))
+    exact = infer.get("format") == "png" and str(infer.get("output_size")) in ("network", str(infer.get("size")))
     from_files = scores["settings"].get("source") == "files" and not exact
     paired = [(base.get(b) or {}).get(k) for b in ("blank", "input") for k in ("ssim", "l1", "psnr")]
     return {
-        "split": about.get("split"),
+        "split": infer.get("split"),
         "n": scores["n"],
-        "other faces": sorted(entry.names),
+        "other faces": sorted(result.names),
         "size in px": scores.get("size"),
-        # These depend on nothing but the lines and the real sketches.
+        # These scores depend on the lines and the real sketches only.
         "other pictures under the same names": [None if v is None else round(float(v), 6) for v in paired],
-        "scored": f"from {about.get('format')} files of size {about.get('output_size')}" if from_files else "exactly",
+        "scored": f"from {infer.get('format')} files of size {infer.get('output_size')}" if from_files else "exactly",
         "SSIM's settings": settings.get("ssim"),
         "FID's weights": fid.get("weights_sha256"),
         "FID's resize": fid.get("resize"),
@@ -78,56 +79,57 @@ def _terms(entry: Entry) -> dict[str, Any]:
     }
 
 
-def classes(found: list[Entry]) -> list[list[Entry]]:
-    """Parts within which all scores may be compared with each other; entries without scores are in none."""
-    parts: list[list[Entry]] = []
-    for entry in found:
-        if comparable(entry, entry):
+def comparable_sets(results: list[Result]) -> list[list[Result]]:
+    """Splits results into sets within which scores may be compared; results without scores are left out."""
+    sets: list[list[Result]] = []
+    for result in results:
+        if comparable(result, result):
             continue
-        for part in parts:
-            if not any(comparable(entry, other) for other in part):
-                part.append(entry)
-                break
+        fitting = next((s for s in sets if not any(comparable(result, other) for other in s)), None)
+        if fitting is None:
+            sets.append([result])
         else:
-            parts.append([entry])
-    return parts
+            fitting.append(result)
+    return sets
 
 
 class Group(NamedTuple):
-    """Entries that differ only in their seed."""
+    """Results that differ only in their seed."""
 
     label: str
-    entries: list[Entry]
+    results: list[Result]
 
 
-def groups(found: list[Entry]) -> list[Group]:
-    """The entries in groups that differ in nothing but the seed, in the order of their first members."""
-    members: dict[str, list[Entry]] = {}
-    for entry in found:
-        again = 0  # the same seed once more is no further seed
-        while any(e.seed == entry.seed for e in members.get(f"{again}{_identity(entry)}", [])):
-            again += 1
-        members.setdefault(f"{again}{_identity(entry)}", []).append(entry)
-    labels: list[str] = []
-    for part in members.values():
-        label = _common([e.name for e in part])
-        taken = {*labels, *(e.name for e in found if e not in part)}
-        labels.append(f"{part[0].name} and {len(part) - 1} more" if not label or label in taken else label)
-    return [Group(label, part) for label, part in zip(labels, members.values(), strict=True)]
+def groups(results: list[Result]) -> list[Group]:
+    """Groups results that differ only in their seed, in the order of their first members."""
+    members: dict[str, list[Result]] = {}
+    for result in results:
+        repeat = 0  # a seed that the group has already begins another group
+        while any(r.seed == result.seed for r in members.get(f"{repeat}{_identity(result)}", [])):
+            repeat += 1
+        members.setdefault(f"{repeat}{_identity(result)}", []).append(result)
+    found: list[Group] = []
+    for group in members.values():
+        label = _common_name([r.name for r in group])
+        taken = {*(g.label for g in found), *(r.name for r in results if r not in group)}
+        if not label or label in taken:
+            label = f"{group[0].name} and {len(group) - 1} more"
+        found.append(Group(label, group))
+    return found
 
 
-def _identity(entry: Entry) -> str:
-    """What two seeds of one setting have in common."""
-    about = {k: entry.about.get(k) for k in ("split", "size", "output_size", "format", "mode")}
-    facts = {k: entry.facts.get(k) for k in DECISIVE}
-    terms = _terms(entry)
-    config = essential(entry.config, (*HARMLESS, "train.seed"))
-    step = "chosen" if entry.chosen else entry.step
-    return json.dumps([entry.kind, step, config, about, facts, terms], sort_keys=True, default=str)
+def _identity(result: Result) -> str:
+    """What the seeds of one setting have in common."""
+    infer = {k: result.infer.get(k) for k in ("split", "size", "output_size", "format", "mode")}
+    facts = {k: result.facts.get(k) for k in DECISIVE}
+    config = without(result.config, (*HARMLESS, "train.seed"))
+    step = "chosen" if result.infer.get("chosen") else result.step
+    common = [result.kind, step, config, infer, facts, _conditions(result)]
+    return json.dumps(common, sort_keys=True, default=str)
 
 
-def _common(names: list[str]) -> str:
-    """What names of several seeds begin with, without the seed's own mark: a-s10, a-s11 -> a."""
+def _common_name(names: list[str]) -> str:
+    """The common beginning of the names of several seeds, without the mark of the seed: a-s10, a-s11 -> a."""
     if len(names) == 1:
         return names[0]
     length = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), None)
@@ -137,28 +139,29 @@ def _common(names: list[str]) -> str:
     return re.sub(r"([-_. ]s|[-_. ]?seed)?[-_. =/]*$", "", prefix)
 
 
-def value(entry: Entry, variant: str, metric: str) -> float | None:
-    """One score.
+def score(result: Result, variant: str, metric: str) -> float | None:
+    """One score; None if it was not computed.
 
     Args:
-        variant: of an output "raw", "denoised", or a baseline ("blank", "input", "reference"); of any run "val" (the
-            last score of the validation split during training) or "best" (the best one).
+        variant: "raw", "denoised" or a baseline ("blank", "input", "reference") of an output; "val" (the last) or
+            "best" for the scores of the validation split during training.
         metric: a key of METRICS.
     """
     if variant in ("val", "best"):
-        scored = [r[f"val/{metric}"] for r in entry.records if isinstance(r.get(f"val/{metric}"), int | float)]
-        if not scored or variant == "val":
-            return float(scored[-1]) if scored else None
-        return float(max(scored) if _sign(metric) > 0 else min(scored))
-    if entry.scores is None:
+        scored = [r[f"val/{metric}"] for r in result.records if isinstance(r.get(f"val/{metric}"), int | float)]
+        if not scored:
+            return None
+        best = max if SIGNS[metric] > 0 else min
+        return float(scored[-1] if variant == "val" else best(scored))
+    if result.scores is None:
         return None
-    part = entry.scores[variant] if variant in ("raw", "denoised") else entry.scores["baselines"].get(variant)
+    part = result.scores[variant] if variant in ("raw", "denoised") else result.scores["baselines"].get(variant)
     found = (part or {}).get(metric)
     return None if found is None else float(found)
 
 
-def _sign(metric: str) -> int:
-    return next((m.sign for m in METRICS if m.key == metric), -1)
+def _scores(group: Group, variant: str, metric: str) -> list[float]:
+    return [v for r in group.results if (v := score(r, variant, metric)) is not None]
 
 
 def mean_sd(group: Group, variant: str, metric: str) -> tuple[float, float | None, int]:
@@ -167,36 +170,56 @@ def mean_sd(group: Group, variant: str, metric: str) -> tuple[float, float | Non
     Returns:
         (mean, sd, n): NaN and 0 seeds where nothing was scored; sd None for fewer than two seeds.
     """
-    values = [v for e in group.entries if (v := value(e, variant, metric)) is not None]
+    values = _scores(group, variant, metric)
     if not values:
         return math.nan, None, 0
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values)
 
 
-class Difference(NamedTuple):
-    """Of two groups' means, and what may be said of it."""
+class Effect(NamedTuple):
+    """A mean, or a difference of two means, and its noise over the seeds."""
 
-    value: float
-    error: float | None  # standard error; None for one seed each
-    mood: Literal["better", "worse", "noise", "unknown"]  # unknown: one seed each tell nothing of the seeds' noise
+    mean: float
+    margin: float | None  # half width of the confidence interval; None for one seed each, whose noise is unknown
+    error: float | None  # standard error
+
+    @property
+    def sign(self) -> int:
+        """+1 or -1 if the effect exceeds its noise, which counts as 0 if it is unknown; else 0."""
+        return 0 if abs(self.mean) <= (self.margin or 0.0) else 1 if self.mean > 0 else -1
+
+    def mood(self, good: int) -> Literal["better", "worse", "noise", "unknown"]:
+        """What the effect means for a metric of which more (`good` = 1) or less (-1) is better."""
+        if self.margin is None:
+            return "unknown"
+        return "noise" if not self.sign else "better" if self.sign == good else "worse"
 
 
-def difference(group: Group, other: Group, variant: str, metric: str) -> Difference | None:
-    """By how much `group` is above `other`; None if one of them has no such score, or they must not be compared.
+def t_test(values: Sequence[float], others: Sequence[float] | None = None) -> Effect:
+    """Student's t-test, two-sided, at CONFIDENCE: the mean of `values` against 0, or against the mean of `others`.
 
-    It counts as better or worse if Student's t-test (two-sided, one variance for both) rejects chance at CONFIDENCE.
+    Both samples are taken to have the same variance, so one of them may be a single value.
     """
-    if any(comparable(a, b) for a in group.entries for b in other.entries):
+    mean = fmean(values) - (fmean(others) if others else 0.0)
+    if len(values) == len(others or values) == 1:
+        return Effect(mean, None, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of SciPy, if all values are equal
+        test = stats.ttest_ind(values, others) if others else stats.ttest_1samp(values, 0.0)
+        low, high = test.confidence_interval(CONFIDENCE)
+    margin = float(high - low) / 2
+    rounding = 1e-12 * max(map(abs, (*values, *(others or ()))))  # the means of equal values may differ by this
+    return Effect(mean, margin + rounding, margin / t_quantile(test.df))
+
+
+def t_quantile(freedom: float) -> float:
+    """How many standard errors an effect must exceed, at these degrees of freedom."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
+def difference(group: Group, other: Group, variant: str, metric: str) -> Effect | None:
+    """How far `group` is above `other`; None if one of them has no such score, or they must not be compared."""
+    if any(comparable(a, b) for a in group.results for b in other.results):
         return None
-    (a, sd_a, n_a), (b, sd_b, n_b) = mean_sd(group, variant, metric), mean_sd(other, variant, metric)
-    if not n_a or not n_b:
-        return None
-    freedom = n_a + n_b - 2
-    if not freedom:
-        return Difference(a - b, None, "unknown")
-    variance = ((n_a - 1) * (sd_a or 0.0) ** 2 + (n_b - 1) * (sd_b or 0.0) ** 2) / freedom
-    error = math.sqrt(variance * (1 / n_a + 1 / n_b))
-    rounding = 1e-12 * max(abs(a), abs(b))  # seeds that agree to the last digit have no spread at all
-    if abs(a - b) <= error * stats.t.ppf((1 + CONFIDENCE) / 2, freedom) + rounding:
-        return Difference(a - b, error, "noise")
-    return Difference(a - b, error, "better" if (a - b) * _sign(metric) > 0 else "worse")
+    mine, others = _scores(group, variant, metric), _scores(other, variant, metric)
+    return t_test(mine, others) if mine and others else None

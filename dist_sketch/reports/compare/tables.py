@@ -1,202 +1,239 @@
 """Tables and verdicts of a comparison: what differs, scores over seeds, differences."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dist_sketch.core.config import Config, items
 from dist_sketch.metrics.definitions import METRICS, Metric
-from dist_sketch.reports.compare.entries import Entry
-from dist_sketch.reports.compare.scores import CONFIDENCE, Difference, Group, comparable, difference, mean_sd, value
-from dist_sketch.reports.page import conjoin, figure, flat
+from dist_sketch.reports.compare.results import Result
+from dist_sketch.reports.compare.scores import (
+    CONFIDENCE,
+    Effect,
+    Group,
+    comparable,
+    comparable_sets,
+    difference,
+    mean_sd,
+    score,
+)
+from dist_sketch.reports.page import conjoin, flat, number
 
 VARIANTS = ("denoised", "raw")
-
-
-CONTEXT = {"blank": "a blank page", "input": "the input itself", "reference": "real training sketches"}
-
-
-UNTOLD = ("run_id", "steps", "global_batch", "wandb")  # beginnings of facts that settings tell, or that tell nothing
-
-
-WORDS = {"val": "last"}  # of the validation during training
-
-
-NONE = "–"
-
-
-HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")  # of a commit or a file: its first digits tell them apart
-
-
-NOISE = f"Student's t-test, two-sided, {CONFIDENCE:.0%}"
+BASELINES = {"blank": "a blank page", "input": "the input itself", "reference": "real training sketches"}
+VARIANT_LABELS = {"val": "last"}  # of the validation during training
+HIDDEN_FACTS = ("run_id", "steps", "global_batch", "wandb")  # prefixes of facts that are redundant or uninteresting
+HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")  # of a commit or a file: its first 12 digits are shown
+RULE = f"Student's t-test, two-sided, {CONFIDENCE:.0%}"
 
 
 class Cell(NamedTuple):
-    """Text of a table's cell, and how it is meant."""
+    """A table's cell."""
 
     text: str
-    kind: str = ""  # a class of the page's style sheet: best, better, worse, noise, unknown
+    kind: str = ""  # class of the style sheet: best, better, worse, noise, unknown, words
     hint: str = ""
-    more: str = ""  # small, on a line of its own
+    small: str = ""  # a second line in small type
 
     @property
-    def whole(self) -> str:
-        """All of it on one line."""
-        return f"{self.text} {self.more}".rstrip()
+    def one_line(self) -> str:
+        """Both lines as one."""
+        return f"{self.text} {self.small}".rstrip()
 
 
-class Row(NamedTuple):
-    """A row of a table; the first cell names it."""
-
-    cells: list[Cell]
-    kind: str = ""  # base: context, not a competitor
-
-
-class Grid(NamedTuple):
-    """A table of a comparison."""
+class PageTable(NamedTuple):
+    """A table of the page; the first cell of a row names it."""
 
     title: str
-    columns: list[str]
-    rows: list[Row]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    baselines: Sequence[Sequence[Cell]] = ()  # further rows, which are not ranked
+    notes: Sequence[str] = ()
+
+
+class ScoreSection(NamedTuple):
+    """Tables of scores that may be compared with each other."""
+
+    title: str
+    tables: list[PageTable]
     notes: list[str]
 
 
-def named(metric: Metric) -> str:
-    """A column's heading."""
+def cells(*values: str | Cell) -> list[Cell]:
+    """A row of a table."""
+    return [v if isinstance(v, Cell) else Cell(v) for v in values]
+
+
+def score_sections(results: list[Result], groups: list[Group]) -> list[ScoreSection]:
+    """The tables of scores, one section for each set of results whose scores may be compared."""
+    sections = []
+    for members in comparable_sets(results):
+        part = [g for g in groups if g.results[0] in members]
+        first = members[0]
+        variants: Sequence[str]
+        if first.scores is None:
+            variants = ("val",)
+            title, notes = "Validation during training", ["Of raw drawings, without noise removal."]
+            tables = [score_table("Last scores", part, "val"), score_table("Best scores", part, "best")]
+        else:
+            variants, notes = VARIANTS, _fid_notes(first.scores["settings"].get("fid") or {})
+            split = {"val": "validation ", "train": "training ", "test": "test "}.get(
+                first.infer.get("split") or "", ""
+            )
+            title = f"Scores of {first.scores['n']:,} {split}portraits at {first.scores.get('size')} px"
+            tables = [score_table(v.capitalize(), part, v) for v in VARIANTS]
+        if len(part) > 1:
+            tables.append(difference_table(f"Against {part[0].label}", part, variants))
+        if len(members) > len(part):
+            tables.append(seed_table("Each seed by itself", members, variants))
+        if _scored_metrics(variants, members):
+            sections.append(ScoreSection(title, tables, notes))
+    return sections
+
+
+def _fid_notes(fid: dict[str, Any]) -> list[str]:
+    sha = str(fid.get("weights_sha256") or "")[:12]
+    weights = [f"FID's weights {sha}; resize {fid.get('resize')}."] if sha else []
+    return weights + ([f"{fid['note']}."] if fid.get("note") else [])
+
+
+def _heading(metric: Metric) -> str:
     return f"{metric.label} {'↑' if metric.sign > 0 else '↓'}"
 
 
-def used(variants: Iterable[str], found: Iterable[Entry]) -> list[Metric]:
-    """The metrics of which there is a figure."""
-    found = list(found)
-    return [m for m in METRICS if any(value(e, v, m.key) is not None for e in found for v in variants)]
+def _scored_metrics(variants: Iterable[str], results: list[Result]) -> list[Metric]:
+    """The metrics that have a score in at least one of the results."""
+    return [m for m in METRICS if any(score(r, v, m.key) is not None for r in results for v in variants)]
 
 
-def scores(title: str, part: list[Group], variant: str) -> Grid:
-    """Mean scores of comparable groups, with the baselines for context."""
-    metrics = used([variant], [e for g in part for e in g.entries])
+def score_table(title: str, groups: list[Group], variant: str) -> PageTable:
+    """Mean scores of comparable groups, and the baselines."""
+    metrics = _scored_metrics([variant], [r for g in groups for r in g.results])
     rows = []
-    for group in part:
-        cells = [Cell(group.label, hint=conjoin([e.name for e in group.entries])), Cell(str(len(group.entries)))]
-        for m in metrics:
-            mean, sd, n = mean_sd(group, variant, m.key)
-            known = [x * m.sign for g in part if (x := mean_sd(g, variant, m.key)[0]) == x]
-            leads = n and mean * m.sign == max(known)
-            best = leads and figure(max(known), m.digits) != figure(min(known), m.digits)
-            beaten = [words for base, words in list(CONTEXT.items())[:2] if n and not _beats(mean, group, base, m)]
-            text = (figure(mean, m.digits) if n else "–") + "†" * bool(beaten)
-            hint = f"Not better than {conjoin(beaten)}" if beaten else ""
-            cells.append(Cell(text, "best" if best else "", hint, "" if sd is None else f"± {figure(sd, m.digits)}"))
-        rows.append(Row(cells))
-    for base, words in CONTEXT.items():
-        figures = [value(part[0].entries[0], base, m.key) for m in metrics]
-        if any(v is not None for v in figures):
-            texts = [figure(v, m.digits) for v, m in zip(figures, metrics, strict=True)]
-            rows.append(Row([Cell(words), Cell(""), *map(Cell, texts)], "base"))
-    notes = []
-    if any(c.text.endswith("†") for row in rows for c in row.cells):
-        notes.append("† Not better than a blank page or than the untouched input.")
-    return Grid(title, ["", "seeds", *map(named, metrics)], rows, notes)
+    for group in groups:
+        name = Cell(group.label, hint=conjoin([r.name for r in group.results]))
+        rows.append(cells(name, str(len(group.results)), *(_score_cell(group, groups, variant, m) for m in metrics)))
+    baselines = []
+    for base, label in BASELINES.items():
+        values = [score(groups[0].results[0], base, m.key) for m in metrics]
+        if any(v is not None for v in values):
+            baselines.append(cells(label, "", *(number(v, m.digits) for v, m in zip(values, metrics, strict=True))))
+    beaten = any(cell.text.endswith("†") for row in rows for cell in row)
+    notes = ["† Not better than a blank page or than the untouched input."] * beaten
+    return PageTable(title, ["", "seeds", *map(_heading, metrics)], rows, baselines, notes)
 
 
-def _beats(mean: float, group: Group, base: str, m: Metric) -> bool:
-    known = value(group.entries[0], base, m.key)
-    return known is None or (mean - known) * m.sign > 0
+def _score_cell(group: Group, groups: list[Group], variant: str, m: Metric) -> Cell:
+    mean, sd, n = mean_sd(group, variant, m.key)
+    if not n:
+        return Cell("–")
+    means = [x for g in groups if not math.isnan(x := mean_sd(g, variant, m.key)[0])]
+    all_equal = number(max(means), m.digits) == number(min(means), m.digits)  # as printed
+    best = mean * m.sign == max(x * m.sign for x in means) and not all_equal
+    bases = {label: score(group.results[0], base, m.key) for base, label in BASELINES.items() if base != "reference"}
+    beaten_by = [label for label, base in bases.items() if base is not None and (mean - base) * m.sign <= 0]
+    return Cell(
+        number(mean, m.digits) + "†" * bool(beaten_by),
+        kind="best" if best else "",
+        hint=f"Not better than {conjoin(beaten_by)}" if beaten_by else "",
+        small="" if sd is None else f"± {number(sd, m.digits)}",
+    )
 
 
-def each(title: str, part: list[Entry], variants: Sequence[str]) -> Grid:
-    """The scores of each entry by itself."""
-    metrics = used(variants, part)
+def seed_table(title: str, results: list[Result], variants: Sequence[str]) -> PageTable:
+    """The scores of each result by itself."""
+    metrics = _scored_metrics(variants, results)
+    rows = [
+        cells(r.name, str(r.seed), VARIANT_LABELS.get(v, v), *(number(score(r, v, m.key), m.digits) for m in metrics))
+        for r in results
+        for v in variants
+    ]
+    return PageTable(title, ["", "seed", "", *map(_heading, metrics)], rows)
+
+
+def difference_table(title: str, groups: list[Group], variants: Sequence[str]) -> PageTable:
+    """How far each group is above the first one."""
+    metrics = _scored_metrics(variants, [r for g in groups for r in g.results])
     rows = []
-    for entry in part:
+    for group in groups[1:]:
         for variant in variants:
-            texts = [entry.name, str(entry.seed), WORDS.get(variant, variant)]
-            texts += [figure(value(entry, variant, m.key), m.digits) for m in metrics]
-            rows.append(Row(list(map(Cell, texts))))
-    return Grid(title, ["", "seed", "", *map(named, metrics)], rows, [])
-
-
-def differences(title: str, part: list[Group], variants: Sequence[str]) -> Grid:
-    """By how much each group is above the first of them."""
-    metrics = used(variants, [e for g in part for e in g.entries])
-    rows = []
-    for group in part[1:]:
-        for variant in variants:
-            cells = [Cell(group.label), Cell(WORDS.get(variant, variant))]
+            row = cells(group.label, VARIANT_LABELS.get(variant, variant))
             for m in metrics:
-                found = difference(group, part[0], variant, m.key)
-                if found is None:
-                    cells.append(Cell("–"))
-                    continue
-                hint = "" if found.error is None else f"standard error {figure(found.error, m.digits)}"
-                mood = "one seed" if found.mood == "unknown" else found.mood
-                cells.append(Cell(signed(found.value, m.digits), found.mood, hint, mood))
-            rows.append(Row(cells))
-    kinds = {cell.kind for row in rows for cell in row.cells}
-    notes = ["Noise: the seeds' spread alone explains such a difference."] if "noise" in kinds else []
-    notes += ["One seed: what one seed each shows cannot be told from noise."] if "unknown" in kinds else []
-    return Grid(title, ["", "", *map(named, metrics)], rows, notes)
+                effect = difference(group, groups[0], variant, m.key)
+                row.append(Cell("–") if effect is None else _effect_cell(effect, m))
+            rows.append(row)
+    kinds = {cell.kind for row in rows for cell in row}
+    notes = ["Noise: the spread of the seeds alone explains such a difference."] * ("noise" in kinds)
+    notes += ["One seed: a difference between one seed each may be mere noise."] * ("unknown" in kinds)
+    return PageTable(title, ["", "", *map(_heading, metrics)], rows, notes=notes)
 
 
-def signed(number: float, digits: int) -> str:
-    """A difference as text."""
-    text = figure(number, digits)
+def _effect_cell(effect: Effect, m: Metric) -> Cell:
+    mood = effect.mood(m.sign)
+    hint = "" if effect.error is None else f"standard error {number(effect.error, m.digits)}"
+    return Cell(_signed(effect.mean, m.digits), mood, hint, "one seed" if mood == "unknown" else mood)
+
+
+def _signed(difference: float, digits: int) -> str:
+    text = number(difference, digits)
     return text if text.startswith("−") else f"+{text}"
 
 
 def verdict(group: Group, other: Group) -> tuple[str, str]:
-    """What the scores say of two groups.
+    """What the scores say about two groups.
 
     Returns:
-        (mood, sentence): "good" and "bad" if all that is beyond noise is better, or worse; "warn" where there can be no
-        verdict; else "note".
+        (mood, sentence): "good" or "bad" if all differences beyond noise are better, or worse; "warn" if no verdict is
+        possible; otherwise "note".
     """
-    reasons = comparable(group.entries[0], other.entries[0])
+    reasons = comparable(group.results[0], other.results[0])
     pair = f"{group.label} against {other.label}"
     if reasons:
         return "warn", f"{pair}: no verdict, because their scores cannot be compared ({'; '.join(reasons)})."
-    variant, kind = ("denoised", "denoised") if group.entries[0].scores else ("val", "validation during training")
-    found: dict[str, list[tuple[Metric, Difference]]] = {}
-    for m in used([variant], [*group.entries, *other.entries]):
-        if (d := difference(group, other, variant, m.key)) is not None:
-            found.setdefault(d.mood, []).append((m, d))
-    if not found:
+    variant, kind = ("denoised", "denoised") if group.results[0].scores else ("val", "validation during training")
+    labels: dict[str, list[str]] = {}  # mood -> metrics with their differences
+    for m in _scored_metrics([variant], [*group.results, *other.results]):
+        if (effect := difference(group, other, variant, m.key)) is not None:
+            kind_of_effect = effect.mood(m.sign)
+            label = m.label if kind_of_effect == "noise" else f"{m.label} ({_signed(effect.mean, m.digits)})"
+            labels.setdefault(kind_of_effect, []).append(label)
+    if not labels:
         return "warn", f"{pair}: no verdict, because nothing was scored in both."
-    told = {mood: [f"{m.label} ({signed(d.value, m.digits)})" for m, d in each] for mood, each in found.items()}
-    parts = [f"{mood} in {conjoin(told[mood])}" for mood in ("better", "worse") if mood in told]
-    if "noise" in found:
-        labels = [m.label for m, _ in found["noise"]]
-        parts.append(f"within the seeds' noise in {conjoin(labels) if parts else f'all of {conjoin(labels)}'}")
-    if "unknown" in told:
-        parts.append(f"one seed each, so that no difference can be told from noise: {', '.join(told['unknown'])}")
-    mood = {(True, False): "good", (False, True): "bad"}.get(("better" in told, "worse" in told), "note")
+    parts = [f"{mood} in {conjoin(labels[mood])}" for mood in ("better", "worse") if mood in labels]
+    if "noise" in labels:
+        parts.append(f"within the seeds' noise in {'' if parts else 'all of '}{conjoin(labels['noise'])}")
+    if "unknown" in labels:
+        parts.append(f"one seed each, so any difference may be mere noise: {', '.join(labels['unknown'])}")
+    mood = {(True, False): "good", (False, True): "bad"}.get(("better" in labels, "worse" in labels), "note")
     return mood, f"{pair}, {kind}: {'; '.join(parts)}."
 
 
-def settings(part: list[Group]) -> Grid:
-    """What differs between the groups; the seeds always. Paths and what is told to W&B are left out."""
-    columns = [[_known(e) for e in g.entries] for g in part]
+def settings_table(groups: list[Group]) -> PageTable:
+    """The settings and facts in which the groups differ, and the seeds; without paths and settings of W&B."""
+    columns = [[_settings(r) for r in g.results] for g in groups]
     order = [k for k, _ in items(Config())]
-    keys = list(dict.fromkeys([*order, *(k for column in columns for known in column for k in known)]))
+    keys = dict.fromkeys([*order, *(k for column in columns for settings in column for k in settings)])
     rows = []
     for key in keys:
-        found = [list(dict.fromkeys(_show(known.get(key)) for known in column)) for column in columns]
-        # A run that is gone, or that drew nothing, does not differ in what is unknown of it.
-        told = {text for texts in found for text in texts if key in order or text != NONE}
-        if key == "train.seed" or len(told) > 1:
-            rows.append(Row([Cell(key), *(Cell(HASH.sub(r"\1", ", ".join(texts))) for texts in found)]))
-    notes = ["Nothing else differs."] if len(rows) == 1 else []
-    return Grid("What differs", ["setting", *(g.label for g in part)], rows, notes)
+        texts = [list(dict.fromkeys(_show(settings.get(key)) for settings in column)) for column in columns]
+        # A fact that is unknown for some results, such as those whose run is gone, is not a difference.
+        different = {text for column in texts for text in column if key in order or text != "–"}
+        if key == "train.seed" or len(different) > 1:
+            rows.append(cells(key, *(HASH.sub(r"\1", ", ".join(column)) for column in texts)))
+    notes = ["Nothing else differs."] * (len(rows) == 1)
+    return PageTable("What differs", ["setting", *(g.label for g in groups)], rows, notes=notes)
 
 
-def _known(entry: Entry) -> dict[str, Any]:
-    known = {k: v for k, v in entry.config.items() if k != "data.shards" and not k.startswith("track.")}
-    known |= {k: v for k, v in flat(entry.facts) if k not in known and not k.startswith(UNTOLD)}
-    drawn = {k: entry.about.get(k) for k in ("step", "split", "size", "output_size", "format", "mode", "denoise")}
-    return known | {f"infer: {k}": v for k, v in flat(drawn) if entry.kind == "output"}
+def _settings(result: Result) -> dict[str, Any]:
+    """The settings, the facts, and the options of the inference."""
+    found = {k: v for k, v in result.config.items() if k != "data.shards" and not k.startswith("track.")}
+    found |= {k: v for k, v in flat(result.facts) if k not in found and not k.startswith(HIDDEN_FACTS)}
+    infer = {k: result.infer.get(k) for k in ("step", "split", "size", "output_size", "format", "mode", "denoise")}
+    return found | {f"infer: {k}": v for k, v in flat(infer) if result.kind == "output"}
 
 
 def _show(setting: Any) -> str:
     if isinstance(setting, bool):
         return "on" if setting else "off"
-    return NONE if setting in (None, "") else f"{setting:g}" if isinstance(setting, float) else str(setting)
+    return "–" if setting in (None, "") else f"{setting:g}" if isinstance(setting, float) else str(setting)

@@ -1,4 +1,4 @@
-"""Logs of a job's ranks: who writes where, and which rank failed first."""
+"""Logs of a job's ranks: which rank writes to which file, and which rank failed first."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from conftest import Run, launch
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.slurm import logs
+from dist_sketch.slurm import rank_logs
 
 LAUNCHER = """
 E1122 21:04:56.909000 81 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: {code}) local_rank: 0
@@ -35,7 +35,7 @@ This is a fault of dist_sketch (rank 3), not of your input.
 """
 
 
-def leg(number: int, minute: int = 0, job: int = 12) -> str:
+def attempt(number: int, minute: int = 0, job: int = 12) -> str:
     return f"=== job {job} leg {number} on node1, 2026-11-22 21:{minute:02}:00 ===\n"
 
 
@@ -47,69 +47,69 @@ def write(run: Path, **texts: str) -> Path:
     return run
 
 
-def test_a_rank_s_own_words_come_first(tmp_path: Path) -> None:
+def test_errors_of_the_ranks_come_first(tmp_path: Path) -> None:
     write(
         tmp_path,
-        node_00000=leg(0) + "step 1\n" + LOST.format(0) + LAUNCHER.format(code=1, second=56, host="a", rank=0),
-        node_00001=leg(0) + LAUNCHER.format(code=-9, second=50, host="b", rank=2),
-        rank_00001=leg(0) + LOST.format(1),
-        rank_00002=leg(0) + LOST.format(2),
-        rank_00003=leg(0) + "warning: left out\n" + TRACEBACK + "noise of its end\n",
+        node_00000=attempt(0) + "step 1\n" + LOST.format(0) + LAUNCHER.format(code=1, second=56, host="a", rank=0),
+        node_00001=attempt(0) + LAUNCHER.format(code=-9, second=50, host="b", rank=2),
+        rank_00001=attempt(0) + LOST.format(1),
+        rank_00002=attempt(0) + LOST.format(2),
+        rank_00003=attempt(0) + "warning: left out\n" + TRACEBACK + "noise of its end\n",
     )
-    failure = logs.first_failure(tmp_path)
+    failure = rank_logs.first_failure(tmp_path)
     assert failure
-    assert (failure.rank, failure.mistake) == (3, False)
+    assert not failure.mistake
     assert failure.what == "rank 3: This is a fault of dist_sketch (rank 3), not of your input."
-    assert failure.words == "warning: left out\n" + TRACEBACK.rstrip()
-    assert logs.first_failure(tmp_path, lines=2).words.splitlines() == TRACEBACK.splitlines()[-2:]  # type: ignore[union-attr]
+    assert failure.log == "warning: left out\n" + TRACEBACK.rstrip()
+    assert rank_logs.describe(tmp_path, lines=2).splitlines()[-3:] == ["", *TRACEBACK.splitlines()[-2:]]
 
 
-def test_a_killed_rank_has_no_words(tmp_path: Path) -> None:
+def test_a_killed_rank_reports_no_error(tmp_path: Path) -> None:
     write(
         tmp_path,
-        node_00000=leg(0) + "step 1\n" + LOST.format(0) + LAUNCHER.format(code=1, second=49, host="a", rank=0),
-        node_00001=leg(0) + LAUNCHER.format(code=-9, second=50, host="b", rank=2),
-        rank_00002=leg(0) + "resumed\n",
-        rank_00003=leg(0) + LOST.format(3),
+        node_00000=attempt(0) + "step 1\n" + LOST.format(0) + LAUNCHER.format(code=1, second=49, host="a", rank=0),
+        node_00001=attempt(0) + LAUNCHER.format(code=-9, second=50, host="b", rank=2),
+        rank_00002=attempt(0) + "resumed\n",
+        rank_00003=attempt(0) + LOST.format(3),
     )
-    failure = logs.first_failure(tmp_path)
+    failure = rank_logs.first_failure(tmp_path)
     assert failure
     assert failure.what == "rank 2 on b was killed by signal 9 at 2026-11-22_21:04:50"
-    assert (failure.rank, failure.words, failure.mistake) == (2, "resumed", False)
+    assert (failure.log, failure.mistake) == ("resumed", False)
 
 
-def test_a_sentence_of_rank_0_is_a_mistake_of_the_user(tmp_path: Path) -> None:
-    write(tmp_path, node_00000=leg(0) + "error: norm = 'batch': too small\n", rank_00001=leg(0))
-    failure = logs.first_failure(tmp_path)
+def test_an_error_without_a_traceback_is_a_mistake_of_the_user(tmp_path: Path) -> None:
+    write(tmp_path, node_00000=attempt(0) + "error: norm = 'batch': too small\n", rank_00001=attempt(0))
+    failure = rank_logs.first_failure(tmp_path)
     assert failure
-    assert (failure.rank, failure.what, failure.mistake) == (0, "rank 0: error: norm = 'batch': too small", True)
+    assert (failure.what, failure.mistake) == ("rank 0: error: norm = 'batch': too small", True)
 
 
-def test_only_the_newest_leg_counts(tmp_path: Path) -> None:
+def test_only_the_newest_attempt_counts(tmp_path: Path) -> None:
     write(
         tmp_path,
-        node_00000=leg(0, job=99) + LOST.format(0) + leg(0, 5) + "step 1\n" + leg(1, 6) + "step 2\n",
-        rank_00001=leg(0, 5) + "error (rank 1): of an older leg\n",
+        node_00000=attempt(0, job=99) + LOST.format(0) + attempt(0, 5) + "step 1\n" + attempt(1, 6) + "step 2\n",
+        rank_00001=attempt(0, 5) + "error (rank 1): of an older attempt\n",
     )
-    assert logs.newest_leg(tmp_path) == (("12", "1"), {"node-00000": "step 2\n"})
-    assert logs.first_failure(tmp_path) is None
+    assert rank_logs.newest_attempt(tmp_path) == (("12", "1"), {"node-00000": "step 2\n"})
+    assert rank_logs.first_failure(tmp_path) is None
     with open(tmp_path / "logs" / "rank-00001.log", "a") as f:
-        f.write(leg(1, 6) + "error (rank 1): of this one\n")
-    failure = logs.first_failure(tmp_path)
+        f.write(attempt(1, 6) + "error (rank 1): of this one\n")
+    failure = rank_logs.first_failure(tmp_path)
     assert failure
     assert failure.what == "rank 1: error (rank 1): of this one"
-    assert logs.first_failure(tmp_path, leg=("12", "1")) == failure
-    assert logs.first_failure(tmp_path, leg=("12", "2")) is None  # a leg that has written nothing
+    assert rank_logs.first_failure(tmp_path, ("12", "1")) == failure
+    assert rank_logs.first_failure(tmp_path, ("12", "2")) is None  # an attempt that has written nothing
 
 
 def test_describe(cli: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is it the folder of a run"):
-        logs.describe(tmp_path)
+        rank_logs.describe(tmp_path)
     assert cli("logs", tmp_path).returncode == 2
     status = {"state": "failed", "step": 3, "steps": 9, "epoch": 1, "reason": "another rank failed"}
     (tmp_path / "status.json").write_text(json.dumps(status))
-    assert logs.describe(tmp_path).endswith("no rank says why: it runs, or was killed with its node")
-    write(tmp_path, node_00000=leg(0), rank_00003=leg(0) + TRACEBACK)
+    assert rank_logs.describe(tmp_path).endswith("the run is still running, or was killed together with its node")
+    write(tmp_path, node_00000=attempt(0), rank_00003=attempt(0) + TRACEBACK)
     done = cli("logs", tmp_path)
     assert done.returncode == 0
     assert done.stdout.startswith(f"{tmp_path}: failed at step 3 of 9, epoch 1\nreason: another rank failed\n")
@@ -119,16 +119,16 @@ def test_describe(cli: Run, tmp_path: Path) -> None:
     assert "ValueError" not in cli("logs", tmp_path).stdout
 
 
-def test_torn_legs_are_left_out(tmp_path: Path) -> None:
-    assert logs.read_legs(tmp_path) == []
+def test_incomplete_records_are_skipped(tmp_path: Path) -> None:
+    assert rank_logs.read_attempts(tmp_path) == []
     write(tmp_path)
     (tmp_path / "logs" / "legs.jsonl").write_text('{"job": "1"}\n{"job":\n{"job": "2"}\n{"jo')
-    assert logs.read_legs(tmp_path) == [{"job": "1"}, {"job": "2"}]
+    assert rank_logs.read_attempts(tmp_path) == [{"job": "1"}, {"job": "2"}]
 
 
 @pytest.mark.parametrize("rank", ["0", "5", None])
-def test_ranks_but_the_first_write_into_files_of_their_own(rank: str | None, tmp_path: Path) -> None:
-    code = "from dist_sketch.core import rank_logs; rank_logs.redirect(); import os, sys"
+def test_all_ranks_but_the_first_write_to_their_own_files(rank: str | None, tmp_path: Path) -> None:
+    code = "from dist_sketch.slurm import rank_logs; rank_logs.redirect(); import os, sys"
     code += "; print('out'); print('err', file=sys.stderr)"
     code += "; sys.stdout.flush(); os.system('echo of a child')"
     env = {k: v for k, v in os.environ.items() if k != "RANK"} | ({"RANK": rank} if rank else {})
@@ -146,21 +146,21 @@ def test_ranks_but_the_first_write_into_files_of_their_own(rank: str | None, tmp
         assert not (tmp_path / "logs").exists()
 
 
-def test_logs_that_cannot_be_written_stay_where_they_were(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("not a folder")
     env = {**os.environ, "DIST_SKETCH_LOGS": str(tmp_path / "logs"), "RANK": "1"}
-    code = "from dist_sketch.core import rank_logs; rank_logs.redirect(); print('out')"
+    code = "from dist_sketch.slurm import rank_logs; rank_logs.redirect(); print('out')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stdout == "out\n"
     assert "cannot be written" in done.stderr
 
 
-def test_a_launcher_s_last_words_are_understood(tmp_path: Path) -> None:
-    """Torch may change them; and the command line sends ranks to their files before all else."""
+def test_the_report_of_torch_s_launcher_is_understood(tmp_path: Path) -> None:
+    """Torch may change it. And the command line redirects a rank's output before it does anything else."""
     done = launch(2, "train", "--out", tmp_path / "run", DIST_SKETCH_LOGS=str(tmp_path / "logs"))
     assert done.returncode != 0
     assert "error: data.shards is not set" in done.stderr
-    causes = list(logs.ROOT_CAUSE.finditer(done.stderr))
+    causes = list(rank_logs.ROOT_CAUSE.finditer(done.stderr))
     assert len(causes) == 1
     assert causes[0]["code"] == "2"
     assert (tmp_path / "logs" / "rank-00001.log").read_text().startswith("=== job 0 leg 0 on ")

@@ -1,4 +1,4 @@
-"""The launcher of a node: who it is by SLURM's variables, the command it starts, the signals it hands on."""
+"""The launcher of a node: the command that it starts, by SLURM's variables, and the signals that it passes on."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from support.forks import wait_until
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import read_json
-from dist_sketch.slurm import node
+from dist_sketch.slurm import node_launcher
 
 # As srun gives them to the second of two tasks.
 STEP = {
@@ -29,33 +29,43 @@ STEP = {
 }
 
 
-def test_place_on_gpus() -> None:
-    found = node.read_place({**STEP, "SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "0,1,2,3"})
-    assert found == node.NodePlace(nodes=2, node=1, processes=4, gpus=True, address="gpu07", port=24711, threads=4)
-    assert node.read_place({**STEP, "SLURM_GPUS_ON_NODE": "4"}).processes == 4
-    assert node.read_place({**STEP, "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}).processes == 2
-    assert node.read_place({**STEP, "SLURM_GPUS_ON_NODE": "4"}, 2).processes == 2
+ALONE = {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NODEID": "0"}
 
 
-def test_place_on_cpus() -> None:
+def launched(env: dict[str, str], processes: int | None = None, port: int | None = None) -> tuple[int, bool, int]:
+    """Ranks on all nodes, whether they use GPUs, and threads per rank."""
+    command, found = node_launcher.launch(("train",), env, processes=processes, port=port)
+    ranks = int(found["DIST_SKETCH_RANKS"])
+    assert ("--num_processes" in command) == (ranks > 1)
+    return ranks, "ACCELERATE_USE_CPU" not in found, int(found["OMP_NUM_THREADS"])
+
+
+def test_ranks_on_gpus() -> None:
+    four = {**STEP, "SLURM_GPUS_ON_NODE": "4"}
+    assert launched({**four, "CUDA_VISIBLE_DEVICES": "0,1,2,3"}) == (8, True, 4)
+    assert launched(four) == (8, True, 4)
+    assert launched(four, 2) == (4, True, 8)
+    assert launched({**STEP, "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}) == (4, True, 8)
+
+
+def test_ranks_on_cpus() -> None:
     for env in (STEP, {**STEP, "CUDA_VISIBLE_DEVICES": "NoDevFiles"}):
-        found = node.read_place(env)
-        assert (found.processes, found.gpus, found.threads) == (1, False, 16)
-    found = node.read_place({**STEP, "SLURM_GPUS_ON_NODE": "4", "ACCELERATE_USE_CPU": "true"}, 2)
-    assert (found.processes, found.gpus, found.threads) == (2, False, 8)
-    assert node.read_place({**STEP, "SLURM_CPUS_PER_TASK": "1"}, 2).threads == 1
+        assert launched(env) == (2, False, 16)
+    assert launched({**STEP, "SLURM_GPUS_ON_NODE": "4", "ACCELERATE_USE_CPU": "true"}, 2) == (4, False, 8)
+    assert launched({**STEP, "SLURM_CPUS_PER_TASK": "1"}, 2) == (4, False, 1)
+    assert launched({**STEP, "OMP_NUM_THREADS": "3"}, 2) == (4, False, 3)
 
 
 @pytest.mark.parametrize("name", [n for n in STEP if n != "SLURM_CPUS_PER_TASK"])
-def test_a_missing_variable_is_no_localhost(name: str) -> None:
+def test_a_missing_variable_has_no_default(name: str) -> None:
     for value in ({}, {name: ""}):
         with pytest.raises(UserError, match=f"^{name} is "):
-            node.read_place({**{k: v for k, v in STEP.items() if k != name}, **value})
+            launched({**{k: v for k, v in STEP.items() if k != name}, **value})
 
 
-def test_one_task_a_node() -> None:
+def test_one_task_per_node() -> None:
     with pytest.raises(UserError, match=r"srun started 8 tasks on 2 node\(s\): each node needs one"):
-        node.read_place({**STEP, "SLURM_STEP_NUM_TASKS": "8"})
+        launched({**STEP, "SLURM_STEP_NUM_TASKS": "8"})
 
 
 @pytest.mark.parametrize(
@@ -71,48 +81,43 @@ def test_one_task_a_node() -> None:
     ],
 )
 def test_first_host(names: str, first: str) -> None:
-    assert node.first_host(names) == first
+    assert node_launcher.first_host(names) == first
 
 
 @given(st.integers(1, 2**31), st.integers(1, 11_999))
 def test_ports_of_neighbouring_jobs_differ(job: int, apart: int) -> None:
-    assert node.port(job) != node.port(job + apart)
-    assert 20_000 <= node.port(job) < 32_000  # ephemeral ports begin at 32768, SLURM's end at 6819 or begin at 60001
+    def port(number: int) -> int:
+        command, _ = node_launcher.launch(("train",), {**STEP, "SLURM_JOB_ID": str(number)})
+        return int(command[command.index("--main_process_port") + 1])
+
+    assert port(job) != port(job + apart)
+    assert 20_000 <= port(job) < 32_000  # ephemeral ports begin at 32768, SLURM's end at 6819 or begin at 60001
 
 
-def test_command() -> None:
-    place = node.read_place(STEP, 2)
-    line = " ".join(node.command(place, ("train", "--out", "a b"))[1:])
-    assert line == (
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    command, _ = node_launcher.launch(("train", "--out", "a b"), STEP, processes=2)
+    assert command[0] == sys.executable
+    assert " ".join(command[1:]) == (
         "-m accelerate.commands.launch --multi_gpu --num_machines 2 --machine_rank 1 --num_processes 4 "
         "--main_process_ip gpu07 --main_process_port 24711 --mixed_precision no --dynamo_backend no "
         "-m dist_sketch train --out a b"
     )
-    alone = node.read_place({**STEP, "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NODEID": "0"})
-    assert node.command(alone, ("train",))[1:] == ["-m", "dist_sketch", "train"]
+    where = f"node 1 of 2: {socket.gethostname()}, 2 process(es) on CPUs, 8 CPU(s) each; they meet at gpu07:24711\n"
+    assert capsys.readouterr().out == where
+    assert node_launcher.launch(("train",), STEP | ALONE)[0][1:] == ["-m", "dist_sketch", "train"]
 
 
-def test_variables(tmp_path: Path) -> None:
-    found = node.variables(node.read_place(STEP, 2), tmp_path, {"A": "1"})
-    assert found["ACCELERATE_USE_CPU"] == "true"
-    assert (found["OMP_NUM_THREADS"], found["A"], found["DIST_SKETCH_LOGS"]) == ("8", "1", str(tmp_path))
-    assert node.variables(node.read_place(STEP, 2), None, {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
-    gpus = node.variables(node.read_place({**STEP, "SLURM_GPUS_ON_NODE": "2"}), None, {})
-    assert "ACCELERATE_USE_CPU" not in gpus
-    assert "DIST_SKETCH_LOGS" not in gpus
-
-
-def test_gpus_that_slurm_does_not_know_are_no_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_slurm_does_not_manage_are_not_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(node, "DEVICES", tmp_path)
+    monkeypatch.setattr(node_launcher, "DEVICES", tmp_path)
     with pytest.raises(UserError, match=r"has 2 GPU\(s\), but SLURM gave this job none: --gpus-per-node=2"):
-        node.read_place(STEP)
+        launched(STEP)
     for more in ({"ACCELERATE_USE_CPU": "true"}, {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, {"SLURM_GPUS_ON_NODE": "0"}):
-        assert not node.read_place(STEP | more).gpus
+        assert launched(STEP | more)[1] is False
 
 
-def test_a_node_s_own_words_are_in_its_log(tmp_path: Path) -> None:
+def test_the_log_of_a_node_has_its_own_errors(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dist_sketch", "node", "--logs", tmp_path, "--stage", tmp_path, "--", "train"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, **STEP})
     assert done.returncode == 2
@@ -121,14 +126,15 @@ def test_a_node_s_own_words_are_in_its_log(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_named() -> None:
+    first = {**STEP, "SLURM_NODEID": "0"}
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"^port {port} of .* is taken .*; choose --port N$"):
-            node.check_port(port)
-    node.check_port(port)
+            launched(first, port=port)
+    launched(first, port=port)
 
 
-# A launcher with one rank: it must get no signal, the rank all of them.
+# A launcher with one rank: the rank must get all signals, the launcher none.
 LAUNCHER = """
 import signal, subprocess, sys
 rank = '''
@@ -145,26 +151,26 @@ subprocess.run([sys.executable, "-c", rank])
 print("launcher ends", flush=True)
 raise SystemExit(7)
 """
-MINDER = """
+WATCHER = """
 import os, sys
-from dist_sketch.slurm import node
+from dist_sketch.slurm import node_launcher
 log = open(sys.argv[1], "ab")
 print("begins", flush=True)
-ranks = node.NodeRanks([sys.executable, *sys.argv[2:]], os.environ, [sys.stdout.buffer, log], launcher=True)
-raise SystemExit(ranks.wait())
+env = {**os.environ, "DIST_SKETCH_RANKS": "2"}
+raise SystemExit(node_launcher.run_ranks([sys.executable, *sys.argv[2:]], env, [sys.stdout.buffer, log]))
 """
 
 
-def minder(log: Path, *command: str) -> subprocess.Popen[str]:
-    """A process that minds another one, as a node's does."""
+def watcher(log: Path, *command: str) -> subprocess.Popen[str]:
+    """A process that runs a launcher as `dist-sketch node` does."""
     return subprocess.Popen(
-        [sys.executable, "-c", MINDER, str(log), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-c", WATCHER, str(log), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def test_signals_reach_the_ranks_alone(tmp_path: Path) -> None:
+def test_only_the_ranks_get_signals(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    process = minder(log, "-c", LAUNCHER)
+    process = watcher(log, "-c", LAUNCHER)
     for number, word in ((signal.SIGUSR2, "listens"), (signal.SIGTERM, f"rank got {int(signal.SIGUSR2)}")):
         wait_until(lambda word=word: log.exists() and word in log.read_text(), word)  # type: ignore[misc]
         process.send_signal(number)
@@ -175,22 +181,25 @@ def test_signals_reach_the_ranks_alone(tmp_path: Path) -> None:
     assert out.splitlines() == ["begins", *said]
 
 
-def test_term_ends_a_launcher_without_ranks(tmp_path: Path) -> None:
-    process = minder(tmp_path / "log", "-c", "import time; print('here', flush=True); time.sleep(600)")
+def test_term_ends_a_launcher_that_has_no_ranks(tmp_path: Path) -> None:
+    process = watcher(tmp_path / "log", "-c", "import time; print('here', flush=True); time.sleep(600)")
     wait_until(lambda: (tmp_path / "log").exists() and "here" in (tmp_path / "log").read_text(), "the launcher")
     process.send_signal(signal.SIGUSR2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
 
 
-def test_what_a_dead_launcher_leaves_does_not_hold_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node, "LAST_WORDS_S", 2.0)
+def test_orphaned_processes_do_not_keep_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_launcher, "SAVE_S", 2.0)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
     try:
         with open(tmp_path / "log", "wb") as log:
             started = time.monotonic()
-            assert node.NodeRanks([sys.executable, "-c", code], os.environ, [log], launcher=True).wait() == 0
+            env = {**os.environ, "DIST_SKETCH_RANKS": "2"}
+            assert node_launcher.run_ranks([sys.executable, "-c", code], env, [log]) == 0
         assert time.monotonic() - started < 30
     finally:
         for number, handler in before.items():
@@ -199,10 +208,13 @@ def test_what_a_dead_launcher_leaves_does_not_hold_the_node(tmp_path: Path, monk
 
 
 def test_a_node_trains_and_stops(shards: Path, tmp_path: Path) -> None:
-    """The whole way without SLURM's daemons: two ranks, a signal to the node's process, all is saved, a log a rank."""
+    """Without SLURM's daemons: two ranks, a signal to the node's process, the run is saved, each rank has its log."""
     run = tmp_path / "run"
-    step = {**STEP, "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NODEID": "0"}
-    step |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid()), "SLURM_RESTART_COUNT": "2"}
+    step = (
+        STEP
+        | ALONE
+        | {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid()), "SLURM_RESTART_COUNT": "2"}
+    )
     command = [sys.executable, "-m", "dist_sketch", "node", "--procs", "2", "--logs", str(run / "logs"), "--", "train"]
     command += ["--data.shards", shards, *TINY, "--train.epochs", 1000, "--norm", "none", "--out", run]
     with open(tmp_path / "out", "wb") as out:

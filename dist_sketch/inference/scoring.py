@@ -1,0 +1,108 @@
+"""Scores of drawings: during inference, or again from the files of an output folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track as progress_bar
+from torch import Tensor
+
+from dist_sketch.core import fileio
+from dist_sketch.core.config import Config
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.ranks import Ranks
+from dist_sketch.data import loader, pixels
+from dist_sketch.data.image_files import read_image
+from dist_sketch.data.manifest import MANIFEST, read_manifest
+from dist_sketch.data.shards import Shards
+from dist_sketch.metrics import inception
+from dist_sketch.metrics.scorer import Scorer
+
+FOLDERS = ("line", "raw", "sketch", "real")
+
+
+def make_scorer(fid_weights: Path | None, ranks: Ranks) -> Scorer:
+    """A scorer for this rank; without FID's weights it leaves out FID and KID."""
+    weights = inception.find(fid_weights)
+    net = inception.load(weights, ranks.device) if weights else None
+    return Scorer(net, None if net else f"no Inception weights on this machine; {inception.WAYS}", ranks.device)
+
+
+def reference_shards(config: Config, source: Path) -> str | None:
+    """The shards that give the baseline "other real sketches": the run's, else the input's; None if there are none.
+
+    An exported generator does not know where the run's shards are.
+    """
+    for folder in (config.data.shards, source):
+        if folder is not None and (folder / MANIFEST).is_file():
+            train = read_manifest(folder)["splits"].get("train")
+            if train is not None and train["has_sketch"]:
+                return str(folder.resolve())
+    return None
+
+
+class ReferenceSketches:
+    """Real training sketches in a fixed random order, one for each input: what a perfect artist would score."""
+
+    def __init__(self, folder: str | None, count: int, size: int):
+        self._size = size
+        self._shards = None
+        if folder is not None and (Path(folder) / MANIFEST).is_file():
+            self._shards = Shards(Path(folder), "train")
+            self._places = loader.order(len(self._shards), 0, 0, shuffle=True)[:count]
+
+    def add(self, scorer: Scorer, indices: range) -> None:
+        """Adds the sketches that belong to the inputs `indices`."""
+        if self._shards is None:
+            return
+        chosen = [i for i in indices if i < len(self._places)]
+        samples = [self._shards.read(int(self._places[i]), 3) for i in chosen]
+        sketches = [pixels.resize(s.sketch, self._size, self._size) for s in samples if s.sketch is not None]
+        if sketches:
+            scorer.add_reference(chosen, torch.stack(sketches))
+
+
+def finish_scores(out: Path, states: list[Any], source: str) -> dict[str, Any]:
+    """Merges the states of all ranks' scorers and writes OUT/metrics.json; returns its contents."""
+    result = Scorer.result(states, source)
+    fileio.write_json(out / "metrics.json", result)
+    return result
+
+
+def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
+    """Scores the files of an output folder again and writes OUT/metrics.json.
+
+    Files of another size are first resized to the network's size, which changes the scores a little.
+
+    Raises:
+        UserError: `out` was not made by `infer`, a file of it is gone, or its input had no sketches.
+    """
+    if not (out / "infer.json").is_file():
+        raise UserError(f"{out}: is not an output folder of `dist-sketch infer` (no infer.json)")
+    about = fileio.read_json(out / "infer.json")
+    if "names" not in about:
+        raise UserError(f"{out}: its inference is not finished; start it again (parts: `dist-sketch merge {out}`)")
+    if not (out / "real").is_dir():
+        raise UserError(f"{out}: its input had no sketches, so there is nothing to compare the drawings with")
+    with Ranks() as ranks:
+        return _evaluate(out, about, fid_weights, ranks)
+
+
+def _evaluate(out: Path, about: dict[str, Any], fid_weights: Path | None, ranks: Ranks) -> dict[str, Any]:
+    scorer, size = make_scorer(fid_weights, ranks), about["size"]
+    suffix = {"line": "png", "raw": about["format"], "sketch": about["format"], "real": "png"}
+    key = {"line": "line", "raw": "raw", "sketch": "denoised", "real": "real"}
+
+    def read(folder: str, name: str) -> Tensor:
+        image = pixels.from_image(read_image(out / folder / f"{name}.{suffix[folder]}"), 3)
+        return pixels.resize(image, size, size)
+
+    names, mine = about["names"], ranks.share(len(about["names"]))
+    reference = ReferenceSketches(about["reference"], len(names), size)
+    for start in progress_bar(range(mine.start, mine.stop, 16), "scoring", disable=not ranks.is_main):
+        indices = range(start, min(start + 16, mine.stop))
+        chosen = [names[i] for i in indices]
+        scorer.add(indices, chosen, {key[f]: torch.stack([read(f, n) for n in chosen]) for f in FOLDERS})
+        reference.add(scorer, indices)
+    states = ranks.gather(scorer.state())
+    return ranks.main_decides(lambda: finish_scores(out, states, "files"))

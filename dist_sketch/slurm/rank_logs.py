@@ -1,0 +1,161 @@
+"""Logs of a job's ranks in RUN/logs: writes them, and finds the rank that failed first.
+
+`rank-NNNNN.log` holds the output of a rank other than 0. `node-NNNNN.log` holds the output of a node's launcher and, on
+the first node, of rank 0; the job's own log repeats it. Each attempt of the job appends to them, below a line that
+names the job and the attempt ("leg").
+"""
+
+import json
+import os
+import re
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.fileio import read_json
+
+FOLDER_VARIABLE = "DIST_SKETCH_LOGS"
+ATTEMPTS = "legs.jsonl"
+ATTEMPT_LINE = re.compile(r"^=== job (\S+) leg (\d+) .*===$", re.MULTILINE)
+# How `__main__` reports an error
+ERROR_LINE = re.compile(r"^(?:error\b.*|This is a fault of dist_sketch.*)$", re.MULTILINE)
+LOST_PEER = "another rank failed or is gone"
+# The report of torch's launcher. A negative exit code is a signal.
+ROOT_CAUSE = re.compile(
+    r"Root Cause \(first observed failure\):.*?time\s*:\s*(?P<time>\S+).*?host\s*:\s*(?P<host>\S+)"
+    r".*?rank\s*:\s*(?P<rank>\d+).*?exitcode\s*:\s*(?P<code>-?\d+)",
+    re.DOTALL,
+)
+
+
+class Failure(NamedTuple):
+    """The rank that failed first."""
+
+    what: str  # one line that names the rank
+    log: str  # of this rank, up to its error
+    mistake: bool  # of the user, not of the program: a sentence and exit code 2
+
+
+def redirect() -> None:
+    """Sends the output of this process to its own log if it is a rank other than 0 of a SLURM job."""
+    folder, rank = os.environ.get(FOLDER_VARIABLE), os.environ.get("RANK", "0")
+    if not folder or rank == "0":
+        return
+    file = open_log(Path(folder), f"rank-{int(rank):05d}.log")
+    if file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def this_attempt() -> tuple[str, str]:
+    """SLURM's id of this job, and how often it was started before."""
+    return os.environ.get("SLURM_JOB_ID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
+
+
+def open_log(folder: Path, name: str) -> IO[bytes] | None:
+    """Opens a log and writes the line of this attempt; None, after a warning, if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / name, "ab")  # noqa: SIM115 - open as long as the process lives
+        job, number = this_attempt()
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"=== job {job} leg {number} on {socket.gethostname()}, {now} ===\n".encode())
+        file.flush()
+    except OSError as e:
+        print(f"warning: {folder / name}: cannot be written ({e.strerror})", file=sys.stderr)
+        return None
+    return file
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """The run's status.json; {} if there is none."""
+    file = run / "status.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def read_attempts(run: Path) -> list[dict[str, Any]]:
+    """How each attempt ended, as `dist-sketch leg` recorded it; skips lines that were cut off while being written."""
+    attempts = []
+    with suppress(OSError):
+        for line in (run / "logs" / ATTEMPTS).read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                attempts.append(json.loads(line))
+    return attempts
+
+
+def newest_attempt(run: Path) -> tuple[tuple[str, str], dict[str, str]]:
+    """The job and number of the newest attempt, and its part of each log: file's stem -> text."""
+    texts = {p.stem: p.read_text(encoding="utf-8", errors="replace") for p in (run / "logs").glob("*-*.log")}
+    starts = {name: list(ATTEMPT_LINE.finditer(text)) for name, text in texts.items()}
+    # By time, not by job id: another cluster counts its jobs from 1 again.
+    last = max((s[-1] for s in starts.values() if s), key=lambda m: m[0][-23:], default=None)
+    if last is None:
+        return ("", ""), {}
+    return (last[1], last[2]), {
+        name: texts[name][s[-1].end() :].lstrip("\n")
+        for name, s in starts.items()
+        if s and s[-1].group(1, 2) == last.group(1, 2)
+    }
+
+
+def first_failure(run: Path, attempt: tuple[str, str] | None = None) -> Failure | None:
+    """The rank that failed first in the newest attempt; None if the logs name none, or begin no such attempt.
+
+    The ranks' own errors come first. A launcher sees only the ranks of its node, and most of those fail because another
+    rank is gone.
+    """
+    newest, texts = newest_attempt(run)
+    if attempt and attempt != newest:
+        return None
+    if "node-00000" in texts:
+        texts["rank-00000"] = texts["node-00000"]
+    for name in sorted(n for n in texts if n.startswith("rank-")):
+        # A rank that only reports a lost peer is not the cause.
+        errors = [m for m in ERROR_LINE.finditer(texts[name]) if LOST_PEER not in m[0]]
+        if errors:
+            last = errors[-1]
+            log = texts[name][: last.end()]
+            return Failure(f"rank {int(name[5:])}: {last[0]}", log, last[0].startswith("error"))
+    causes = [m for n, t in texts.items() if n.startswith("node-") for m in ROOT_CAUSE.finditer(t)]
+    if not causes:
+        return None
+    # A rank that was killed by a signal could not report an error itself.
+    cause = min(causes, key=lambda m: (int(m["code"]) >= 0, m["time"]))
+    code, rank = int(cause["code"]), int(cause["rank"])
+    ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    log = texts.get(f"rank-{rank:05d}", "").rstrip()
+    return Failure(f"rank {rank} on {cause['host']} {ended} at {cause['time']}", log, False)
+
+
+def describe(run: Path, lines: int = 30) -> str:
+    """Status, attempts and, if something failed, the rank that failed first with the last lines of its log.
+
+    Raises:
+        UserError: there is neither a status nor a log.
+    """
+    status, attempts = read_status(run), read_attempts(run)
+    if not status and not (run / "logs").is_dir():
+        raise UserError(f"{run}: has neither status.json nor logs/: is it the folder of a run?")
+    state = status.get("state", "not begun")
+    report = [f"{run}: {state}"]
+    if status:
+        report[0] += f" at step {status.get('step')} of {status.get('steps')}, epoch {status.get('epoch')}"
+        if status.get("reason"):
+            report.append(f"reason: {status['reason']}")
+    for a in attempts:
+        report.append(f"job {a['job']} leg {a['leg']}: {a['state']} at step {a['step']}: {a['next']}, {a['why']}")
+    ended_well = state in ("finished", "stopped")
+    if ended_well and not (attempts and attempts[-1].get("failed")):
+        return "\n".join(report)
+    failure = first_failure(run)
+    if failure:
+        report += [f"failed first: {failure.what}", "", *failure.log.splitlines()[-lines:]]
+    elif not ended_well:
+        report.append("no rank reports an error: the run is still running, or was killed together with its node")
+    return "\n".join(report)

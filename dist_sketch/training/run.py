@@ -1,0 +1,129 @@
+"""Everything that one training run consists of on this rank: built new, or as its newest checkpoint has it."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_sketch.core import config as cfg
+from dist_sketch.core import fileio
+from dist_sketch.core.config import Config, TrackConfig
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.ranks import Ranks, lost_peer
+from dist_sketch.core.signals import SCHEDULER_SIGNALS, StopRequest
+from dist_sketch.data.loader import Batch, Loader
+from dist_sketch.data.shards import Shards
+from dist_sketch.model import checkpoint
+from dist_sketch.tracking.tracker import Speed, Tracker
+from dist_sketch.tracking.wandb_run import WandbRun, dataset
+from dist_sketch.training.state import RunState
+from dist_sketch.training.step import Step
+from dist_sketch.training.step_log import StepLog
+from dist_sketch.training.validation import Validation
+
+
+class Run:
+    """One attempt at a run: from its start, or its newest checkpoint, to its end or a request to stop."""
+
+    def __init__(self, config: Config, out: Path, ranks: Ranks, facts: dict[str, Any], stop: StopRequest):
+        assert config.data.shards is not None
+        self.config, self.out, self.ranks, self.facts, self.stop = config, out, ranks, facts, stop
+        self.total_steps: int = facts["steps"]
+        stop.listen(*SCHEDULER_SIGNALS, signal.SIGINT, orphaned=signal.SIGTERM)
+        torch.manual_seed(config.train.seed)  # the same weights on every rank
+        self.step = Step(config, ranks, facts["precision"], self.total_steps)
+        torch.manual_seed(config.train.seed + 1 + ranks.rank)  # each rank draws its own dropout
+        self.state = self._resume()
+        settings = {"config": cfg.to_dict(config), "facts": facts}
+        ranks.main_decides(lambda: fileio.write_json(out / "config.json", settings))
+        shards = Shards(config.data.shards, "train")
+        self.loader = Loader(
+            shards,
+            config.data,
+            seed=config.train.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            pin=ranks.device.type == "cuda",
+        )
+        c = config.train
+        fid = None if not c.validate_fid else 2048 if config.checkpoint.choose == "kid" else 64
+        self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad, fid)
+        log = WandbRun(
+            out,
+            config.track if ranks.is_main else TrackConfig(wandb="off"),
+            job="train",
+            run_id=facts["run_id"],
+            settings={**settings["config"], "facts": facts},
+            uses=[dataset(config.data.shards, facts["manifest_sha256"])],
+        )
+        self.tracker = Tracker(out, log, step=self.state.step, is_main=ranks.is_main)
+        self.speed = Speed(ranks, self.state.step)
+        self.log = StepLog(config, out, ranks, self.tracker, self.speed, self.total_steps)
+
+    def _resume(self) -> RunState:
+        """Loads the newest complete checkpoint into the networks and optimizers, if there is one."""
+        folder = self.ranks.main_decides(lambda: checkpoint.find(self.out))
+        if folder is None:
+            return RunState()
+        saved = checkpoint.load(folder, self.step.modules(), self.ranks)
+        self.step.load_state_dict(saved["step"])
+        if len(saved["statistics"]) == self.ranks.world_size:  # else all ranks continue with the mean
+            self.step.set_statistics(saved["statistics"][self.ranks.rank])
+        if self.ranks.is_main:
+            print(f"resumed from {folder}")
+        state = RunState.from_dict(saved["place"])
+        best = state.best_step
+        if best is not None and self.ranks.main_decides(lambda: checkpoint.verify(checkpoint.folder(self.out, best))):
+            state.best_kid = state.best_step = None  # the best weights are lost, so the next validation sets the mark
+        return state
+
+    def batches(self) -> Iterator[Batch]:
+        """This rank's remaining batches of the current epoch; `speed` counts the time spent waiting for them."""
+        batches = self.loader.epoch(self.state.epoch, self.state.batch)
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.speed.waited_s += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def checkpoint_due(self, end_of_epoch: bool) -> bool:
+        """Whether the run shall be saved after the step that was just made."""
+        step, interval = self.state.step, self.config.checkpoint.interval_steps
+        if step in (self.total_steps, self.state.best_step):
+            return True
+        return step % interval == 0 if interval else end_of_epoch
+
+    def save(self) -> None:
+        """Writes a checkpoint of the current step."""
+        with self.step.averaged() as own_statistics:
+            saved: dict[str, Any] = {"step": self.step.state_dict(), "place": self.state.to_dict()}
+            saved["statistics"] = self.ranks.gather(own_statistics.cpu())
+            keep, best = self.config.checkpoint.keep, self.state.best_step
+            checkpoint.save(self.out, self.state.step, self.step.modules(), saved, self.ranks, keep, best)
+        self.write_status("running")
+
+    def write_status(self, state: str, **more: Any) -> None:
+        """Writes `status.json`."""
+        self.tracker.status(
+            state=state,
+            **more,
+            step=self.state.step,
+            steps=self.total_steps,
+            epoch=self.state.epoch,
+            epochs=self.config.train.epochs,
+            run_id=self.facts["run_id"],
+        )
+
+    def failed(self, error: Exception) -> None:
+        """Writes the reason into `status.json`."""
+        lost = "another rank failed or is gone: its message says why"
+        try:
+            self.write_status("failed", reason=lost if lost_peer(error) else f"{type(error).__name__}: {error}")
+        except UserError:
+            return  # the disk is full; the first error is about to be printed anyway
+        self.tracker.close(exit_code=1)

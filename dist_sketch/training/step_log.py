@@ -1,0 +1,154 @@
+"""Reads what the steps measured: feeds the policy, guards the run against bad steps, writes metrics.jsonl.
+
+On GPUs the host reads only every few steps, because each reading waits for the device.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dist_sketch.core.config import Config
+from dist_sketch.core.errors import SharedError
+from dist_sketch.core.ranks import Ranks
+from dist_sketch.model import checkpoint
+from dist_sketch.tracking.tracker import Speed, Tracker
+from dist_sketch.training.policy import Decision, observe
+from dist_sketch.training.state import RunState
+from dist_sketch.training.step import Measured, learning_rate_factor, read
+
+
+class UnreadStep(NamedTuple):
+    """A step whose measurements are still on the device."""
+
+    decision: Decision
+    epoch: int
+    measured: Measured
+    keys: list[str]  # of this rank's pairs
+
+
+class StepLog:
+    """The host's view of the steps.
+
+    Args:
+        out: the run's folder.
+        total_steps: of the whole run, for the learning rates.
+    """
+
+    def __init__(self, config: Config, out: Path, ranks: Ranks, tracker: Tracker, speed: Speed, total_steps: int):
+        self._config, self._out, self._ranks = config, out, ranks
+        self._tracker, self._speed, self._total_steps = tracker, speed, total_steps
+        self._interval = config.train.sync_interval_steps or (16 if ranks.device.type == "cuda" else 1)
+        self._unread: list[UnreadStep] = []
+        self.latest: dict[str, float] = {}  # values of the newest step that was read
+
+    def add(self, decision: Decision, epoch: int, measured: Measured, keys: list[str]) -> None:
+        """Takes a step that was just made; nothing is read yet."""
+        self._unread.append(UnreadStep(decision, epoch, measured, keys))
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to read the steps, after `step` of them (`train.sync_interval_steps`)."""
+        return step % self._interval == 0
+
+    def read(self, state: RunState) -> bool:
+        """Reads the steps made since the last call, and updates `state` with them.
+
+        Returns:
+            Whether some rank was asked to stop; all ranks get the same answer in the same step.
+
+        Raises:
+            UserError: too many unreadable samples, or too many steps in a row that were not finite; on all ranks alike.
+        """
+        first, must_stop = state.step - len(self._unread), False
+        vectors = torch.stack([u.measured.reduced for u in self._unread]).cpu()  # the only wait for the device
+        interval = self._config.track.log_interval_steps
+        line_due = state.step // interval > first // interval
+        speed = self._speed.take(state.step, self._config.data.batch_size) if line_due else {}
+        for i, unread in enumerate(self._unread):
+            step, values = first + i, read(vectors[i])
+            state.policy = observe(
+                state.policy,
+                self._config.conditional,
+                epoch=unread.epoch,
+                loss_d=values["loss/d"],
+                loss_g=values["loss/g"],
+                decision=unread.decision,
+            )
+            if values["nonfinite"]:
+                self._name_bad_pairs(unread, step)
+            self._guard(state, values, step)
+            self._log(state, values | speed, unread, step)
+            must_stop |= values["stop"] > 0
+        self._unread.clear()
+        return must_stop
+
+    def _name_bad_pairs(self, unread: UnreadStep, step: int) -> None:
+        """Logs the pairs of a step whose loss was not finite, of those ranks on which it was not."""
+        found = self._ranks.gather(unread.keys if bool(unread.measured.own_nonfinite) else [])
+        keys = {str(rank): own for rank, own in enumerate(found) if own}
+        self._tracker.log("nonfinite", step + 1, {"epoch": unread.epoch, "keys": keys})
+        if self._ranks.is_main:
+            where = "; ".join(f"rank {rank}: {', '.join(own)}" for rank, own in keys.items())
+            print(f"warning: step {step + 1}: a loss is not finite, the step is skipped ({where})")
+
+    def _guard(self, state: RunState, values: dict[str, float], step: int) -> None:
+        """Counts what went wrong in a step, and stops the run where it was too much."""
+        allowed = self._config.data.skip_bad
+        state.bad += int(values["bad"])
+        if state.bad > allowed:
+            raise SharedError(
+                f"{state.bad} sample(s) of {self._config.data.shards} are unreadable, {allowed} are "
+                "allowed (--data.skip-bad N); `dist-sketch verify` names them"
+            )
+        nonfinite, overflow = values["nonfinite"] > 0, values["overflow_d"] + values["overflow_g"]
+        state.nonfinite += nonfinite
+        state.overflow_d += int(values["overflow_d"])
+        state.overflow_g += int(values["overflow_g"])
+        state.void_in_a_row = (state.void_in_a_row + 1) if nonfinite or overflow else 0
+        if state.void_in_a_row >= self._config.train.nonfinite_limit:
+            before = step + 1 - state.void_in_a_row
+            good = self._ranks.main_decides(lambda: checkpoint.find(self._out, until=before))
+            raise SharedError(
+                f"step {step + 1}: losses or gradients were not finite {state.void_in_a_row} times in a row; "
+                f"last good checkpoint: {good or 'none'}; metrics.jsonl names the pairs (kind nonfinite); lower "
+                "optim.lr_g and optim.lr_d, or use train.precision = 'no'"
+            )
+
+    def _log(self, state: RunState, values: dict[str, float], unread: UnreadStep, step: int) -> None:
+        """Adds a step to the epoch's sums, and writes a line where one is due."""
+        decision, config = unread.decision, self._config
+        for name in ("loss/d", "loss/g"):
+            state.sums[name] = state.sums.get(name, 0.0) + values[name]
+        state.locked_d += not decision.train_d
+        state.policy_d += not decision.train_d
+        state.locked_g += not decision.train_g
+        state.policy_g += not decision.train_g
+        if decision.reason != state.reason:
+            state.reason = decision.reason
+            trains = {"train_d": decision.train_d or decision.rest, "train_g": decision.train_g or decision.rest}
+            self._tracker.log("lock", step + 1, {"epoch": unread.epoch, **trains, "reason": decision.reason})
+        self.latest = values
+        interval = config.track.log_interval_steps
+        if (step + 1) % interval:
+            return
+        factor = learning_rate_factor(config.optim.decay, step, self._total_steps)
+        logged = {k: v for k, v in values.items() if "/" in k}
+        if not config.loss.lambda_ssim:
+            del logged["loss/g_ssim"]  # it was not measured
+        logged |= {
+            "lock/d": state.locked_d / interval,
+            "lock/g": state.locked_g / interval,
+            "lr/g": config.optim.lr_g * factor,
+            "lr/d": config.optim.lr_d * factor,
+            "skipped/policy_d": state.policy_d,
+            "skipped/policy_g": state.policy_g,
+            "skipped/nonfinite": state.nonfinite,
+            "skipped/overflow_d": state.overflow_d,
+            "skipped/overflow_g": state.overflow_g,
+            "skipped/bad": state.bad,
+        }
+        images = (step + 1) * config.data.batch_size
+        self._tracker.log(
+            "train", step + 1, {"epoch": unread.epoch, "images": images, "lock/reason": decision.reason} | logged
+        )
+        state.locked_d = state.locked_g = 0
