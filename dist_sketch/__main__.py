@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import tyro
 
@@ -29,10 +29,7 @@ from dist_sketch.slurm.command_line import DoctorCommand, LegCommand, LogsComman
 from dist_sketch.slurm.rank_logs import redirect
 
 USER, OURS = 2, 1  # exit codes
-
-
 FIRST_WORD_S = 2.0  # time for the rank that knows the cause to print it before others end
-
 
 # In the order in which they are used. A command imports what it needs only when it runs, so that `--help` is quick.
 COMMANDS: dict[str, Any] = {
@@ -94,11 +91,13 @@ def parse(arguments: list[str]) -> Callable[[], int]:
 def main() -> None:
     """Runs the command line. A user's mistake gives a message and exit code 2, ours a traceback and exit code 1."""
     redirect()
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # hides DDP's advice against what `core.ranks` needs
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides DDP's advice against what `core.ranks` needs
     try:
-        code = _parse_alike(sys.argv[1:])()
+        try:
+            command = parse(sys.argv[1:])
+        except UserError as e:  # all ranks have the same command line, so one message is enough
+            raise SharedError(str(e)) from e
+        code = command()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
@@ -106,15 +105,12 @@ def main() -> None:
         code = _left_alone() or _explain(e, int(os.environ.get("RANK", "0")))
     except Exception as e:
         code = _explain(e, int(os.environ.get("RANK", "0")))
-    _leave(code)
+    _ranks().leave(code) if _ranks() else sys.exit(code)
 
 
-def _leave(code: int) -> NoReturn:
-    if "dist_sketch.core.ranks" not in sys.modules:  # no need to import torch for this
-        sys.exit(code)
-    from dist_sketch.core.ranks import leave
-
-    leave(code)
+def _ranks() -> Any:
+    """The module `core.ranks` if a command has imported it (and torch with it), else None."""
+    return sys.modules.get("dist_sketch.core.ranks")
 
 
 def _left_alone() -> int:
@@ -127,13 +123,6 @@ def _left_alone() -> int:
     return 128 + signal.SIGPIPE
 
 
-def _parse_alike(arguments: list[str]) -> Callable[[], int]:
-    try:
-        return parse(arguments)
-    except UserError as e:  # all ranks have the same command line, so one message is enough
-        raise SharedError(str(e)) from e
-
-
 def _explain(error: Exception, rank: int) -> int:
     """Prints what went wrong, once for all ranks; returns the exit code."""
     who = f" (rank {rank})" if rank else ""
@@ -143,7 +132,7 @@ def _explain(error: Exception, rank: int) -> int:
     if isinstance(error, UserError):
         print(f"error{who}: {error}", file=sys.stderr)
         code = USER
-    elif _lost_peer(error):
+    elif _ranks() and _ranks().lost_peer(error):
         time.sleep(FIRST_WORD_S)
         print(f"error{who}: another rank failed or is gone: its message says why", file=sys.stderr)
         return OURS
@@ -156,14 +145,6 @@ def _explain(error: Exception, rank: int) -> int:
 
         get_error_handler().record_exception(error)  # so that the launcher names the rank that failed first
     return code
-
-
-def _lost_peer(error: Exception) -> bool:
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return False
-    from dist_sketch.core.ranks import lost_peer
-
-    return lost_peer(error)
 
 
 if __name__ == "__main__":

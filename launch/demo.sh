@@ -28,8 +28,8 @@ say "shards: demo/shards"
 dist-sketch verify demo/shards
 
 say "training on two processes: demo/run"
-# The first start trains 6 epochs. The second goes on from its checkpoint.
-[ -d demo/run/checkpoints ] || "${two[@]}" "${train[@]}" --train.epochs 6
+# In two starts, to show that the second one continues from the checkpoint of the first.
+[ -d demo/run/checkpoints ] || "${two[@]}" "${train[@]}" --train.epochs 8
 "${two[@]}" "${train[@]}"
 
 say "portraits of the validation lines, and their scores: demo/out"
@@ -37,7 +37,7 @@ say "portraits of the validation lines, and their scores: demo/out"
 dist-sketch report demo/out
 
 say "what a longer training gives: portrait-128 draws launch/lines"
-dist-sketch infer --run portrait-128 --input launch/lines --out demo/portrait-128
+dist-sketch infer --run portrait-128 --input launch/lines --out demo/portrait-128 --track.wandb off
 dist-sketch report demo/portrait-128
 
 say "open demo/out/report.html and demo/portrait-128/report.html"

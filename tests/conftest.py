@@ -124,3 +124,5 @@ TINY = (
     *("--data.batch-size", 4, "--data.workers", 0, "--train.precision", "no", "--track.wandb", "off"),
     *("--track.log-interval-steps", 1, "--checkpoint.interval-steps", 2, "--train.no-validate-fid"),
 )
+# The same with a generator of 1/64 of the weights, where its size is not the subject
+SMALL = (*TINY, "--generator.width", 8)

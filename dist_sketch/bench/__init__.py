@@ -1,1 +1,1 @@
-"""What this machine can do, each figure beside a baseline of the same call."""
+"""Measures this machine: each figure stands beside a baseline from the same call."""

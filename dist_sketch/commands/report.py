@@ -15,6 +15,10 @@ class ReportCommand:
 
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """Output folder of `dist-sketch infer`."""
+    sheet: Path | None = None
+    """Also write a picture of a few faces (line, drawn, real) to this .png or .jpg file."""
+    faces: tuple[str, ...] = ()
+    """Names of the faces in that picture; default: the first four."""
 
     def run(self) -> int:
         """Runs the command."""
@@ -24,4 +28,9 @@ class ReportCommand:
         page = report.build(self.out)
         show_scores(optional_json(self.out / "metrics.json"), self.out)
         print(page)
+        if self.sheet is not None:
+            from dist_sketch.reports.sheet import write_sheet
+
+            write_sheet(self.out, list(self.faces), self.sheet)
+            print(self.sheet)
         return 0

@@ -220,14 +220,12 @@ class Config:
 # Removed settings with their old defaults, so that old runs still load.
 REMOVED = {"optim.decay_start_step": 0, "optim.decay_steps": 0, "data.jitter": False}
 
-
 # Settings that may change when a run is continued: paths, length, tolerances, logging.
 FREE = (
     *("data.shards", "data.workers", "data.memory_mb", "data.stall_timeout_s", "data.skip_bad"),
     *("train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s"),
     *("checkpoint.interval_steps", "checkpoint.keep", "track."),
 )
-
 
 # (keys, what is allowed, test); infinity is always refused, because JSON cannot hold it
 _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (

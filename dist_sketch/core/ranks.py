@@ -118,7 +118,7 @@ class Ranks:
         wrapped = self.accelerator.prepare_model(module)
         if isinstance(wrapped, DistributedDataParallel):
             # D is evaluated twice before its update; a broadcast in between would change buffers that autograd saved.
-            # `average_buffers` is called where the ranks need equal buffers.
+            # `training.step` averages the statistics where the ranks need equal ones.
             wrapped.broadcast_buffers = False
         return wrapped
 
@@ -126,16 +126,6 @@ class Ranks:
     def no_sync(module: nn.Module) -> AbstractContextManager[None]:
         """Inside the block, backward adds to this rank's gradients without averaging them over the ranks."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
-
-    def average_buffers(self, module: nn.Module) -> None:
-        """Averages floating-point buffers (BatchNorm's running statistics) over the ranks."""
-        buffers = [b for b in module.buffers() if b.is_floating_point()]
-        if self.world_size == 1 or not buffers:
-            return
-        flat = torch.cat([b.flatten().double() for b in buffers])
-        flat = self.sum(flat) / self.world_size
-        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(part.view_as(buffer))
 
     def sync_batchnorm(self, module: nn.Module) -> nn.Module:
         """`module` with BatchNorm layers that compute statistics over all ranks; torch has none for CPUs."""

@@ -10,8 +10,6 @@ from typing import Any
 
 # Not SIGUSR1: it kills accelerate's and torchrun's launcher, and NCCL uses it.
 SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-
-
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

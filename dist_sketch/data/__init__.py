@@ -1,1 +1,1 @@
-"""From image files to batches: recipe, packed shards, loader."""
+"""From image files to batches: recipes, packed shards, the loader; also synthetic pairs."""

@@ -1,12 +1,12 @@
 """Whether a claim holds: differences between methods, compared with the noise over their seeds."""
 
 from itertools import combinations, pairwise
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 from dist_sketch.experiments.presets import MEASURES, Claim
-from dist_sketch.reports.compare.scores import CONFIDENCE, Effect, t_quantile, t_test
-from dist_sketch.reports.page import conjoin, number
+from dist_sketch.reports.compare.scores import CONFIDENCE, Effect, mean_text, t_quantile, t_test
+from dist_sketch.reports.page import conjoin
 
 Word = Literal["held", "not held", "within noise over the seeds", "one seed, no noise known", "not measured"]
 NOISE: Word = "within noise over the seeds"
@@ -44,12 +44,8 @@ def judge(claim: Claim, rows: list[Values]) -> tuple[Word, str]:
         word, details = _direction(claim, rows)
     if all(len(r.seeds) == 1 for r in rows):
         word = "one seed, no noise known"
-    means = []
-    for row in rows:
-        values = list(row.seeds.values())
-        sd = f" ± {number(stdev(values), digits)}" if len(values) > 1 else ""
-        means.append(f"{row.label} {number(fmean(values), digits)}{sd}")
-    return word, f"{label}: {', '.join(means)}; {details}"
+    means = ", ".join(f"{row.label} {mean_text(list(row.seeds.values()), digits)}" for row in rows)
+    return word, f"{label}: {means}; {details}"
 
 
 def _below(claim: Claim, row: Values) -> tuple[Word, str]:

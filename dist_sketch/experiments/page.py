@@ -13,7 +13,7 @@ from dist_sketch.experiments.presets import SCORES, Exhibit
 from dist_sketch.reports.compare import comparison
 from dist_sketch.reports.compare.comparison import Section
 from dist_sketch.reports.compare.results import Result, read
-from dist_sketch.reports.compare.scores import Group, comparable, mean_sd, score
+from dist_sketch.reports.compare.scores import Group, comparable, mean_text, score, seed_scores
 from dist_sketch.reports.curves import PNG_COLOURS, Curve, Panel, lock_intervals, plot, points, style
 from dist_sketch.reports.page import VARIANT_FOLDERS, number
 from dist_sketch.tracking.tracker import read_metrics
@@ -46,17 +46,16 @@ def _variant(plan: Plan, row: str) -> str:
 
 def _table(plan: Plan, name: str, part: Exhibit) -> Section:
     """The paper's columns, then ours, then the number of seeds."""
-    measures = [SCORES[key] for key in part.scores]
-    columns = [part.head, *(f"{c} (the paper)" for c in part.paper), *(m.label for m in measures), "seeds"]
+    labels = [SCORES[key].label for key in part.scores]
+    columns = [part.head, *(f"{c} (the paper)" for c in part.paper), *labels, "seeds"]
     rows: list[list[str]] = []
     results: list[Result] = []
     for i, row in enumerate(part.rows):
         group = Group(row, [read(run.output) for run in _drawn(plan, row)])
         results += group.results
         cells = [plan.preset.rows[row].label, *(values[i] for values in part.paper.values())]
-        for key, (_, digits) in zip(part.scores, measures, strict=True):
-            mean, sd, n = mean_sd(group, _variant(plan, row), key)
-            cells.append(number(mean if n else None, digits) + ("" if sd is None else f" ± {number(sd, digits)}"))
+        for key in part.scores:
+            cells.append(mean_text(seed_scores(group, _variant(plan, row), key), SCORES[key].digits))
         rows.append([*cells, str(len(group.results))])
     text = [*([part.note] if part.note else []), *_context(part, results)]
     return Section(part.title, columns, rows, text)

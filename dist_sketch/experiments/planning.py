@@ -2,11 +2,11 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, TrackConfig
@@ -54,26 +54,18 @@ class PlannedRun:
         return newer and same_options and infer.get("step") == status.get("draws", status.get("step"))
 
 
-@dataclass(frozen=True)
-class PlanLine:
+class PlanLine(NamedTuple):
     """A line of the plan: the training or the inference of a planned run."""
 
     run: PlannedRun
     kind: Literal["train", "infer"]
-
-    @property
-    def command(self) -> str:
-        """What is typed in a shell."""
-        return self.run.train if self.kind == "train" else self.run.infer
+    command: str
+    done: Callable[[], bool]
 
     @property
     def name(self) -> str:
         """The name in messages, and of the log file."""
         return f"{self.run.name}-{self.kind}"
-
-    def done(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.run.trained() if self.kind == "train" else self.run.drawn()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +83,11 @@ class Plan:
     @property
     def lines(self) -> list[PlanLine]:
         """All lines in order: each training is followed by its inference."""
-        return [line for run in self.runs for line in (PlanLine(run, "train"), PlanLine(run, "infer"))]
+        lines = []
+        for run in self.runs:
+            lines.append(PlanLine(run, "train", run.train, run.trained))
+            lines.append(PlanLine(run, "infer", run.infer, run.drawn))
+        return lines
 
     def run_of(self, row: str, seed: int) -> PlannedRun:
         """The planned run of a row, which other rows may share."""

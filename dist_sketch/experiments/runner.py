@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,8 @@ def run(plan: Plan) -> int:
         0: all lines are done. STOPPED: it was asked to stop; the same command continues. FAILED: some lines failed; all
         lines that do not depend on them are done.
     """
-    runner = Runner(plan.out / "logs")
-    try:
+    with closing(Runner(plan.out / "logs")) as runner:
         return _run(plan, runner)
-    finally:
-        runner.close()
 
 
 def _run(plan: Plan, runner: Runner) -> int:

@@ -18,35 +18,15 @@ from dist_sketch.core.config import DenoiseConfig, Filter
 from dist_sketch.core.errors import UserError
 
 Array = NDArray[np.float32]
-
-
 SIDE = 128  # pixel lengths below hold at this side and grow with the image
-
-
 NEIGHBOURS = np.ones((3, 3), bool)
-
-
 MARGIN = 2  # width of the border, px, in which a shadow may end abruptly
-
-
 FADED = 10.0  # gray levels: a tone less than this below the page's is paper
-
-
 GRAIN = 4.0  # gray levels: a tone more than this above the page's is glare,
-
-
 GLARE = 0.25  # unless this share of the image is so bright: then the tone that was found is not the page's
-
-
 STEP = 24.0  # gray levels: a larger step within two pixels is an outline
-
-
 NARROW = 12  # px: up to this width shadows are steep; only a step of nearly half the depth is an outline
-
-
 TEXTURE = 24.0  # gray levels: a larger interquartile range along the border is hair or hatching
-
-
 FRINGE = 0.2  # if a larger share of the empty border has marks, the network marks its whole edge
 
 

@@ -25,8 +25,6 @@ from dist_sketch.data.shards import Sample
 from dist_sketch.inference.denoise import denoise
 
 Pixels = NDArray[np.uint8]  # (C, H, W)
-
-
 MOST_WORKERS = 16
 
 

@@ -51,7 +51,9 @@ def save(
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are untouched.
     """
-    rng = ranks.gather(_rng_state(ranks.device))
+    on_gpu = ranks.device.type == "cuda"
+    own = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(ranks.device)} if on_gpu else {})
+    rng = ranks.gather(own)
     ranks.main_decides(lambda: _write(run, step, modules, state, rng, keep, best))
 
 
@@ -253,7 +255,10 @@ def load(folder: Path, modules: dict[str, nn.Module], ranks: Ranks) -> dict[str,
     state: dict[str, Any] = _unpickled(folder / "state.pt")
     rng = _unpickled(folder / "rng.pt")
     if len(rng) == ranks.world_size:
-        _set_rng_state(rng[ranks.rank], ranks.device)
+        own = rng[ranks.rank]
+        torch.set_rng_state(own["cpu"])
+        if ranks.device.type == "cuda" and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"], ranks.device)
     else:
         torch.manual_seed(hash((step_of(folder), ranks.rank)))
         if ranks.is_main:
@@ -275,16 +280,3 @@ def _unpickled(path: Path) -> Any:
             f"{path}: damaged, or holds more than plain values; nothing of it was run. Remove {path.parent} to go on "
             "from the checkpoint before it"
         ) from e
-
-
-def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

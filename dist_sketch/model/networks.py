@@ -14,14 +14,8 @@ from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
 
 Norm = Literal["batch", "instance", "group", "none"]
-
-
 Upsample = Literal["transposed", "resize"]
-
-
 SLOPE = 0.01  # of every LeakyReLU
-
-
 GROUPS = 8  # of group norm
 
 
@@ -120,12 +114,17 @@ class Generator(nn.Module):
         ups = ((8, 8), (16, 8), (16, 4), (8, 2), (4, 1))
         self.up = nn.ModuleList(Up(i * width, o * width, norm, dropout, upsample) for i, o in ups)
         self.last = _upsample(upsample, 2 * width, detail or channels)
-        self.detail = _detail(channels + noise, detail, channels) if detail else None
+        self.detail = None
+        if detail:
+            widen = nn.Conv2d(detail + channels + noise, detail, 3, padding=1)
+            self.detail = nn.Sequential(widen, nn.LeakyReLU(SLOPE), nn.Conv2d(detail, channels, 3, padding=1))
         self.noise = noise
 
     def forward(self, line: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]."""
-        _check_size(line)
+        height, width = line.shape[-2:]
+        if height % 64 or width % 64:
+            raise ValueError(f"the generator takes sizes that are multiples of 64, not {height} x {width}")
         skips, x = [], line
         for down in self.down:
             x = down(x)
@@ -150,14 +149,6 @@ class Generator(nn.Module):
             self.noise, *x.shape[-2:], generator=torch.Generator().manual_seed(0), device="cpu"
         )
         return (fixed.to(x).expand(len(x), -1, -1, -1),)
-
-
-def _detail(more: int, width: int, channels: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(width + more, width, 3, padding=1),
-        nn.LeakyReLU(SLOPE),
-        nn.Conv2d(width, channels, 3, padding=1),
-    )
 
 
 class Discriminator(nn.Module):
@@ -203,12 +194,6 @@ class Baseline(nn.Sequential):
         for i, o in pairwise(widths):
             layers += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU()]
         super().__init__(*layers, nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
-
-
-def _check_size(image: Tensor) -> None:
-    height, width = image.shape[-2:]
-    if height % 64 or width % 64:
-        raise ValueError(f"the generator takes sizes that are multiples of 64, not {height} x {width}")
 
 
 def check_config(config: Config, size: int, batch: int) -> None:

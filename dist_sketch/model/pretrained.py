@@ -27,11 +27,7 @@ from dist_sketch.model import checkpoint, networks
 from dist_sketch.model.weights import load_weights, to_8bit
 
 CARD, CARD_MARKER = "README.md", "<!-- Written by dist-sketch checkpoint export, which may replace it. -->"
-
-
 FILES = (WEIGHTS, SETTINGS, DENOISE) = ("generator.safetensors", "config.json", "denoise.json")
-
-
 STATUS = "status.json"
 
 

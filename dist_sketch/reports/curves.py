@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.ndimage import gaussian_filter1d
 
 CURVE_POINTS = 1400  # most points of a drawn curve; a screen shows no more
-PANEL_IN, GAP_IN = 1.9, 0.35  # heights in inches
+PANEL_IN, GAP_IN = 1.9, 0.45  # heights in inches
 
 # Placeholders: `svg` replaces them by variables of the page's style sheet, which has a light and a dark theme.
 SVG_COLOURS = {"d": "#100001", "g": "#100002", "v": "#100003", "ink": "#100004", "rule": "#100005"}

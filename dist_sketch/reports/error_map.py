@@ -12,13 +12,12 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from skimage.metrics import structural_similarity
 
 from dist_sketch.core.fileio import read_json
 from dist_sketch.data import pixels
 from dist_sketch.data.image_files import read_image
 from dist_sketch.inference.denoise import page_tone
-from dist_sketch.metrics import similarity
+from dist_sketch.metrics.similarity import ssim_map
 from dist_sketch.reports.page import VARIANT_FOLDERS, data_uri
 
 Plane = NDArray[np.float32]  # (H, W), gray [0, 255]
@@ -75,8 +74,7 @@ def error_map(output: Path, variant: str) -> ErrorMap:
     count, ink, on_ink = 0, 0.0, 0.0
     for drawn, real in pairs(output, variant, MAX_PICTURES):
         difference = np.abs(drawn - real) / 255
-        ssim = structural_similarity(drawn, real, full=True, **similarity.SSIM_SETTINGS)[1]
-        sums = sums + np.stack([real, difference, 1 - ssim])
+        sums = sums + np.stack([real, difference, 1 - ssim_map(drawn, real)])
         dark = page_tone(real) - real > INK
         count, ink, on_ink = count + 1, ink + dark.mean(), on_ink + float(difference[dark].sum())
     whole = float(sums[1].sum())

@@ -13,7 +13,7 @@ from PIL import Image
 from dist_sketch.core.fileio import read_json
 
 # Shown if `checkpoint.choose` selected the weights on the very pairs that are scored.
-OPTIMISTIC = "The generator's weights were selected by KID on these same pairs, so the scores are slightly optimistic."
+OPTIMISTIC = "The weights were selected by KID on these same pairs, so the scores are slightly optimistic."
 VARIANT_FOLDERS = {"raw": "raw", "denoised": "sketch"}  # folders of an output that hold the drawings
 
 

@@ -103,8 +103,9 @@ def changed(settings: dict[str, Any]) -> list[tuple[str, Any, Any]]:
 
 
 def score_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each metric: cells (value, whether it is the better of raw and denoised) for raw, denoised, blank,
-    input and reference, and the reason why a value is missing.
+    """One row for each metric: why a value is missing, and five cells (value, whether to mark it).
+
+    The cells are raw, denoised, blank, input and reference. The better of the first two is marked.
     """
     columns = [metrics["raw"], metrics["denoised"]]
     columns += [metrics["baselines"].get(k) or {} for k in (*BASELINES, "reference")]
@@ -127,34 +128,29 @@ def verdicts(metrics: dict[str, Any], optimistic: bool = False) -> list[tuple[st
     """
     found = []
     for variant in ("denoised", "raw"):
-        mine, lost, known = metrics[variant], [], 0
+        mine, lost, won = metrics[variant], [], False
         for key, label in BASELINES.items():
             base = metrics["baselines"].get(key) or {}
-            better, worse = _compare(mine, base)
-            known += len(better) + len(worse)
-            if worse:
-                each = [f"{m.label} ({number(mine[m.key], m.digits)} against {number(base[m.key], m.digits)})"
-                        for m in worse]  # fmt: skip
-                lost.append(f"{label} in {conjoin(each)}")
+            worse = [f"{m.label} ({number(mine[m.key], m.digits)} against {number(base[m.key], m.digits)})"
+                     for m in _compare(mine, base, -1, 0)]  # fmt: skip
+            lost += [f"{label} in {conjoin(worse)}"] if worse else []
+            won |= bool(_compare(mine, base, 1))
         if lost:
             found.append(("bad", f"The {variant} output does not beat {', nor '.join(lost)}."))
-        elif known:
+        elif won:
             found.append(("good", f"The {variant} output beats the blank page and the input in every metric."))
-    gains, losses = (_compare(metrics[a], metrics[b])[0] for a, b in (("denoised", "raw"), ("raw", "denoised")))
-    effects = [
-        f"{verb} {conjoin([m.label for m in ms])}" for verb, ms in (("improves", gains), ("worsens", losses)) if ms
-    ]
+    effects = []
+    for verb, direction in (("improves", 1), ("worsens", -1)):
+        labels = [m.label for m in _compare(metrics["denoised"], metrics["raw"], direction)]
+        effects += [f"{verb} {conjoin(labels)}"] if labels else []
     found.append(("note", f"Noise removal {', but '.join(effects) or 'changes no metric'}."))
     return [*found, *([("note", OPTIMISTIC)] * optimistic)]
 
 
-def _compare(mine: dict[str, Any], other: dict[str, Any]) -> tuple[list[Metric], list[Metric]]:
-    """The metrics in which `mine` is better, and those in which it is not; metrics that one of them lacks are in
-    neither list.
-    """
+def _compare(mine: dict[str, Any], other: dict[str, Any], *directions: int) -> list[Metric]:
+    """The metrics in which `mine` is better (1), equal (0) or worse (-1) than `other`; only those that both have."""
     known = [m for m in METRICS if mine.get(m.key) is not None and other.get(m.key) is not None]
-    better = [m for m in known if (mine[m.key] - other[m.key]) * m.sign > 0]
-    return better, [m for m in known if m not in better]
+    return [m for m in known if np.sign((mine[m.key] - other[m.key]) * m.sign) in directions]
 
 
 def calibration(run: Path, used: dict[str, Any] | None) -> str | None:
@@ -182,8 +178,8 @@ def calibration(run: Path, used: dict[str, Any] | None) -> str | None:
     text = f"Chosen on {pairs} out of {len(rows)} settings{'; ruled out: ' if why else ''}{'; '.join(why)}."
     if chosen is plain:
         return f"{text} No other setting helps, so filter and shadow removal are switched off."
-    off = ["a filter"] * (chosen["filter"] == "none") + ["the removal of shadows"] * (not chosen["shadows"])
-    return f"{text} {conjoin(off).capitalize()} would not have helped and is switched off." if off else text
+    off = "A filter" if chosen["filter"] == "none" else "The removal of shadows" if not chosen["shadows"] else ""
+    return f"{text} {off} would not have helped and is switched off." if off else text
 
 
 def ranked(names: list[str], scored: dict[str, Any]) -> list[str]:
@@ -219,17 +215,10 @@ def history(run: Path) -> dict[str, Any]:
     shaded = {SVG_COLOURS[net]: intervals for net, intervals in locks.items()}
     for title, kind, x, panels in PLOTS:
         chosen = [r for r in records if r["kind"] == kind]
-        drawn = [
-            Panel(
-                name,
-                [
-                    Curve(*points(chosen, x, key), SVG_COLOURS[colour], line, x == "step")
-                    for key, colour, line in curves
-                ],
-                shaded if x == "step" else {},
-            )
-            for name, curves in panels
-        ]
+        drawn = []
+        for name, lines in panels:
+            curves = [Curve(*points(chosen, x, k), SVG_COLOURS[c], line, noisy=x == "step") for k, c, line in lines]
+            drawn.append(Panel(name, curves, shaded if x == "step" else {}))
         if len(drawn[0].curves[0].x) >= 2:
             with style(SVG_COLOURS):
                 wide, narrow = (svg(plot(drawn, x, width), title) for width in (10.0, 5.0))

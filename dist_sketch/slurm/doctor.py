@@ -17,7 +17,7 @@ from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import read_json
-from dist_sketch.slurm.submit import Request, plan_of
+from dist_sketch.slurm.submit import Request, experiment_command
 
 GB = 1e9
 HASHED_GB = 20.0  # a login node should not read more; of larger shards only the lengths are compared
@@ -95,7 +95,9 @@ def _training(request: Request, config: Config, run: Path, made: Sequence[Path])
     ranks = nodes * ranks_per_node
     world = f"{ranks} rank(s) on {nodes} node(s); global batch {batch}, {batch / ranks:g} per rank"
     if batch % ranks:
-        yield Check("ranks", "bad", f"{world}: must be a whole number; --data.batch-size {ranks * -(-batch // ranks)}")
+        yield Check(
+            "ranks", "bad", f"{world}: must be a whole number; --data.batch-size {ranks * math.ceil(batch / ranks)}"
+        )
     else:
         yield Check("ranks", "good", world)
     if request.slurm("ntasks-per-node") != "1":
@@ -183,19 +185,19 @@ def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
 
 def _experiment(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     try:
-        jobs = plan_of(request).jobs
+        runs = experiment_command(request).plan().runs
     except UserError as e:
         yield Check("plan", "bad", str(e))
         return
-    left = [job for job in jobs if not job.drawn()]
-    done = f", {len(jobs) - len(left)} of them done" if len(left) < len(jobs) else ""
-    yield Check("plan", "good", f"{len(jobs)} training(s){done}")
+    left = [run for run in runs if not run.drawn()]
+    done = f", {len(runs) - len(left)} of them done" if len(left) < len(runs) else ""
+    yield Check("plan", "good", f"{len(runs)} training(s){done}")
     # Trainings that agree in these settings give the same checks.
-    kinds = {(c.data, c.norm, c.generator, c.checkpoint): job for job in reversed(left or jobs) if (c := job.config)}
-    for job in reversed(kinds.values()):
-        config = replace(job.config, data=replace(job.config.data, shards=Path(request.setting("data"))))
-        yield from _training(request, config, job.run, made)
-    wanted = sum(_checkpoint_bytes(job.config) for job in jobs)
+    kinds = {(c.data, c.norm, c.generator, c.checkpoint): run for run in reversed(left or runs) if (c := run.config)}
+    for run in reversed(kinds.values()):
+        config = replace(run.config, data=replace(run.config.data, shards=Path(request.setting("data"))))
+        yield from _training(request, config, run.folder, made)
+    wanted = sum(_checkpoint_bytes(run.config) for run in runs)
     yield _disk(Path(request.setting("out")), wanted, "checkpoints of all trainings")
 
 
@@ -221,11 +223,7 @@ def _ranks_per_node(request: Request) -> int:
 
 
 def _number(name: str, text: str) -> int:
-    """A number that was given as text.
-
-    Raises:
-        UserError: it is not a number. A range of nodes is refused, too: the batch must divide by the ranks.
-    """
+    """A number; a range of nodes is refused, because the ranks must divide the batch."""
     if not text.isascii() or not text.isdigit():
         raise UserError(f"{name}={text}: must be a number")
     return int(text)

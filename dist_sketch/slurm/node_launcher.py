@@ -70,8 +70,8 @@ def launch(
         port: where the ranks meet; None: one that depends on the job, so that two jobs can share a node.
 
     Raises:
-        UserError: this is not a step, it has several tasks per node, or the port is taken. Ranks that do not find each
-            other would each train alone.
+        UserError: this is not a step, it has several tasks per node, the job has none of the node's GPUs, or the port
+            is taken. Ranks that do not find each other would each train alone.
     """
     for name in STEP_VARIABLES:
         if not env.get(name):
@@ -82,7 +82,7 @@ def launch(
     nodes, tasks, node, job = (int(env[name]) for name in STEP_VARIABLES[:-1])
     if tasks != nodes:
         raise UserError(f"srun started {tasks} tasks on {nodes} node(s): each node needs one, srun --ntasks-per-node=1")
-    gpus = 0 if env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") else count_gpus(env)
+    gpus = 0 if env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") else _count_gpus(env)
     processes = processes or gpus or 1
     ranks = nodes * processes
     threads = max(1, int(env.get("SLURM_CPUS_PER_TASK") or env.get("SLURM_CPUS_ON_NODE") or 1) // processes)
@@ -90,7 +90,7 @@ def launch(
     program = [sys.executable, "-m", "dist_sketch", *command]
     if ranks > 1:
         if node == 0:
-            check_port(port)
+            _check_port(port)
         launcher = (  # --multi_gpu means: distributed, on CPUs too
             f"-m accelerate.commands.launch --multi_gpu --num_machines {nodes} --machine_rank {node} "
             f"--num_processes {ranks} --main_process_ip {address} --main_process_port {port} "
@@ -108,12 +108,8 @@ def launch(
     return program, found
 
 
-def count_gpus(env: Mapping[str, str]) -> int:
-    """How many GPUs SLURM gives to this job on this node.
-
-    Raises:
-        UserError: it gives none, but the node has GPUs.
-    """
+def _count_gpus(env: Mapping[str, str]) -> int:
+    """How many GPUs SLURM gives to this job on this node."""
     visible, on_node = env.get("CUDA_VISIBLE_DEVICES", ""), env.get("SLURM_GPUS_ON_NODE", "")
     if visible and visible != "NoDevFiles":
         return len(visible.split(","))
@@ -133,12 +129,8 @@ def first_host(names: str) -> str:
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", names).partition(",")[0]
 
 
-def check_port(port: int) -> None:
-    """Fails if another program has the port; otherwise the ranks would wait for each other in vain.
-
-    Raises:
-        UserError: the port is taken.
-    """
+def _check_port(port: int) -> None:
+    """Fails if another program has the port; otherwise the ranks would wait for each other in vain."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the port may linger after an earlier attempt
         try:
@@ -158,7 +150,7 @@ def run_ranks(command: list[str], env: Mapping[str, str], outputs: Sequence[IO[b
     assert process.stdout is not None
 
     def pass_on(number: int, frame: Any) -> None:
-        ranks = children(process.pid) if int(env[RANKS_VARIABLE]) > 1 else [process.pid]
+        ranks = _children(process.pid) if int(env[RANKS_VARIABLE]) > 1 else [process.pid]
         if number == signal.SIGTERM and not ranks:  # a launcher without ranks has nothing to save
             ranks = [process.pid]
         for pid in ranks:
@@ -183,7 +175,7 @@ def run_ranks(command: list[str], env: Mapping[str, str], outputs: Sequence[IO[b
     return code if code >= 0 else 128 - code
 
 
-def children(parent: int) -> list[int]:
+def _children(parent: int) -> list[int]:
     """The running processes that `parent` has started."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -47,8 +47,6 @@ def redirect() -> None:
         return
     file = open_log(Path(folder), f"rank-{int(rank):05d}.log")
     if file:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.slurm import rank_logs
+from dist_sketch.slurm.rank_logs import Failure
 
 Decision = Literal["done", "requeue", "stop"]
 MOST_LAUNCHES = 3  # in a row that may fail: SLURM cannot always use a node at once that has just come back
@@ -43,12 +44,7 @@ def attempt_end(run: Path, *, code: int, since: float, warned: bool) -> AttemptE
 
 
 def decide(
-    end: AttemptEnd,
-    before: list[dict[str, Any]],
-    most_requeues: int,
-    failure: rank_logs.Failure | None,
-    *,
-    first: bool = True,
+    end: AttemptEnd, before: list[dict[str, Any]], most_requeues: int, failure: Failure | None, *, first: bool = True
 ) -> tuple[Decision, str]:
     """What to do after an attempt, and why.
 

@@ -5,6 +5,7 @@ of the `dist-sketch` command.
 """
 
 import hashlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -12,11 +13,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import tyro
 
-from dist_sketch.commands import experiment
+from dist_sketch.commands.experiment import ExperimentCommand, preset
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import find_file, write_atomic
 
@@ -104,17 +104,18 @@ def read_request(arguments: Sequence[str]) -> Request:
     kind, *rest = arguments or [""]
     if kind not in NEEDED:
         raise UserError(f"submit {kind or '(nothing)'}: must be one of {', '.join(NEEDED)}, {CHAIN}")
-    is_setting = [bool(re.match(r"[a-z_]+=", word)) for word in rest]
-    first = is_setting.index(True) if True in is_setting else len(rest)
-    last = next((i for i in range(first, len(rest)) if not is_setting[i]), len(rest))
-    settings, options = dict(word.split("=", 1) for word in rest[first:last]), tuple(rest[last:])
-    request = Request(kind, tuple(rest[:first]), settings, options)
+    is_setting = re.compile("[a-z_]+=").match
+    sbatch = tuple(itertools.takewhile(lambda word: not is_setting(word), rest))
+    given = list(itertools.takewhile(is_setting, rest[len(sbatch) :]))
+    options = tuple(rest[len(sbatch) + len(given) :])
+    settings = dict(word.split("=", 1) for word in given)
+    request = Request(kind, sbatch, settings, options)
     known = request.defaults
     unknown = [name for name in settings if name not in known]
     ours = [o for o in options if o in ("--dry-run", "--force") and (o, kind) != ("--force", "pack")]
     gpus = [option for option in request.given if option in GPU_OPTIONS]
     if unknown:
-        hint = "; options of sbatch are written --name=value" if request.sbatch else ""
+        hint = "; options of sbatch are written --name=value" if sbatch else ""
         problem = f"there is no setting {unknown[0]}=; there are {', '.join(known)}{hint}"
     elif options and not options[0].startswith("--"):
         problem = f"{options[0]}: neither a setting (name=value) nor an option (--name)"
@@ -163,37 +164,28 @@ def read_requests(arguments: Sequence[str]) -> list[Request]:
     return found
 
 
-class SbatchCall(NamedTuple):
-    """A call of sbatch."""
+def sbatch_calls(requests: Sequence[Request], *, write: bool = True) -> list[tuple[str, list[str]]]:
+    """The names of the jobs to submit, in order, and their arguments for sbatch.
 
-    name: str
-    arguments: list[str]
-    relation: str = "afterok"  # to the job before it
-
-
-def sbatch_calls(requests: Sequence[Request], *, write: bool = True) -> list[SbatchCall]:
-    """The jobs to submit; each starts after the one before it. An array is followed by a job that joins its results.
+    An array is followed by a job on one node that joins its results: a merge, or the page of an experiment.
 
     Args:
         write: write the plans of experiments, which the tasks of an array read.
     """
-    calls: list[SbatchCall] = []
+    calls: list[tuple[str, list[str]]] = []
     for request in requests:
         script = [str(request.script), *(f"{name}={value}" for name, value in request.settings.items())]
-        options = list(request.options)
         one_node = [f"{option}={value}" for option, value in request.given.items() if option in COMMON]
         one_node += ["--nodes=1", "--gpus-per-node=0"]
         if request.kind == "experiment":
             array, plan = _array(request, write=write)
             if array:  # sbatch takes the last --array
-                tasks = [*request.sbatch, f"--array={array}", *script, f"plan={plan}"]
-                calls.append(SbatchCall("experiment", tasks))
-            page = [*one_node, "--job-name=page", *script, *options]
-            calls.append(SbatchCall("page", page, "afterany" if array else "afterok"))
+                calls.append(("experiment", [*request.sbatch, f"--array={array}", *script, f"plan={plan}"]))
+            calls.append(("page", [*one_node, "--job-name=page", *script, *request.options]))
             continue
-        calls.append(SbatchCall(request.kind, [*request.sbatch, *script, *options]))
+        calls.append((request.kind, [*request.sbatch, *script, *request.options]))
         if request.kind == "infer" and request.slurm("array"):
-            calls.append(SbatchCall("merge", [*one_node, "--job-name=merge", *script, "merge=1"]))
+            calls.append(("merge", [*one_node, "--job-name=merge", *script, "merge=1"]))
     return calls
 
 
@@ -205,7 +197,7 @@ def _array(request: Request, *, write: bool) -> tuple[str, str]:
     """
     from dist_sketch.experiments import planning
 
-    plan, given = plan_of(request), request.slurm("array")
+    plan, given = experiment_command(request).plan(), request.slurm("array")
     name = f"plan-{hashlib.sha256(plan.text().encode()).hexdigest()[:8]}.txt"
     if write:
         planning.write(plan)
@@ -216,17 +208,15 @@ def _array(request: Request, *, write: bool) -> tuple[str, str]:
     return missing and missing + given, name
 
 
-def plan_of(request: Request) -> Any:
-    """The plan of an experiment; writes nothing.
+def experiment_command(request: Request) -> ExperimentCommand:
+    """The command `dist-sketch experiment` with the arguments of a request.
 
     Raises:
-        UserError: as `dist-sketch experiment`.
+        UserError: there is no such experiment, or a setting is wrong.
     """
     words = [request.setting("name"), "--data", request.setting("data"), "--out", request.setting("out")]
     words += request.options
-    default = experiment.preset(words)
-    command = tyro.cli(experiment.ExperimentCommand, prog="dist-sketch experiment", args=words, default=default)
-    return command.plan()
+    return tyro.cli(ExperimentCommand, prog="dist-sketch experiment", args=words, default=preset(words))
 
 
 def spans(numbers: Sequence[int]) -> str:
@@ -240,19 +230,22 @@ def spans(numbers: Sequence[int]) -> str:
     return ",".join("-".join(map(str, span)) for span in found)
 
 
-def submit(calls: Sequence[SbatchCall], *, dry_run: bool = False) -> None:
-    """Submits jobs and prints their ids; in a dry run, only prints the calls of sbatch.
+def submit(calls: Sequence[tuple[str, list[str]]], *, dry_run: bool = False) -> None:
+    """Submits jobs, each to start after the one before it, and prints their ids; in a dry run only prints the calls.
 
     Raises:
         UserError: sbatch refuses a job; those before it are cancelled.
     """
     ids: list[str] = []
-    for call in calls:
-        after = [f"--dependency={call.relation}:{ids[-1]}", "--kill-on-invalid-dep=yes"] if ids else []
-        command = ["sbatch", "--parsable", *after, *call.arguments]
+    for i, (name, arguments) in enumerate(calls):
+        command = ["sbatch", "--parsable", *arguments]
+        if ids:
+            # A page is made even if some trainings failed.
+            relation = "afterany" if calls[i - 1][0] == "experiment" else "afterok"
+            command[2:2] = [f"--dependency={relation}:{ids[-1]}", "--kill-on-invalid-dep=yes"]
         if dry_run:
             print(shlex.join(command))
-            ids.append(f"<{call.name}>")
+            ids.append(f"<{name}>")
             continue
         try:
             done = subprocess.run(command, capture_output=True, text=True)
@@ -262,7 +255,7 @@ def submit(calls: Sequence[SbatchCall], *, dry_run: bool = False) -> None:
             if ids:
                 subprocess.run(["scancel", *ids])
             cancelled = f" (and job {', '.join(ids)} is cancelled)" if ids else ""
-            raise UserError(f"sbatch refuses {call.name}{cancelled}: {done.stderr.strip()}\n  {shlex.join(command)}")
+            raise UserError(f"sbatch refuses {name}{cancelled}: {done.stderr.strip()}\n  {shlex.join(command)}")
         sys.stderr.write(done.stderr)  # a site's own messages
         ids.append(done.stdout.strip().partition(";")[0])
-        print(f"{call.name}: job {ids[-1]}", flush=True)
+        print(f"{name}: job {ids[-1]}", flush=True)

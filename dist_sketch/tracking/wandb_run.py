@@ -24,7 +24,7 @@ FOLDER = "wandb"  # in a run's folder
 STEP_AXIS = "images"  # x axis of all plots: the number of images seen so far is comparable between batch sizes
 MOST_PICTURES = 32  # per run
 MOST_ROWS = 16  # per table
-MOST_CALLS = 200  # waiting for W&B
+MOST_CALLS = 1000  # in the queue; W&B takes hundreds per second, so that more of them mean that it is stuck
 FLUSH_S = 2.0  # how far W&B's files may lag behind, for `wandb leet` and for a run that is killed
 
 

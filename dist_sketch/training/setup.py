@@ -21,7 +21,6 @@ from dist_sketch.metrics import inception
 from dist_sketch.model import networks
 from dist_sketch.tracking.provenance import revision, versions
 from dist_sketch.tracking.wandb_run import new_id
-from dist_sketch.training.validation import WAYS
 
 THEN = ", then "  # stands between the devices of a run that was continued on another one
 
@@ -47,7 +46,7 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
                 f"and train.validate_limit is {config.train.validate_limit}"
             )
         if inception.find() is None:
-            raise UserError(f"checkpoint.choose = 'kid': no weights of FID's network on this machine; {WAYS}")
+            raise UserError(f"checkpoint.choose = 'kid': no weights of FID's network on this machine; {inception.WAYS}")
     check(config, shards, ranks.world_size)
     steps = steps_an_epoch(len(shards), config.data.batch_size)
     manifest = read_manifest(config.data.shards)

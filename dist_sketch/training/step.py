@@ -29,14 +29,8 @@ from dist_sketch.training.policy import Decision
 
 # What a step measures: means over this rank's pairs, gradient norms, counts and flags.
 MEANS = ("loss/d_real", "loss/d_fake", "loss/g", "loss/g_bce", "loss/g_l1", "loss/g_ssim", "d/real", "d/fake")
-
-
 NORMS = ("norm/d", "norm/g")  # gradient norms; equal on all ranks
-
-
 COUNTS = ("pairs", "nonfinite", "bad", "stop")
-
-
 NAMES = (*MEANS, *NORMS, *COUNTS)
 
 
@@ -269,11 +263,6 @@ class Step:
         named: dict[str, nn.Module] = {"generator": self.g, "discriminator": self.d}
         return named if self.ema is None else named | {"ema": self.ema}
 
-    def average_buffers(self) -> None:
-        """Averages the running statistics over the ranks."""
-        for module in self.modules().values():
-            self.ranks.average_buffers(module)
-
     @contextmanager
     def averaged(self) -> Iterator[Tensor]:
         """Inside the block the running statistics are the mean over the ranks; yields this rank's own, shape (N,).
@@ -281,7 +270,8 @@ class Step:
         For evaluating and saving. Afterwards each rank has its own again, so that neither changes the training.
         """
         own = torch.cat([torch.empty(0, device=self.ranks.device), *self.statistics])
-        self.average_buffers()
+        if len(own) and self.ranks.world_size > 1:
+            self.set_statistics(self.ranks.sum(own.double()) / self.ranks.world_size)
         try:
             yield own
         finally:

@@ -17,9 +17,6 @@ from dist_sketch.data import pixels
 from dist_sketch.data.shards import BadSample, Sample, Shards
 from dist_sketch.metrics import fid_kid, inception, similarity
 
-WAYS = "`dist-sketch weights` says where they can lie, and fetches them"
-
-
 Features = dict[int, NDArray[np.float32]]  # by their number, one image's
 
 
@@ -87,7 +84,7 @@ class Validation:
         self._ranks, self._channels, self._skip_bad = ranks, channels, skip_bad
         self._fid = fid
         if fid == 2048 and not all(ranks.gather(inception.find() is not None)):
-            raise SharedError(f"checkpoint.choose = 'kid': a rank's machine has no Inception weights; {WAYS}")
+            raise SharedError(f"checkpoint.choose = 'kid': a rank's machine has no Inception weights; {inception.WAYS}")
         self._inception: inception.Inception | None = None
         self._real: dict[int, Features] = {}  # features of the real sketches, kept because these do not change
         self._training = self._shards = training

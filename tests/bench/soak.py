@@ -1,12 +1,12 @@
-"""Kill a run again and again, and see whether it ends as if nothing had happened.
+"""Kill a run repeatedly, and check that it ends bit for bit like an undisturbed one.
 
     python tests/bench/soak.py --kills 30
 
-It draws its own small data, trains once undisturbed and once with faults: real networks, processes and launcher, on
-CPUs. Each fault is one of: SIGKILL of a rank, of the launcher, of all; SIGTERM or SIGUSR2 to a rank, SIGTERM to the
-launcher. A third of them come while the processes start, the others at random moments of the training. After each,
-everything must be gone within 90 s, and the same command goes on. Exit code 0: the disturbed run has ended bit
-for bit as the undisturbed one, and no fault cost more than the steps since the last checkpoint.
+It draws small data and trains twice, undisturbed and with faults, with real networks, processes and launcher on CPUs.
+A fault is SIGKILL to a rank, the launcher or all processes, SIGTERM or SIGUSR2 to a rank, or SIGTERM to the launcher. A
+third of the faults come while the processes start, the others at random moments of the training. After each fault all
+processes must end within 90 s; then the same command continues the run. A leg is one such start. Exit code 0: both runs
+ended bit for bit equal, and no fault cost more steps than those since the last checkpoint.
 """
 
 import os
@@ -39,33 +39,32 @@ LONGEST_STEPS = 10  # that a leg trains before its fault
 
 @dataclass(frozen=True, kw_only=True)
 class Soak:
-    """Kill a run again and again, and see whether it ends as if nothing had happened."""
+    """Kill a run repeatedly, and check that it ends bit for bit like an undisturbed one."""
 
     kills: int = 30
-    """Faults. Every 10 of them take some 5 minutes on 2 cores."""
+    """Number of faults; 10 take about 5 minutes on 2 cores."""
     seed: int = 0
-    """Other kinds and moments of faults."""
+    """Another seed gives other kinds and moments of faults."""
     ranks: int = 2
     """Processes; the global batch is 2 pairs a rank."""
     interval_steps: int = 5
     """Steps between two checkpoints."""
     out: Path | None = None
-    """Folder for the data and both runs, which must not exist; default: a temporary one, kept when something is
-    wrong."""
+    """Folder for the data and both runs, which must not exist; default: a temporary one, kept after a failure."""
 
 
 class Fault(NamedTuple):
-    """One fault, and what came of it."""
+    """One fault and its consequences."""
 
     kind: str
     in_training: bool
-    resumed: int  # the step that the disturbed leg went on from
-    lost: int  # steps that the log knew and no checkpoint has
-    gone_s: float  # until nothing was left of the job
+    resumed: int  # the step from which the disturbed leg continued
+    lost: int  # steps in the log that no checkpoint contains
+    gone_s: float  # until all processes of the job had ended
 
 
 def strike(job: Job, kind: str, draw: random.Random) -> None:
-    """Lets one fault happen."""
+    """Causes one fault."""
     name, victim = kind.split()
     number = signal.Signals[name]
     if victim == "all":
@@ -84,10 +83,10 @@ def newest_step(run: Path) -> int:
 
 
 def disturb(start: Callable[[], Job], run: Path, kind: str, startup_s: float | None, draw: random.Random) -> Fault:
-    """Starts a job, waits for a random moment of it, lets the fault happen, waits for the job's end.
+    """Starts a job, waits for a random moment, causes the fault, and waits for the job's end.
 
     Args:
-        startup_s: how long a start takes, if the moment is to be in it.
+        startup_s: how long a start takes, if the fault shall come during the start.
     """
     resumed = newest_step(run)
     log = run / "metrics.jsonl"
@@ -96,7 +95,7 @@ def disturb(start: Callable[[], Job], run: Path, kind: str, startup_s: float | N
     if startup_s is None:
         step = resumed + draw.randint(1, LONGEST_STEPS)
         job.wait_for(lambda: _is_new(log, before) and last_step(run) >= step, f"step {step}")
-        time.sleep(draw.uniform(0, 0.3))  # about a step and a save: any moment of them
+        time.sleep(draw.uniform(0, 0.3))  # a random moment of about a step and a save
     else:
         time.sleep(draw.uniform(0, startup_s))
     trains = _is_new(log, before) and last_step(run) > resumed
@@ -107,12 +106,12 @@ def disturb(start: Callable[[], Job], run: Path, kind: str, startup_s: float | N
 
 
 def _is_new(log: Path, before: int | None) -> bool:
-    """Whether a leg has come so far that it has cut the log back to its checkpoint, or begun it."""
+    """Whether the leg has already created the log or cut it back to its checkpoint, which replaces the file."""
     return log.exists() and log.stat().st_ino != before
 
 
 def soak(options: Soak, folder: Path, say: Callable[[object], None]) -> bool:
-    """Both runs and the comparison; whether all is well."""
+    """Trains both runs and compares them; returns whether everything is right."""
     draw, data = random.Random(options.seed), folder / "data"
     for command in (
         ["synth", data / "pairs", "--count", 6 * options.ranks + 1, "--val", 3, "--size", 64, "--workers", 1],
@@ -159,7 +158,7 @@ def _finish(job: Job) -> None:
 
 
 def _judge(faults: list[Fault], last: int, wrong: list[str], options: Soak, say: Callable[[object], None]) -> bool:
-    """Shows the table; whether all is well."""
+    """Prints the table; returns whether everything is right."""
     table = Table("fault", "in training", "at the start", "steps lost: most", "mean", "longest end, s")
     for kind in (*KINDS, "all"):
         of_kind = [f for f in faults if kind in (f.kind, "all")]

@@ -1,4 +1,4 @@
-"""The bench from end to end on small sizes, the fairness of its baselines, and loose guards of the ratios it shows.
+"""The whole bench on small sizes, the fairness of its baselines, and loose limits for the ratios.
 
 No absolute times: ours and the baseline take turns in the same process, and mostly count CPU time.
 """
@@ -44,15 +44,15 @@ SMALL = BenchOptions(quick=True).resolved()
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Ranks]:
-    """One process, on the CPU also where there is a GPU."""
+    """One process, on the CPU even if there is a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         yield Ranks(expect_world_size=1)
 
 
 @pytest.fixture(scope="module")
-def told(cli: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """What `dist-sketch bench --quick` prints, and its JSON file."""
+def printed(cli: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """The output of `dist-sketch bench --quick`, and its JSON file."""
     file = tmp_path_factory.mktemp("bench") / "new" / "figures.json"
     done = cli("bench", "--quick", "--repeats", 1, "--table", "--json", file)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -60,16 +60,16 @@ def told(cli: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[
     return done.stdout, json.loads(file.read_text())
 
 
-def of(told: tuple[str, dict[str, Any]], bench: str) -> dict[str, dict[str, Any]]:
+def of(printed: tuple[str, dict[str, Any]], bench: str) -> dict[str, dict[str, Any]]:
     """A subject's figures by name."""
-    return {f["name"]: f for f in told[1]["figures"] if f["bench"] == bench}
+    return {f["name"]: f for f in printed[1]["figures"] if f["bench"] == bench}
 
 
 # ---------------------------------------------------------------- the command
 
 
-def test_every_figure_stands_beside_a_baseline_of_the_same_rounds(told: tuple[str, dict[str, Any]]) -> None:
-    figures = told[1]["figures"]
+def test_every_figure_stands_beside_a_baseline_of_the_same_rounds(printed: tuple[str, dict[str, Any]]) -> None:
+    figures = printed[1]["figures"]
     assert {f["bench"] for f in figures} == set(SUBJECTS)
     assert len({(f["bench"], f["name"]) for f in figures}) == len(figures)
     for f in figures:
@@ -81,21 +81,21 @@ def test_every_figure_stands_beside_a_baseline_of_the_same_rounds(told: tuple[st
         assert f["ratio"] is not None or not (f["value"] and f["baseline"]), f
 
 
-def test_the_machine_is_described(told: tuple[str, dict[str, Any]]) -> None:
-    stdout, found = told
+def test_the_machine_is_described(printed: tuple[str, dict[str, Any]]) -> None:
+    stdout, found = printed
     machine = found["machine"]
     assert machine["cores"] >= 1
     assert machine["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert machine["load_per_core"] >= 0
-    assert found["options"]["size"] == 64  # those of --quick
+    assert found["options"]["size"] == 64  # as --quick sets it
     assert "small sizes" in stdout
     for subject in SUBJECTS:
         assert f"bench {subject}" in stdout
 
 
-def test_the_step_s_figures(told: tuple[str, dict[str, Any]]) -> None:
-    found = of(told, "step")
-    auto = told[1]["machine"]["precision"]
+def test_the_step_s_figures(printed: tuple[str, dict[str, Any]]) -> None:
+    found = of(printed, "step")
+    auto = printed[1]["machine"]["precision"]
     assert f"{auto} (what auto picks), D locked" in found
     assert {"batch 2, " + auto, "batch 8, " + auto} <= set(found)
     for way in ("separate", "joint"):
@@ -103,19 +103,19 @@ def test_the_step_s_figures(told: tuple[str, dict[str, Any]]) -> None:
     assert found["loss/g: bf16 beside float32, 4 steps"]["value"] < 5
 
 
-def test_the_index_is_small(told: tuple[str, dict[str, Any]]) -> None:
+def test_the_index_is_small(printed: tuple[str, dict[str, Any]]) -> None:
     # a key of 7 digits, shard, offset, length, SHA-256
-    assert of(told, "loader")["index of 2,000 pairs"]["value"] == 7 * 4 + 4 + 8 + 8 + 32
+    assert of(printed, "loader")["index of 2,000 pairs"]["value"] == 7 * 4 + 4 + 8 + 8 + 32
 
 
-def test_a_locked_network_sends_nothing(told: tuple[str, dict[str, Any]], alone: Ranks) -> None:
-    found = of(told, "scaling")
+def test_a_locked_network_sends_nothing(printed: tuple[str, dict[str, Any]], alone: Ranks) -> None:
+    found = of(printed, "scaling")
     step = bench_step.build(bench_step.settings(2), alone, "no")
     if "bytes of D reduced a step, D locked" in found:  # else the machine has one core
         for name, net in (("D", step.d), ("G", step.g)):
             row = found[f"bytes of {name} reduced a step, {name} locked"]
             assert (row["value"], row["baseline"]) == (0, 4 * sum(p.numel() for p in net.parameters()))
-    assert "on paper, not measured" in told[0]
+    assert "on paper, not measured" in printed[0]
     assert found["on paper: 1 GPU(s), 100 Gb/s Ethernet a node"]["ratio"] == 1
 
 
@@ -209,7 +209,7 @@ def test_the_paper_s_step_computes_what_ours_computes(alone: Ranks) -> None:
 
 
 def test_operations_are_counted_as_by_hand(alone: Ranks) -> None:
-    """Convolutions alone, by the paper's layers at 256 px: 44 GFLOP an image, and 47 where D is not frozen."""
+    """Convolutions in the paper's layers at 256 px: 44 GFLOP for an image, and 47 if D is not frozen."""
     line, sketch = (torch.rand(2, 3, 256, 256) for _ in range(2))
     config = bench_step.settings(2)
     ours = bench_step.ours(bench_step.build(config, alone, "no"), line, sketch, BOTH, 1)
@@ -258,11 +258,11 @@ def test_scipy_s_distance_is_ours() -> None:
     assert paper_way.frechet(x, y) == pytest.approx(fid_kid.frechet(x, y), rel=1e-6)
 
 
-# ---------------------------------------------------------------- guards: loose, by ratio
+# ---------------------------------------------------------------- loose limits for ratios
 
 
 def ratio(variants: dict[str, Callable[[], object]], clock: Callable[[], float] = time.process_time) -> float:
-    """How many times quicker "ours" is than "baseline": the median over three rounds."""
+    """How many times faster "ours" is than "baseline": the median over three rounds."""
     times = interleaved(variants, BenchOptions(repeats=3), clock=clock)
     return median(b / a for a, b in zip(times["ours"], times["baseline"], strict=True))
 
@@ -282,7 +282,7 @@ def test_the_frechet_distance_of_few_images_needs_no_matrix_square_root() -> Non
 
 
 def test_the_step_is_no_slower_than_the_paper_s(alone: Ranks) -> None:
-    """Where bf16 is fast. Elsewhere both are float32, and ours only has to be near it."""
+    """If bf16 is fast here. Otherwise both are float32, and ours only has to be comparable."""
     line, sketch = bench_step.batch(4, 128, CPU)
     config = bench_step.settings(4)
     step = bench_step.build(config, alone, resolve_precision("auto", CPU))

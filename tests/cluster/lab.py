@@ -1,4 +1,4 @@
-"""The cluster of `slurmlab.sh` for tests: submit, wait, look, disturb."""
+"""The cluster of `slurmlab.sh` for tests: submits jobs, waits for them, disturbs them."""
 
 import os
 import re
@@ -16,15 +16,15 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL"
 
 
 class Lab:
-    """Two nodes of eight CPUs, up; jobs are submitted from `folder`, where their logs lie.
+    """Two running nodes of eight CPUs; jobs are submitted from `folder`, which holds their logs.
 
     Args:
-        prefix: of the nodes' names; unlike that of any other cluster on this machine.
+        prefix: of the nodes' names; no other cluster on this machine may have it.
     """
 
     def __init__(self, prefix: str):
         assert os.geteuid() == 0, "the cluster needs root"
-        assert shutil.which("sbatch"), "the cluster needs SLURM: see .ci/run; without it: bash tests/run.sh"
+        assert shutil.which("sbatch"), "the cluster needs the packages named in .ci/run"
         self.home = Path(tempfile.mkdtemp(prefix="slurmlab-"))  # short: a socket's path has 107 characters
         self.folder = self.home / "work"
         self.folder.mkdir()
@@ -34,22 +34,22 @@ class Lab:
         self.verb("up")
 
     def verb(self, verb: str, *words: object) -> str:
-        """Runs slurmlab.sh; returns what it printed."""
+        """Runs slurmlab.sh; returns its output."""
         command = [str(SCRIPT), verb, str(self.home / "lab"), *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, env=self._env, cwd=self.folder, timeout=120)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
 
     def __call__(self, *words: object) -> str:
-        """Runs a command on the login node; returns what it printed."""
+        """Runs a command on the login node; returns its output."""
         return self.verb("exec", *words)
 
     def submit(self, *words: object) -> int:
-        """sbatch WORDS ...; returns the job's id."""
+        """Runs sbatch; returns the job's id."""
         return int(self("sbatch", "--parsable", *words))
 
     def submit_all(self, *words: object) -> dict[str, int]:
-        """`dist-sketch submit WORDS ...`; returns each job's id by its name."""
+        """Runs `dist-sketch submit`; returns each job's id by its name."""
         said = self("dist-sketch", "submit", *words)
         return {name: int(job) for name, job in re.findall(r"^(\w+): job (\d+)$", said, re.MULTILINE)}
 
@@ -63,12 +63,12 @@ class Lab:
         return self.show(job, "JobState")
 
     def wait(self, job: int | str, timeout_s: float = 240) -> str:
-        """Waits for a job's end; returns its last state."""
+        """Waits for the end of a job; returns its last state."""
         self.wait_for(lambda: self.state(job) in ENDED, f"the end of job {job}", job, timeout_s)
         return self.state(job)
 
     def wait_for(self, holds: Callable[[], bool], what: str, job: int | str, timeout_s: float = 120) -> float:
-        """Waits for something that a job does; returns how long it took, s."""
+        """Waits until something holds; returns how long it took, s."""
         started = time.monotonic()
         while not holds():
             assert time.monotonic() - started < timeout_s, f"no {what}\n{self.state(job)}\n{self.log(job)}"
@@ -76,10 +76,10 @@ class Lab:
         return time.monotonic() - started
 
     def log(self, job: int | str) -> str:
-        """A job's own log."""
+        """The log of a job."""
         return "".join(p.read_text() for p in self.folder.glob(f"*-{job}.*"))
 
     def close(self) -> None:
-        """Ends the cluster with all its jobs, and removes it."""
+        """Ends the cluster with all its jobs and removes its files."""
         self.verb("down")
         shutil.rmtree(self.home)

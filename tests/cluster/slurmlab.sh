@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
-# A real SLURM cluster on this machine, up in two seconds and down without a trace; as root.
+# A real SLURM cluster on this machine; needs root. It starts in two seconds, and leaves nothing behind.
 #
-#   slurmlab.sh up DIR                    start it; all of it lives in DIR
+#   slurmlab.sh up DIR                    start it, with all its files in DIR
 #   slurmlab.sh exec DIR COMMAND ...      run a command on the login node (sbatch, squeue, ...)
 #   slurmlab.sh node DIR NODE COMMAND ... run a command on a node
-#   slurmlab.sh kill-node DIR NODE        a node loses its power
-#   slurmlab.sh start-node DIR NODE       and gets it back
-#   slurmlab.sh cut-node DIR NODE         a node's network cable is pulled (join-node: and put back)
+#   slurmlab.sh kill-node DIR NODE        kill a node, as if it lost its power (start-node: start it again)
+#   slurmlab.sh cut-node DIR NODE         cut a node off the network (join-node: connect it again)
 #   slurmlab.sh down DIR                  stop it
 #
-# Variables: LAB_NODES (2), LAB_CPUS (8) and LAB_GPUS (2, made up) a node, LAB_PREFIX of the nodes' names (node; another
-# one for each cluster that runs at the same time).
+# Variables, with their defaults: LAB_NODES (2); LAB_CPUS (8) and LAB_GPUS (2, not real) per node; LAB_PREFIX of the
+# nodes' names (node), which must differ between clusters that run at the same time.
 #
 # The login node ("head") is a set of namespaces (processes, network, host name, mounts) whose first process, if killed,
-# takes everything with it. Each node is another such set inside it, joined to the head by a bridge. So addresses,
-# ports, host names and /dev/shm are the cluster's own, and nothing outside DIR changes.
+# ends everything inside. Each node is another such set inside it, connected to the head by a bridge. So the cluster has
+# its own addresses, ports, host names and /dev/shm, and nothing outside DIR changes.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 SELF=$(readlink -f "$0")
@@ -28,7 +27,7 @@ SUBNET=10.77.0
 HEAD=$SUBNET.254
 export SLURM_CONF=$DIR/slurm.conf
 
-own_namespaces() {  # COMMAND ...: runs it as process 1 of its own namespaces; if this unshare dies, so does all inside
+own_namespaces() {  # COMMAND ...: runs it as process 1 of its own namespaces; when this unshare ends, so do they
   exec setsid unshare --fork --pid --kill-child=KILL --mount-proc --mount --uts --net "$@"
 }
 enter() {           # PID COMMAND ...: runs a command in a process's namespaces
@@ -38,7 +37,7 @@ enter() {           # PID COMMAND ...: runs a command in a process's namespaces
 }
 pid_of_head() { pgrep --parent "$(cat "$DIR/run/outer")"; }             # process 1 of the head, seen from outside
 pid_of_node() { pgrep --full --exact "bash $SELF __node $DIR $1"; }     # process 1 of a node
-is_gone() {         # PID: waits for its end, 5 s at most
+is_gone() {         # PID: waits for its end, at most 5 s
   for _ in $(seq 100); do
     case $(cut -d' ' -f3 "/proc/$1/stat" 2> /dev/null) in '' | Z) return 0 ;; esac
     sleep 0.05
@@ -67,8 +66,8 @@ SrunPortRange=26900-27900
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A job waits for its credentials to expire before it may start again: 120 s by default. On a busy machine a step may
-# take seconds to start with them
+# A requeued job waits until its credentials have expired: 120 s by default. Not less than 10 s: on a busy machine a
+# step may take seconds to start with them
 AuthInfo=cred_expire=10,socket=$DIR/munge/socket
 CredType=cred/munge
 StateSaveLocation=$DIR/state
@@ -78,7 +77,7 @@ SlurmdPidFile=$DIR/run/slurmd.%n.pid
 SlurmctldLogFile=$DIR/log/slurmctld.log
 SlurmdLogFile=$DIR/log/slurmd.%n.log
 PlugStackConfig=$DIR/plugstack.conf
-# As production clusters: signals reach a task's first process only, and nothing of a job survives it
+# As on production clusters, signals reach only the first process of a task, and no process survives its job
 ProctrackType=proctrack/cgroup
 TaskPlugin=task/none
 MpiDefault=none
@@ -86,9 +85,9 @@ MpiDefault=none
 ReturnToService=2
 # More CPUs a node than this machine has
 SlurmdParameters=config_overrides
-# --signal=B:USR2 comes at a preemption, too
+# The signal of --signal=B:USR2 is also sent at a preemption
 SlurmctldParameters=preempt_send_user_signal
-# What can never run is refused
+# Refuse jobs that can never run
 EnforcePartLimits=ALL
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -97,7 +96,7 @@ SchedulerParameters=bf_interval=1,bf_resolution=1,sched_interval=1,sched_min_int
 PriorityType=priority/basic
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-# Seconds from SIGTERM to SIGKILL; and until a silent node is given up
+# Seconds from SIGTERM to SIGKILL, and until a silent node counts as down
 KillWait=5
 UnkillableStepTimeout=30
 SlurmctldTimeout=30
@@ -115,7 +114,7 @@ PartitionName=high Nodes=ALL MaxTime=1:00:00 DefaultTime=10:00 PriorityTier=10 P
 END
   printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nCgroupMountpoint=%s\n' "$DIR" > "$DIR/cgroup.conf"
   : > "$DIR/plugstack.conf"
-  # A made-up GPU is any character device: copies of /dev/null
+  # Any character device can pose as a GPU: copies of /dev/null
   local gpu
   for gpu in $(seq 0 $((GPUS - 1))); do [ -e "$DIR/dev/gpu$gpu" ] || mknod "$DIR/dev/gpu$gpu" c 1 3; done
   echo "NodeName=${PREFIX}[1-$NODES] Name=gpu Type=h100 File=$DIR/dev/gpu[0-$((GPUS - 1))]" > "$DIR/gres.conf"
@@ -155,12 +154,12 @@ case $verb in
     ip link add bridge type bridge
     ip address add "$HEAD/24" dev bridge
     ip link set bridge up
-    mount -t cgroup -o freezer cgroup "$DIR/freezer"   # all that proctrack/cgroup needs, and seen only in here
+    mount -t cgroup -o freezer cgroup "$DIR/freezer"   # proctrack/cgroup needs no more; visible only in here
     munged --force --key-file="$DIR/munge/key" --socket="$DIR/munge/socket" --pid-file="$DIR/munge/pid" \
       --log-file="$DIR/munge/log" --seed-file="$DIR/munge/seed" --num-threads=2
     slurmctld -D -i -f "$SLURM_CONF" > /dev/null 2>&1 &
     for n in $(seq "$NODES"); do power_on "$PREFIX$n"; done
-    while :; do     # process 1 has to outlive its children, and to bury them
+    while :; do     # process 1 must outlive and reap its children
       wait -n || true
       [ -n "$(jobs -p)" ] || sleep 3600
     done
@@ -196,10 +195,10 @@ case $verb in
     kill -KILL "$outer"
     is_gone "$outer" && is_gone "$inner"
     rm "$DIR/run/outer"
-    # The kernel keeps the jobs' freezer groups: remove them
+    # The kernel keeps the freezer groups of the jobs: remove them
     # shellcheck disable=SC2016  # the inner shell's own
     unshare --mount sh -c 'mount -t cgroup -o freezer cgroup "$1/freezer" &&
       find "$1/freezer" -depth -type d -path "*/slurm_$2[0-9]*" -exec rmdir {} +' sh "$DIR" "$PREFIX" || true
     ;;
-  *) echo "$verb: there is no such verb" >&2; exit 2 ;;
+  *) echo "$verb: there is no such command" >&2; exit 2 ;;
 esac

@@ -55,14 +55,6 @@ def child_agree(ranks: Ranks) -> Result:
     seen["after the refusal"] = ranks.gather(rank)
     seen["share"] = [list(ranks.share(count)) for count in range(12)]
 
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.BatchNorm2d(2, affine=False)).double()
-    with torch.no_grad():
-        net[1].running_mean.copy_(torch.tensor([1.0, 2.0]) * (rank + 1))
-        net[2].running_var.copy_(torch.tensor([5.0, 7.0]) + rank)
-        net[1].num_batches_tracked.fill_(3)
-    ranks.average_buffers(net)
-    ranks.average_buffers(nn.Linear(2, 2))  # nothing to average: no collective either
-    seen["averaged"] = [t.tolist() for t in (net[1].running_mean, net[2].running_var, net[1].num_batches_tracked)]
     ranks.wait()
     return seen
 
@@ -101,10 +93,6 @@ def test_shares_are_each_index_once_and_even(agreed: list[Result]) -> None:
         assert abs(len(shares[0]) - len(shares[1])) <= 1
 
 
-def test_floating_point_buffers_are_averaged(agreed: list[Result]) -> None:
-    assert [r["averaged"] for r in agreed] == [[[1.5, 3.0], [5.5, 7.5], 3]] * 2
-
-
 def test_one_process_is_the_special_case(alone: Ranks) -> None:
     values = torch.tensor([1.0, 2.0])
     assert alone.sum(values).tolist() == [1, 2]
@@ -117,7 +105,7 @@ def test_one_process_is_the_special_case(alone: Ranks) -> None:
     net = nn.BatchNorm2d(2)
     assert alone.prepare(net) is net
     with alone.no_sync(net):
-        alone.average_buffers(net)
+        pass
     alone.wait()
 
 

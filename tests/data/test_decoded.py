@@ -1,4 +1,4 @@
-"""Pairs that stay in memory once they are decoded: the same batches, without reading or decoding again."""
+"""Decoded pairs stay in memory: batches do not change, and nothing is read or decoded twice."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def test_each_pair_is_read_once_by_all_workers_together(shards: Path, tmp_path: 
     shutil.copytree(shards, copy)
     loader = Loader(
         Shards(copy, "train"), DataConfig(batch_size=1, workers=workers), seed=0, rank=0, world_size=1
-    )  # batches of one: an epoch leaves none out
+    )  # with batches of one, an epoch leaves no pair out
     first = {b.keys[0]: b.line.clone() for b in loader.epoch(0)}
     for tar in copy.glob("*.tar"):
         tar.unlink()

@@ -1,7 +1,7 @@
-"""Each epoch, all ranks together: every pair at most once, all but the last incomplete global batch, equal steps.
+"""In each epoch the ranks together see every pair once, except the last incomplete global batch, in equal steps.
 
 Random plans (samples a shard x ranks x workers x batch x epochs x seeds x variables of a launcher) go through the real
-`Loader` on real shards; what it gave is judged by `check`, and `check` itself is shown loaders that break a promise.
+`Loader` on real shards, and `check` judges the result. Negative controls show that `check` finds broken loaders.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from dist_sketch.data.shards import Shards
 from dist_sketch.training.validation import Validation
 
 MOST_RANKS, MOST_WORKERS, MOST_SHARDS, MOST_IN_A_SHARD = 8, 3, 8, 12
-SHUFFLED = 12  # of so many keys, two equal orders are no accident
+SHUFFLED = 12  # two random orders of this many keys are practically never equal
 HOSTILE = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "WORKER", "NUM_WORKERS"),
     *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_ARRAY_TASK_ID"),
@@ -95,7 +95,7 @@ def plans(draw: st.DrawFn, workers: st.SearchStrategy[int]) -> Plan:
 
 
 class Packed:
-    """Pairs that `pack` has packed: line n is of the one gray n, its sketch of the other; n is the key."""
+    """Pairs packed by `pack`: the key is n, all pixels of the line are n, all pixels of the sketch are 255 - n."""
 
     def __init__(self, folder: Path):
         for side in ("line", "sketch"):
@@ -114,7 +114,7 @@ class Packed:
         self.blocks = [tars[shard][offset : offset + length] for shard, offset, length in places]
 
     def laid_out(self, a_shard: list[int], only: Iterable[int] | None = None) -> Path:
-        """The first sum(a_shard) samples in shards of these sizes; all but `only` are wiped out of the tars."""
+        """The first sum(a_shard) samples in shards of these sizes; with `only`, the other samples are zeroed."""
         folder = self.root / f"{'-'.join(map(str, a_shard))}{'' if only is None else '-wiped'}"
         if folder.is_dir() and only is None:
             return folder
@@ -158,12 +158,12 @@ def test_the_shards_of_this_file_are_what_pack_makes(packed: Packed) -> None:
 
 
 def in_order(ranks: list[list[list[str]]]) -> list[str]:
-    """The global batches of an epoch one after the other: rank 0's share, rank 1's ..."""
+    """The keys of an epoch's global batches in order: of each batch, rank 0's share, then rank 1's, and so on."""
     return [key for step in zip_longest(*ranks, fillvalue=[]) for share in step for key in share]
 
 
 def check(seen: Seen, other: Seen, keys: list[str], batch: int, shuffle: bool) -> None:
-    """Holds `seen`, and `other` (the same epochs on another number of ranks), against every promise."""
+    """Checks every promise for `seen`, and that `other` (the same epochs on another number of ranks) agrees."""
     steps, orders = len(keys) // batch, []
     for epoch, ranks in seen.items():
         found = [len(shares) for shares in ranks]
@@ -183,7 +183,7 @@ def check(seen: Seen, other: Seen, keys: list[str], batch: int, shuffle: bool) -
 
 
 def keys_of(batch: Batch) -> list[str]:
-    """A share's keys; its pictures must be theirs."""
+    """A share's keys, after checking that its images belong to them."""
     assert batch.bad == []
     assert len(batch.line) == len(batch.keys) or batch.blank
     assert batch.line.shape == batch.sketch.shape == (len(batch.line), 3, 64, 64)
@@ -199,7 +199,7 @@ def loaders(folder: Path, plan: Plan, ranks: int, workers: int) -> list[Loader]:
 
 
 def read(folder: Path, plan: Plan, epochs: Iterable[int], ranks: int, workers: int, first: int = 0) -> Seen:
-    """What the real loaders of all ranks give, one epoch after the other."""
+    """What the real loaders of all ranks return, epoch by epoch."""
     made = loaders(folder, plan, ranks, workers)
     assert {x.steps for x in made} == {plan.steps}
     return {e: [[keys_of(b) for b in x.epoch(e, first)] for x in made] for e in epochs}
@@ -211,7 +211,7 @@ def prove(packed: Packed, plan: Plan) -> None:
         for name, value in plan.variables.items():
             patch.setenv(name, value)
         seen = read(folder, plan, plan.epochs, plan.ranks, plan.workers)
-    # Another history: epochs backwards, other random numbers drawn before, other ranks, no workers, no memory.
+    # Another history: epochs backwards, random numbers drawn before, other ranks, no workers, nothing in memory.
     torch.rand(1), np.random.rand(), random.random()
     other = read(folder, plan._replace(memory_mb=0), plan.epochs[::-1], plan.others, workers=0)
     check(seen, other, packed.keys[: plan.count], plan.batch, plan.shuffle)
@@ -219,7 +219,7 @@ def prove(packed: Packed, plan: Plan) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(plan=plans(workers=st.just(0)))
-@example(plan=Plan([10] * 7, 2, 0, 8, 1))  # where whole shards a rank are 10 and 8 batches
+@example(plan=Plan([10] * 7, 2, 0, 8, 1))  # distributing whole shards would give the ranks 10 and 8 batches
 @example(plan=Plan([12], 8, 0, 8, 4))  # one shard for eight ranks
 @example(plan=Plan([5, 4], 1, 0, 9, 3, epochs=(0, 1, 2)))  # from epoch 1 on, all is in memory
 @example(plan=Plan([1], 1, 0, 1, 1))
@@ -242,12 +242,12 @@ def test_the_variables_of_launchers_change_nothing(packed: Packed, value: str, w
     prove(packed, Plan([10] * 7, 2, workers, 8, 1, variables=dict.fromkeys(HOSTILE, value)))
 
 
-# The rest of an epoch
+# Resuming in an epoch
 
 
 @contextmanager
 def reads_of(folder: Path) -> Iterator[Callable[[], list[tuple[int, int, int]]]]:
-    """Gives (shard, offset, bytes) of each `pread` inside, of processes that are forked there too."""
+    """Records (shard, offset, bytes) of each `pread` inside, also in processes that are forked there."""
     log, pread = folder / "reads", os.pread
     log.write_text("")
 
@@ -279,7 +279,7 @@ def test_the_rest_of_an_epoch_is_found_by_index_on_any_number_of_ranks(
     head = [
         [keys_of(b) for b in islice(x.epoch(epoch), first)] for x in loaders(folder, plan, plan.ranks, plan.workers)
     ]
-    # Nothing but the rest of the epoch is left in the tars, and every read of them is written down.
+    # The tars hold only the rest of the epoch, and every read is recorded.
     rest = order(plan.count, plan.seed, epoch, plan.shuffle)[first * plan.batch : plan.steps * plan.batch].tolist()
     wiped = packed.laid_out(plan.a_shard, only=rest)
     with reads_of(wiped) as reads:
@@ -297,7 +297,7 @@ def test_the_rest_of_an_epoch_is_found_by_index_on_any_number_of_ranks(
 def test_samples_that_are_lost_cost_no_other_and_are_named_once(
     packed: Packed, plan: Plan, data: st.DataObject
 ) -> None:
-    """Up to all of them; steps stay equal, and each share is short of its own losses alone."""
+    """Any number of samples may be lost; steps stay equal, and each share misses only its own lost samples."""
     kept = data.draw(st.sets(st.integers(0, plan.count - 1)), "kept")
     made = loaders(packed.laid_out(plan.a_shard, only=kept), plan, plan.ranks, 0)
     for epoch in plan.epochs[:2]:
@@ -316,7 +316,7 @@ def test_samples_that_are_lost_cost_no_other_and_are_named_once(
 
 
 def rank_of(rank: int, ranks: int) -> Any:
-    """As much of `Ranks` as it takes to share work."""
+    """The part of `Ranks` that shares work."""
     part = SimpleNamespace(rank=rank, world_size=ranks, device=torch.device("cpu"))
     part.share = lambda count: Ranks.share(part, count)
     return part
@@ -334,7 +334,7 @@ def test_shares_of_an_evaluation_are_each_index_once(count: int, ranks: int) -> 
 
 @pytest.mark.parametrize("limit", [0, 2])
 def test_scores_of_the_validation_split_do_not_depend_on_the_ranks(shards: Path, limit: int) -> None:
-    """Of 5 pairs, or the first 2, on 1 to 8 ranks."""
+    """With all 5 pairs, or the first 2, on 1 to 8 ranks."""
     torch.manual_seed(0)
     generator = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Tanh())
 
@@ -363,7 +363,7 @@ def test_scores_of_the_validation_split_do_not_depend_on_the_ranks(shards: Path,
         assert scores(ranks) == pytest.approx(alone, rel=1e-12)
 
 
-# Negative controls: what `check` is for
+# Negative controls: `check` must find loaders that break a promise
 
 
 def cut(keys: list[str], size: int) -> list[list[str]]:
@@ -381,19 +381,19 @@ def sound(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[list
 
 
 def whole_shards(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[list[str]]]:
-    """Shards of ten, every `ranks`-th for a rank."""
+    """Each rank gets every `ranks`-th shard of ten."""
     parts = [[key for shard in cut(keys, 10)[rank::ranks] for key in shard] for rank in range(ranks)]
     return [cut(shuffled(part, epoch), batch // ranks) for part in parts]
 
 
 def whole_shards_of_full_batches(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[list[str]]]:
-    """The same, and ranks that have more wait for none: all stop with the first."""
+    """Whole shards; all ranks stop when the first one has no full batch left."""
     parts = [[b for b in part if len(b) == batch // ranks] for part in whole_shards(keys, ranks, batch, epoch)]
     return [part[: min(map(len, parts))] for part in parts]
 
 
 def filled_up(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[list[str]]]:
-    """torch's: the last batch is filled with pairs that have been there."""
+    """torch's DistributedSampler, which fills the last batch with pairs that were used already."""
     parts = []
     for rank in range(ranks):
         sampler = DistributedSampler(keys, ranks, rank)  # type: ignore[arg-type]
@@ -403,7 +403,7 @@ def filled_up(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[
 
 
 def a_seed_a_rank(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[list[str]]]:
-    """Each rank draws an order of its own and takes its share of that."""
+    """Each rank shuffles with its own seed and takes its share of that order."""
     return [sound(shuffled(keys, 1, rank), ranks, batch, epoch)[rank] for rank in range(ranks)]
 
 
@@ -413,12 +413,12 @@ def halves(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[lis
 
 
 def the_next_rank_s(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[list[str]]]:
-    """The right batches, in which the ranks have changed places."""
+    """The right batches, but the ranks have swapped their shares."""
     return sound(keys, ranks, batch, epoch)[::-1]
 
 
 def a_block_a_rank(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[list[str]]]:
-    """Equal steps, each pair once, but the epoch's order is cut into ranks first: other global batches."""
+    """Equal steps, each pair once, but the order is cut into ranks first, which gives other global batches."""
     part = len(keys) // batch * batch // ranks
     return [cut(p, batch // ranks) for p in cut(shuffled(keys, epoch)[: part * ranks], part)]
 
@@ -438,7 +438,7 @@ def of_another_split(keys: list[str], ranks: int, batch: int, epoch: int) -> lis
 
 
 def unequal_shares(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[list[str]]]:
-    """The second rank takes one pair of the first's."""
+    """The second rank takes one pair from the first."""
     shares = sound(keys, ranks, batch, epoch)
     if ranks > 1:
         for first, second in zip(*shares[:2], strict=True):
@@ -482,7 +482,7 @@ def test_check_finds_a_loader_that_breaks_a_promise(loader: StandIn, ranks: int,
 
 
 def test_check_finds_stock_webdataset(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """7 shards of 10 on 2 ranks, which it takes from the environment: 10 and 8 batches."""
+    """It gives 7 shards of 10 to 2 ranks (read from the environment) as 10 and 8 batches."""
     folder = packed.laid_out([10] * 7)
 
     def stock(keys: list[str], ranks: int, batch: int, epoch: int) -> list[list[list[str]]]:

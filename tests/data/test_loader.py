@@ -30,7 +30,7 @@ DATA = DataConfig(batch_size=4, workers=0)
 
 @st.composite
 def plans(draw: st.DrawFn) -> tuple[int, int, int]:
-    """(pairs, ranks, global batch) that `check_batch` lets pass."""
+    """(pairs, ranks, global batch) that `check_batch` accepts."""
     ranks = draw(st.integers(1, 9))
     batch = ranks * draw(st.integers(1, 5))
     return draw(st.integers(batch, 200)), ranks, batch
@@ -39,7 +39,7 @@ def plans(draw: st.DrawFn) -> tuple[int, int, int]:
 def share(
     plan: tuple[int, int, int], rank: int, seed: int, epoch: int, shuffle: bool, first_step: int = 0
 ) -> list[Any]:
-    """The places that `rank` reads: a list a step."""
+    """The places that `rank` reads: one list for each step."""
     count, ranks, batch = plan
     places = loader.PlaceSampler(count, DataConfig(batch_size=batch, shuffle=shuffle), seed, rank, ranks)
     places.epoch, places.first_step = epoch, first_step
@@ -58,7 +58,7 @@ def test_ranks_share_an_epoch_exactly(plan: tuple[int, int, int], seed: int, epo
     assert {len(b) for s in shares for b in s} == {batch // ranks}
     assert {e for s in shares for b in s for e, _ in b} == {epoch}
     seen = [i for step in zip(*shares, strict=True) for b in step for _, i in b]
-    # No overlap, nothing but the last incomplete batch left out; and the global batches are the single process's.
+    # No overlap, only the last incomplete batch is left out, and the global batches are those of a single process.
     assert len(set(seen)) == len(seen) == steps * batch > count - batch
     assert seen == order(count, seed, epoch, shuffle)[: steps * batch].tolist()
     assert sorted(order(count, seed, epoch, shuffle)) == list(range(count))
@@ -93,7 +93,7 @@ def test_order_is_a_pure_function_of_seed_and_epoch(seed: int, epoch: int, count
 
 
 def test_the_order_of_a_seed_stays_what_it_was() -> None:
-    # A run that was begun with an older release goes on in the same order.
+    # A run that was started with an older release must continue in the same order.
     assert order(10, 0, 0, True).tolist() == [6, 5, 1, 7, 3, 0, 4, 8, 2, 9]
     assert order(10, 7, 3, True).tolist() == [1, 0, 4, 9, 3, 7, 8, 2, 5, 6]
 
@@ -126,7 +126,7 @@ def test_check_batch_sentences() -> None:
 def epoch_of(
     shards: Path, data: DataConfig, epoch: int = 0, first_step: int = 0, *, ranks: int = 1, seed: int = 3
 ) -> list[Batch]:
-    """The batches of one epoch: all ranks' of step 0, then of step 1 and so on."""
+    """The batches of one epoch: those of all ranks for step 0, then for step 1, and so on."""
     read = Shards(shards, "train")
     loaders = [Loader(read, data, seed=seed, rank=r, world_size=ranks) for r in range(ranks)]
     return [b for step in zip(*(x.epoch(epoch, first_step) for x in loaders), strict=True) for b in step]
@@ -137,7 +137,7 @@ def keys_of(batches: list[Batch]) -> list[str]:
 
 
 def packed_image(path: Path) -> np.ndarray:
-    """A source image as it must come out of the shards: (3, 64, 64)."""
+    """A source image as the shards must return it: (3, 64, 64)."""
     with Image.open(path) as image:
         return np.array(image.resize((64, 64), Image.Resampling.BICUBIC).convert("RGB")).transpose(2, 0, 1)
 
@@ -174,14 +174,14 @@ def test_epochs_go_on_in_new_orders_with_the_same_workers(shards: Path) -> None:
     assert train.steps == 3
     epochs = [keys_of(list(train.epoch(e))) for e in (0, 1, 0)]
     assert epochs[0] == epochs[2] != epochs[1]
-    next(train.epoch(1))  # an epoch that is left in its middle must not leak into the next
+    next(train.epoch(1))  # an epoch that is abandoned must not leak into the next
     assert keys_of(list(train.epoch(0, 1))) == epochs[0][4:]
     assert keys_of(list(train.epoch(0))) == epochs[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_global_random_numbers_are_left_alone(shards: Path, workers: int) -> None:
-    # Dropout draws from torch's: a loader that took from it would make the run depend on its workers.
+    # Dropout uses torch's global generator: if the loader used it too, the run would depend on the workers.
     train = Loader(
         Shards(shards, "train"),
         replace(DATA, workers=workers, flip=True, shift=True),
@@ -254,7 +254,7 @@ def truncate(shard: Path) -> None:
 
 @pytest.fixture
 def damaged(shards: Path, tmp_path: Path) -> Callable[[Damage], Path]:
-    """A copy of the shards in which something was done to the one that holds keys 6 to 10."""
+    """Copies the shards and damages the one that holds keys 6 to 10."""
 
     def damage(how: Damage) -> Path:
         shutil.copytree(shards, tmp_path / "shards")
@@ -293,7 +293,7 @@ def test_damage_is_named_counted_and_costs_no_other_pair(
 def test_a_share_without_one_good_pair_is_blank(
     damaged: Callable[[Damage], Path], workers: int, channels: Literal[1, 3]
 ) -> None:
-    """Its rank has something to take part in the step with, and the step counts no pair of it."""
+    """White images replace its pairs, so that the rank can take part in the step, which counts none of them."""
     data = replace(DATA, batch_size=10, shuffle=False, workers=workers, channels=channels)
     good, blank = epoch_of(damaged(Path.unlink), data, ranks=2)
     assert (good.blank, good.keys, good.bad) == (False, ["1", "2", "3", "4", "5"], [])
@@ -306,14 +306,14 @@ def test_a_share_without_one_good_pair_is_blank(
 
 @pytest.mark.parametrize("side", ["line", "sketch"])
 def test_a_manifest_that_tears_pairs_apart_is_seen(shards: Path, tmp_path: Path, side: str) -> None:
-    # Hashes hold, yet the bytes are not the pair that the index names.
+    # The hashes are right, but the bytes are not the pair that the index names.
     shutil.copytree(shards, tmp_path / "shards")
     path = tmp_path / "shards" / "manifest.json"
     manifest = json.loads(path.read_text())
     index = manifest["splits"]["train"]["index"]
     if side == "line":
         index["key"][0], index["key"][1] = index["key"][1], index["key"][0]
-    else:  # a shard of lines alone in place of pairs
+    else:  # a shard of lines without sketches replaces the pairs
         manifest["splits"]["train"]["index"] = lines_alone(tmp_path)
     path.write_text(json.dumps(manifest))
     with pytest.raises(BadSample, match=r"train-000000.tar: sample '\d'"):
@@ -334,7 +334,7 @@ def lines_alone(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_name_that_leaves_its_folder_is_refused(shards: Path, tmp_path: Path) -> None:
-    # With hashes that hold: whoever can write shards can write a manifest.
+    # The hashes are right, because whoever can write shards can also write a manifest.
     shutil.copytree(shards, tmp_path / "shards")
     shard, path = tmp_path / "shards/train-000000.tar", tmp_path / "shards/manifest.json"
     content = shard.read_bytes().replace(b'"name": "1"', b'"name": "/"', 1)
@@ -372,7 +372,7 @@ except UserError as e:
 
 
 def test_workers_that_give_nothing_are_given_up_with_a_sentence(shards: Path) -> None:
-    """And they cannot keep the process from ending, though they ignore the signal that would end them."""
+    """They also do not keep the process alive, although they ignore the signal that would end them."""
     ended = subprocess.run([sys.executable, "-c", STALLED, shards], capture_output=True, text=True, timeout=120)
     assert ended.stdout.startswith(f"{shards}: no batch for 1 s; does the disk answer?")
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""Shards on a node's own disk: a good copy that the loader finds, and nothing left of it."""
+"""Shards on a node's own disk: the loader finds the copy, and nothing of it remains."""
 
 import os
 from pathlib import Path
@@ -12,14 +12,14 @@ from dist_sketch.data.shards import Shards
 
 def test_the_loader_reads_the_copy(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "copy"
-    (copy / "left").mkdir(parents=True)  # by a leg that was killed
+    (copy / "left").mkdir(parents=True)  # by a job that was killed
     assert local_copy.nearest(shards) == shards
     with local_copy.staged(shards, copy) as variables:
         assert {p.name for p in copy.iterdir()} == {p.name for p in shards.iterdir()}
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         monkeypatch.chdir(shards.parent)
-        for named in (shards, Path(shards.name)):  # however it is called
+        for named in (shards, Path(shards.name)):  # absolute and relative
             assert local_copy.nearest(named) == copy
             assert Shards(named, "train").folder == copy
         assert local_copy.nearest(tmp_path) == tmp_path

@@ -169,7 +169,7 @@ def test_val_fraction_and_lines_without_sketches(tmp_path: Path) -> None:
 
 
 def damage(root: Path) -> list[str]:
-    """Spoils three of four pairs, each in its own way."""
+    """Damages three of four pairs, each in a different way."""
     (root / "train_line" / "2.png").write_bytes((root / "train_line" / "2.png").read_bytes()[:60])
     (root / "train_sketch" / "3.png").write_bytes(b"")
     (root / "train_sketch" / "4.png").unlink()
@@ -188,7 +188,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     assert "is damaged or truncated" in lines[1]
     assert "the file is empty" in lines[2]
     assert last == "repair or remove them, or leave out up to N of them with --skip-bad N (now 2)"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]  # nothing half-made is left
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]  # no incomplete folder remains
 
 
 def test_skip_bad(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_keep_leaves_good_shards_of_these_pairs_alone(cli: Run, tmp_path: Path) 
 def test_existing_out(tmp_path: Path) -> None:
     root = source(tmp_path / "data", ["1", "2"])
     (tmp_path / "out").mkdir()
-    do(root, tmp_path / "out")  # an empty folder is no obstacle
+    do(root, tmp_path / "out")  # an empty folder may be used
     before = contents(tmp_path / "out")
     with pytest.raises(UserError, match="out: holds packed shards already; remove it or choose another --out"):
         do(root, tmp_path / "out", size=128)
@@ -335,7 +335,7 @@ def test_verify_flipped_byte_behind_the_samples(copy: Path) -> None:
 def test_verify_truncated_missing_and_extra(copy: Path) -> None:
     index = read_manifest(copy)["splits"]["train"]["index"]
     data = (copy / "train-000000.tar").read_bytes()
-    cut = index["offset"][2]  # at a sample's border, where tar itself sees nothing wrong
+    cut = index["offset"][2]  # between two samples, where tar itself notices nothing
     (copy / "train-000000.tar").write_bytes(data[:cut])
     (copy / "train-000001.tar").unlink()
     (copy / "train-000009.tar").write_bytes(data)

@@ -70,7 +70,7 @@ def test_jpeg_is_rgb_and_near(channels: int) -> None:
 def test_resize() -> None:
     image = noise(3)
     assert pixels.resize(image, 20, 12) is image
-    small = pixels.resize(image, 5, 24)  # the aspect is not kept
+    small = pixels.resize(image, 5, 24)  # the aspect ratio is not kept
     assert (small.shape, small.dtype) == ((3, 5, 24), torch.uint8)
     # Antialiased: a fine checkerboard becomes gray, not black or white.
     board = ((torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255).to(torch.uint8)[None]
@@ -96,7 +96,9 @@ def test_augment_does_the_same_to_both_and_keeps_sizes(
     assert torch.equal(one, other)
     assert one.shape == line.shape
     assert one.dtype == torch.uint8
-    assert torch.equal(draw(noise(channels, 32, width, seed=1))[0], one)  # the draw does not look at the pixels
+    assert torch.equal(
+        draw(noise(channels, 32, width, seed=1))[0], one
+    )  # the random numbers do not depend on the pixels
     if not flip and not shift:
         assert torch.equal(one, line)
 

@@ -35,7 +35,7 @@ def source(root: Path, train: list[str], val: list[str] = ()) -> Path:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size, with right check sums and next to no pixels."""
+    """A PNG whose header claims a size, with right checksums and almost no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -176,7 +176,7 @@ def test_val_fraction_is_stable(tmp_path: Path) -> None:
     source(tmp_path, [f"{i}.png" for i in range(60)])
     split = {p.name: p.split for p in pairs(load(str(tmp_path), val_fraction=0.25))[0]}
     assert 5 <= list(split.values()).count("val") <= 25
-    assert split["8"] == "val"  # written down: another hash would move pairs between the splits of old packings
+    assert split["8"] == "val"  # fixed here, because another hash would move pairs between splits
     assert split["1"] == "train"
     source(tmp_path, [f"{i}.png" for i in range(60, 70)])
     grown = {p.name: p.split for p in pairs(load(str(tmp_path), val_fraction=0.25))[0]}
@@ -250,7 +250,9 @@ def test_recipe_needs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         load("demo")
     with pytest.raises(UserError, match="--root is not a folder"):
         load("demo", tmp_path / "missing")
-    with pytest.raises(UserError, match=r"nowhere: neither a \.toml file nor a name .*cgi_psg, demo.*not a folder either"):
+    with pytest.raises(
+        UserError, match=r"nowhere: neither a \.toml file nor a name .*cgi_psg, demo.*not a folder either"
+    ):
         load("nowhere")
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="it is a folder: give it without --root"):
@@ -291,7 +293,10 @@ def test_own_recipe(tmp_path: Path) -> None:
         ('name = "x"\n[splits.train]\nline = "a"\n', r"splits\.train: needs line and sketch"),
         ('name = "x"\n[splits.val]\nsketch = "a"\n', r"splits\.val: needs line and sketch"),
         (f'name = "x"\nval_fraction = 2.0\n{TRAIN}', "val fraction 2: must be from 0 to 1"),
-        (f'name = "x"\nval_fraction = 0.1\n{TRAIN}[splits.val]\nline = "c"\n', r"val_fraction = 0\.1: is allowed only with"),
+        (
+            f'name = "x"\nval_fraction = 0.1\n{TRAIN}[splits.val]\nline = "c"\n',
+            r"val_fraction = 0\.1: is allowed only with",
+        ),
         (f'name = "x"\nextensions = ["JPG"]\n{TRAIN}', "extensions = .*must be lower-case endings"),
         (f'name = "x"\ninside = ".."\n{TRAIN}', r"the folder \.\. leaves the root"),
     ],
@@ -497,7 +502,7 @@ def test_truncated(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     data = path.read_bytes()
-    ends = [3] if suffix == "gif" else [1, 2, 4, 12, 16, 20]  # a GIF's last two bytes carry nothing
+    ends = [3] if suffix == "gif" else [1, 2, 4, 12, 16, 20]  # a GIF's last two bytes hold no data
     for cut in (*ends, 100, len(data) // 2):
         path.write_bytes(data[:-cut])
         why = refused(path)
@@ -508,7 +513,7 @@ def test_flipped_bit(tmp_path: Path) -> None:
     ramp = np.add.outer(np.arange(300), np.arange(300)) // 7 % 256
     Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "a.png")
     data = bytearray((tmp_path / "a.png").read_bytes())
-    data[80] ^= 4  # Pillow alone decodes this to other pixels without a word
+    data[80] ^= 4  # Pillow alone decodes this to other pixels without an error
     (tmp_path / "a.png").write_bytes(data)
     assert refused(tmp_path / "a.png").startswith("is damaged or truncated (")
 

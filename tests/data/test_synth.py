@@ -70,7 +70,7 @@ def test_both_sides_are_the_same_face() -> None:
     pairs = [_pixels(i) for i in range(6)]
 
     def hits(line: np.ndarray, sketch: np.ndarray) -> float:
-        """Share of the line's ink that lies within 1.5 px of a dark place of the sketch."""
+        """Share of the line's ink that lies within 1.5 px of a dark pixel of the sketch."""
         return float(np.mean(distance_transform_edt(sketch > 150)[line < 128] <= 1.5))
 
     own = [hits(*p) for p in pairs]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, Run, face, launch, write_pairs
+from conftest import SMALL, Run, face, write_pairs
 from PIL import Image
 from support.scores import assert_same_scores
 
@@ -26,7 +26,7 @@ VAL = ["14", "15", "16", "17", "18"]
 def run(tmp_path_factory: pytest.TempPathFactory, cli: Run, shards: Path) -> Path:
     """A short finished run; read only, also to `infer`."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    done = cli("train", "--data.shards", shards, *TINY, "--train.epochs", 2, "--out", folder)
+    done = cli("train", "--data.shards", shards, *SMALL, "--train.epochs", 2, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -97,11 +97,11 @@ FOREIGN = {"WORKER": "1", "NUM_WORKERS": "2", "SLURM_PROCID": "1", "SLURM_NTASKS
 
 @pytest.mark.parametrize(("n", "ranks"), [(5, 2), (5, 3), (5, 4), (2, 3)])
 def test_any_number_of_ranks_draws_and_scores_every_input_once(
-    tmp_path: Path, run: Path, shards: Path, odd: Path, alone: dict[int, Path], n: int, ranks: int
+    tmp_path: Path, cli_ranks: Run, run: Path, shards: Path, odd: Path, alone: dict[int, Path], n: int, ranks: int
 ) -> None:
     source = {5: shards, 2: odd}[n]
     options = ("infer", "--run", run, "--input", source, "--out", tmp_path / "o", "--batch-size", 2)
-    done = launch(ranks, *options, **FOREIGN)
+    done = cli_ranks(ranks, *options, **FOREIGN)
     assert done.returncode == 0, done.stderr
     split = read_manifest(source)["splits"]["val"]
     assert json.loads((tmp_path / "o" / "infer.json").read_text())["names"] == split["index"]["key"]
@@ -113,10 +113,12 @@ def test_any_number_of_ranks_draws_and_scores_every_input_once(
     assert_same_scores(found, scores(alone[n]))
 
 
-def test_evaluate_gives_the_same_numbers_from_the_files(tmp_path: Path, cli: Run, out: Path, odd: Path) -> None:
+def test_evaluate_gives_the_same_numbers_from_the_files(
+    tmp_path: Path, cli: Run, cli_ranks: Run, out: Path, odd: Path
+) -> None:
     """On one rank and on three, the last of which has no training sketch to set beside its own two images."""
     found = []
-    for name, start in (("one", cli), ("three", partial(launch, 3))):
+    for name, start in (("one", cli), ("three", partial(cli_ranks, 3))):
         shutil.copytree(out, tmp_path / name)
         about = json.loads((out / "infer.json").read_text()) | {"reference": str(odd)}
         (tmp_path / name / "infer.json").write_text(json.dumps(about))
@@ -138,16 +140,16 @@ def test_evaluate_gives_the_same_numbers_from_the_files(tmp_path: Path, cli: Run
 
 
 def test_the_papers_mode_is_seeded_by_name_and_leaves_the_run_alone(
-    tmp_path: Path, cli: Run, pairs: Path, run: Path, shards: Path
+    tmp_path: Path, cli: Run, cli_ranks: Run, pairs: Path, run: Path, shards: Path
 ) -> None:
     # 128 px: at 64 the bottleneck has one value a channel, and no statistics of a single image
     assert cli("pack", pairs, "--out", tmp_path / "shards", "--size", 128).returncode == 0
-    options = ("--data.shards", tmp_path / "shards", *TINY, "--train.epochs", 1, "--checkpoint.interval-steps", 0)
+    options = ("--data.shards", tmp_path / "shards", *SMALL, "--train.epochs", 1, "--checkpoint.interval-steps", 0)
     assert cli("train", *options, "--out", tmp_path / "run").returncode == 0
     before = digest(tmp_path / "run")
     infer = ("infer", "--run", tmp_path / "run", "--input", pairs / "val_line", "--mode", "paper")
     first = cli(*infer, "--out", tmp_path / "a", "--batch-size", 3)
-    second = launch(2, *infer, "--out", tmp_path / "b")
+    second = cli_ranks(2, *infer, "--out", tmp_path / "b")
     other = cli(*infer, "--out", tmp_path / "c", "--seed", 1)
     assert (first.returncode, second.returncode, other.returncode) == (0, 0, 0)
     assert pictures(tmp_path / "a", "raw") == pictures(tmp_path / "b", "raw")
@@ -188,7 +190,7 @@ def test_lines_without_sketches_of_any_size(tmp_path: Path, cli: Run, run: Path)
 
 def test_the_reference_is_found_from_any_directory(tmp_path: Path, cli: Run, shards: Path) -> None:
     shutil.copytree(shards, tmp_path / "here" / "shards")
-    options = ("train", "--data.shards", "shards", *TINY, "--train.epochs", 1, "--out", "run")
+    options = ("train", "--data.shards", "shards", *SMALL, "--train.epochs", 1, "--out", "run")
     assert cli(*options, cwd=tmp_path / "here").returncode == 0
     run = tmp_path / "here" / "run"
     done = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "o", cwd=tmp_path)

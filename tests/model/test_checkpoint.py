@@ -548,7 +548,7 @@ def test_no_fault_costs_the_older_checkpoint_or_leaves_half_a_one(
         flip(tmp_path / "checkpoints/step-00000002/rng.pt")
     renamed = at == max(FAULT_POINTS) and not same_step  # over a damaged one, that one is renamed first
     with monkeypatch.context() as m:
-        disk = Disk(m, at, error)
+        Disk(m, at, error)
         if isinstance(error, Killed):
             with pytest.raises(Killed):
                 nets.save(tmp_path, ranks, keep=1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Run
+from conftest import SMALL, Run
 from huggingface_hub import hub_mixin
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
@@ -74,7 +74,7 @@ def set_trap(folder: Path, name: str, place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def options(shards: Path) -> tuple[Any, ...]:
-    return ("train", "--data.shards", shards, *TINY, "--train.epochs", 2)
+    return ("train", "--data.shards", shards, *SMALL, "--train.epochs", 2)
 
 
 @pytest.fixture(scope="module")

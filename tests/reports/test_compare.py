@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ from dist_sketch.reports.compare.scores import (
     difference,
     groups,
     mean_sd,
+    mean_text,
     score,
+    seed_scores,
     t_test,
 )
 
@@ -267,7 +270,7 @@ def test_weights_that_the_run_chose_are_one_setting_whatever_their_step(output: 
     assert [e.unfinished for e in found] == ["", ""]
     assert len(groups(found)) == 1
     said = comparison.verdicts(found, groups(found))
-    assert [s.split(": The generator's weights were selected")[0] for _, s in said[1:]] == ["a-s0", "a-s1"]
+    assert [s.split(": The weights were selected")[0] for _, s in said[1:]] == ["a-s0", "a-s1"]
     change(paths[0] / "infer.json", step=30, chosen=False)  # of somebody's own choice
     assert len(groups(read_all(paths))) == 2
     change(paths[1] / "infer.json", chosen_on_these=False)  # other pairs
@@ -398,21 +401,20 @@ def test_groups_are_named_after_what_their_names_share(output: Make, names: list
 
 def test_mean_and_standard_deviation(output: Make) -> None:
     seeds = group(*(output(f"s{i}", seed=i, ssim=v) for i, v in enumerate((0.60, 0.62, 0.67))))
-    mean, sd, n = mean_sd(seeds, "denoised", "ssim")
-    assert (mean, n) == (pytest.approx(0.63), 3)
+    assert seed_scores(seeds, "denoised", "ssim") == [0.60, 0.62, 0.67]
+    mean, sd = mean_sd([0.60, 0.62, 0.67])
+    assert mean == pytest.approx(0.63)
     assert sd == pytest.approx(math.sqrt((0.03**2 + 0.01**2 + 0.04**2) / 2))
-    assert mean_sd(seeds, "blank", "psnr") == (pytest.approx(0.1), pytest.approx(0.0), 3)
-    assert mean_sd(Group("", seeds.results[:1]), "raw", "ssim") == (pytest.approx(0.5), None, 1)
-    mean, sd, n = mean_sd(seeds, "reference", "ssim")
-    assert (math.isnan(mean), sd, n) == (True, None, 0)
+    assert mean_sd(seed_scores(seeds, "blank", "psnr")) == (pytest.approx(0.1), pytest.approx(0.0))
+    assert mean_sd([0.5]) == (0.5, None)
+    assert seed_scores(seeds, "reference", "ssim") == []
+    assert [mean_text(values, 2) for values in ([], [0.5], [0.5, 0.7])] == ["–", "0.50", "0.60 ± 0.14"]
     assert score(seeds.results[0], "val", "ssim") == 0.5
     assert score(seeds.results[0], "best", "ssim") == 0.6
     assert score(seeds.results[0], "best", "l1") == 0.07
 
 
 def fake(values: list[float], template: Result) -> Group:
-    from dataclasses import replace
-
     assert template.scores is not None
     scores = [template.scores | {"denoised": {"ssim": v, "l1": v}} for v in values]
     return Group("g", [replace(template, scores=s) for s in scores])
@@ -671,23 +673,23 @@ def test_several_files_are_asked_for_properly(run: Make, tmp_path: Path, cli: Ru
 
 
 def test_a_strip_shows_when_a_network_was_locked(run: Make) -> None:
-    entry = read(run("a"))
-    curve = compare_plot.RunCurve("a", 0, entry.records, 8)
-    (strip,) = compare_plot.strips([curve])
+    result = read(run("a"))
+    (strip,) = compare_plot.strips([compare_plot.RunCurve("a", 0, result)])
     assert strip.label == "a: D locked in 50% of the steps"
     assert strip.bars == [(160.0, 160.0, 1.0)]  # images 160 to 320: steps 20 to 40
     steps = [{"kind": "train", "step": s, "lock/d": 0.5, "lock/g": s == 40} for s in range(10, 41, 10)]
-    both = compare_plot.strips([compare_plot.RunCurve("b", 0, steps, 1)])
+    one_by_one = replace(result, records=steps, config={"data.batch_size": 1})
+    both = compare_plot.strips([compare_plot.RunCurve("b", 0, one_by_one)])
     assert [s.label for s in both] == ["b: D locked in 50% of the steps", "b: G locked in 25% of the steps"]
     assert both[0].bars == [(0.0, 40.0, pytest.approx(0.6))]  # half of the steps: between the shades 0.4 and 0.6
     assert both[1].bars == [(20.0, 20.0, pytest.approx(0.6))]
 
 
 def test_strips_of_many_runs_are_those_of_the_first_seeds(run: Make) -> None:
-    records = read(run("a")).records
-    curves = [compare_plot.RunCurve(f"r{i}", i // 4, records, 8) for i in range(compare_plot.MAX_STRIPS)]
+    result = read(run("a"))
+    curves = [compare_plot.RunCurve(f"r{i}", i // 4, result) for i in range(compare_plot.MAX_STRIPS)]
     assert len(compare_plot.strips(curves)) == compare_plot.MAX_STRIPS
-    more = [*curves, compare_plot.RunCurve("more", 99, records, 8)]
+    more = [*curves, compare_plot.RunCurve("more", 99, result)]
     assert [s.label.split(":")[0] for s in compare_plot.strips(more)] == [*(f"r{i}" for i in range(0, 36, 4)), "more"]
 
 
@@ -697,9 +699,9 @@ def paths(svg: str, colour: str) -> list[list[tuple[float, float]]]:
 
 
 def test_curves_share_a_plot_over_images_seen(run: Make) -> None:
-    a, b = read(run("a")).records, read(run("b")).records
-    other_seeds = [compare_plot.RunCurve(name, 0, a, 8) for name in "cd"]
-    curves = [compare_plot.RunCurve("a", 0, a, 8), compare_plot.RunCurve("b", 1, b, 16), *other_seeds]
+    a, b = read(run("a")), read(run("b", data__batch_size=16))
+    other_seeds = [compare_plot.RunCurve(name, 0, a) for name in "cd"]
+    curves = [compare_plot.RunCurve("a", 0, a), compare_plot.RunCurve("b", 1, b), *other_seeds]
     svg = compare_plot.draw(curves, 10.0)
     for title in ("loss of G", "loss of D", "SSIM on the validation split", "images seen"):
         assert title in svg
@@ -707,7 +709,7 @@ def test_curves_share_a_plot_over_images_seen(run: Make) -> None:
     (one, *_), (other, *_) = paths(svg, "c0"), paths(svg, "c1")
     assert len(paths(svg, "c0")) == 3 * 3  # three seeds in three panels
     assert other[-1][0] - other[0][0] == pytest.approx(2 * (one[-1][0] - one[0][0]), rel=1e-3)  # twice the batch
-    assert compare_plot.draw([compare_plot.RunCurve("a", 0, a[:1], 8)], 10.0) == ""
+    assert compare_plot.draw([compare_plot.RunCurve("a", 0, replace(a, records=a.records[:1]))], 10.0) == ""
     assert compare_plot.look(0) != compare_plot.look(8) != compare_plot.look(16)
 
 

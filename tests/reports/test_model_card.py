@@ -95,7 +95,7 @@ def test_without_scores_or_facts_it_says_so(tmp_path: Path, run: Path) -> None:
     text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
     for said in (
         "an unknown number of pairs of a data set without a name. Licence of the data: not stated.",
-        "Not scored: `dist-sketch infer`",
+        "Not scored. To score it, run `dist-sketch infer`",
     ):
         assert said in text
 
@@ -138,7 +138,7 @@ def test_weights_that_were_chosen_on_the_scored_pairs_are_told(tmp_path: Path, r
     write_json(scored / "infer.json", about(run, chosen_on_these=True))
     export(run, "--out", tmp_path / "made", "--scores", scored)
     text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
-    assert "The generator's weights were selected by KID on these same pairs" in text
+    assert "The weights were selected by KID on these same pairs" in text
 
 
 def test_a_card_of_ours_is_replaced_and_another_one_is_not(tmp_path: Path, run: Path, scored: Path) -> None:

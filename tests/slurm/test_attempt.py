@@ -139,7 +139,7 @@ def test_the_step_gets_the_end_time_of_the_job(cli: Run, job: Path) -> None:
     squeue.write_text(f'#!/bin/sh\necho "$SLURM_TIME_FORMAT $@" > {job}/asked\necho 1234567890\n')
     squeue.chmod(0o755)
     cli("leg", job, "--", "sh", "-c", f"echo $SLURM_JOB_END_TIME > {job}/seen")
-    assert (job / "told").read_text() == "1234567890\n"
+    assert (job / "seen").read_text() == "1234567890\n"
     assert (job / "asked").read_text() == "%s --noheader --jobs=12 --format=%e\n"
 
 

@@ -1,12 +1,13 @@
 """Jobs on a real SLURM cluster of two nodes: trained to the end, preempted, warned, killed, cancelled.
 
-The cluster lives on this machine (`cluster/slurmlab.sh`); its nodes' processes are seen from here, with other numbers.
+The cluster runs on this machine (`cluster/slurmlab.sh`). Its processes are visible here, with other process ids.
 """
 
 import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -28,7 +29,7 @@ TRAIN = (
     *(*TINY, "--data.batch-size", 8, "--train.epochs", 9),  # 18 steps
     *("--generator.network", "baseline", "--train.validate-interval-epochs", 0, "--train.sample-interval-epochs", 0),
 )
-SOON_S = 30.0  # within which a job has noticed that it must end
+SOON_S = 30.0  # within this time a job notices that it must end
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +59,12 @@ def shards(lab: Lab, chain: dict[str, int]) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(lab: Lab, chain: dict[str, int]) -> tuple[Path, int]:
-    """The run, and its job, that nothing happened to."""
+    """A run that nothing happened to, and its job."""
     return lab.folder / "undisturbed", chain["train"]
 
 
 def train(lab: Lab, shards: Path, run: Path, *settings: object, sbatch: tuple[str, ...] = TWO) -> int:
-    """Submits a training; settings of the script come before the options of `dist-sketch train`."""
+    """Submits a training."""
     script = ("shards=" + str(shards), f"out={run}", "procs=2")
     return lab.submit(*sbatch, SCRIPTS / "train.sbatch", *script, *settings)
 
@@ -73,20 +74,20 @@ def status(run: Path) -> dict[str, Any]:
     return found
 
 
-def legs(run: Path) -> list[tuple[str, int]]:
-    """What the job did after each leg, and the step."""
+def attempts(run: Path) -> list[tuple[str, int]]:
+    """What the job did after each attempt, and the step."""
     records = [json.loads(line) for line in (run / "logs" / "legs.jsonl").read_text().splitlines()]
     return [(r["next"], r["step"]) for r in records]
 
 
 def weights(run: Path) -> dict[str, bytes]:
-    """The last checkpoint's networks."""
+    """The networks of the last checkpoint."""
     newest = max((run / "checkpoints").glob("step-*"))
     return {f"{newest.name}/{p.name}": p.read_bytes() for p in newest.glob("*.safetensors")}
 
 
 def rank(run: Path, number: int) -> int | None:
-    """The process of a rank, as this machine numbers it."""
+    """The process of a rank, by its id on this machine."""
     found = {p.pid: p for p in processes(run)}
     of_rank = [
         p.pid for p in found.values() if p.rank == number and getattr(found.get(p.parent), "rank", None) != number
@@ -105,7 +106,7 @@ def test_a_chain_goes_from_folders_to_the_report(lab: Lab, chain: dict[str, int]
         assert lab.show(job, "StartTime") >= lab.show(before, "EndTime")
 
 
-def test_a_chain_ends_with_the_job_that_fails(lab: Lab, shards: Path) -> None:
+def test_a_chain_ends_when_a_job_fails(lab: Lab, shards: Path) -> None:
     ids = lab.submit_all(
         *("--force", "chain", "train", *TWO[1:], f"shards={shards}", f"out={lab.folder / 'fails'}", "procs=2"),
         *("--data.batch-size", 3, "then", "infer", "--gpus-per-node=0", f"out={lab.folder / 'never'}"),
@@ -127,11 +128,11 @@ def test_four_processes_on_two_nodes_train_to_the_end(lab: Lab, undisturbed: tup
     files = {p.name for p in (run / "logs").iterdir()}
     assert files == {"legs.jsonl", "node-00000.log", "node-00001.log", *(f"rank-0000{r}.log" for r in (1, 2, 3))}
     assert f"=== job {job} leg 0 on {lab.nodes[1]}, " in (run / "logs" / "rank-00003.log").read_text()
-    assert legs(run) == [("done", 18)]
+    assert attempts(run) == [("done", 18)]
     assert lab.show(job, "Restarts") == "0", lab.log(job)
 
 
-def test_what_is_done_is_not_done_again(lab: Lab, shards: Path, undisturbed: tuple[Path, int]) -> None:
+def test_finished_work_is_not_repeated(lab: Lab, shards: Path, undisturbed: tuple[Path, int]) -> None:
     run, _ = undisturbed
     before = weights(run)
     job = train(lab, shards, run, *TRAIN)
@@ -145,8 +146,8 @@ def test_what_is_done_is_not_done_again(lab: Lab, shards: Path, undisturbed: tup
     assert weights(run) == before
 
 
-def test_preempted_and_warned_it_ends_bit_equal(lab: Lab, shards: Path, undisturbed: tuple[Path, int]) -> None:
-    """A job of a higher partition takes its nodes, then its time is nearly over; each time it saves and goes on."""
+def test_preempted_and_warned_a_run_ends_bit_equal(lab: Lab, shards: Path, undisturbed: tuple[Path, int]) -> None:
+    """A job of higher priority takes its nodes, then its time limit is near; each time it saves and continues."""
     run = lab.folder / "disturbed"
     job = train(lab, shards, run, *TRAIN, sbatch=(*TWO, "--partition=low"))
     lab.wait_for(lambda: last_step(run) >= 3, "step 3", job)
@@ -155,28 +156,28 @@ def test_preempted_and_warned_it_ends_bit_equal(lab: Lab, shards: Path, undistur
     assert status(run)["state"] == "stopped"
     first = status(run)["step"]
     lab.wait_for(lambda: last_step(run) > first + 2, "step after it", job)
-    lab("scancel", "--signal=USR2", "--batch", job)  # the same as comes with --signal=B:USR2@180, at once
+    lab("scancel", "--signal=USR2", "--batch", job)  # as --signal=B:USR2@180 does, but at once
     saved = lab.wait_for(lambda: status(run)["state"] == "stopped", "save", job)
     assert saved < SOON_S
     second = status(run)["step"]
     assert lab.wait(job) == "COMPLETED", lab.log(job)
     assert lab.show(job, "Restarts") == "2", lab.log(job)
-    assert legs(run) == [("requeue", first), ("requeue", second), ("done", 18)]
+    assert attempts(run) == [("requeue", first), ("requeue", second), ("done", 18)]
     assert 3 <= first < second < 18
     assert f"resumed from {run}/checkpoints/step-{second:08d}" in lab.log(job)
     assert weights(run) == weights(undisturbed[0])
 
 
-def test_killed_twice_at_the_same_step_it_stops(lab: Lab, shards: Path) -> None:
+def test_a_job_stops_that_was_killed_twice_at_the_same_step(lab: Lab, shards: Path) -> None:
     run = lab.folder / "killed"
     job = train(lab, shards, run, *TRAIN, "--train.epochs", 1000, "--checkpoint.interval-steps", 1000)
     lab.wait_for(lambda: last_step(run) >= 2, "step 2", job)
     pid = rank(run, 3)
     assert pid
     os.kill(pid, signal.SIGKILL)
-    ended = lab.wait_for(lambda: (run / "logs" / "legs.jsonl").exists(), "end of the first leg", job)
+    ended = lab.wait_for(lambda: (run / "logs" / "legs.jsonl").exists(), "end of the first attempt", job)
     assert ended < SOON_S
-    lab.wait_for(lambda: lab.show(job, "Restarts") == "1" and lab.state(job) == "RUNNING", "second leg", job)
+    lab.wait_for(lambda: lab.show(job, "Restarts") == "1" and lab.state(job) == "RUNNING", "second attempt", job)
     lab.wait_for(lambda: rank(run, 3) is not None, "rank 3", job)
     killed = rank(run, 3)
     assert killed
@@ -185,7 +186,7 @@ def test_killed_twice_at_the_same_step_it_stops(lab: Lab, shards: Path) -> None:
     assert lab.wait(job) == "FAILED"
     assert time.monotonic() - started < SOON_S
     assert lab.show(job, "Restarts") == "1", lab.log(job)
-    assert [word for word, _ in legs(run)] == ["requeue", "stop"]
+    assert [word for word, _ in attempts(run)] == ["requeue", "stop"]
     assert not list(processes(run))
     end = lab.log(job).split("stop: failed twice, and got no further than step ")[1]
     assert f"rank 3 on {lab.nodes[1]} was killed by signal 9" in end
@@ -194,7 +195,7 @@ def test_killed_twice_at_the_same_step_it_stops(lab: Lab, shards: Path) -> None:
 
 @pytest.mark.parametrize(("leaves", "returns"), [("kill-node", "start-node"), ("cut-node", "join-node")])
 def test_a_node_dies_or_is_cut_off_and_comes_back(lab: Lab, shards: Path, leaves: str, returns: str) -> None:
-    """SLURM requeues the job; it goes on when there are two nodes again. Then its user cancels it: that is its end."""
+    """SLURM requeues the job, and it continues on two nodes. When its user cancels it, it does not come back."""
     run = lab.folder / leaves
     job = train(lab, shards, run, *TRAIN, "--train.epochs", 1000)
     lab.wait_for(lambda: last_step(run) >= 3, "step 3", job)
@@ -202,7 +203,7 @@ def test_a_node_dies_or_is_cut_off_and_comes_back(lab: Lab, shards: Path, leaves
     waited = lab.wait_for(lambda: lab.state(job) == "PENDING", "requeue", job)
     assert waited < 90  # SlurmdTimeout is 15 s here
     lab.verb(returns, lab.nodes[1])
-    lab.wait_for(lambda: f"resumed from {run}/checkpoints/" in lab.log(job), "second leg", job)
+    lab.wait_for(lambda: f"resumed from {run}/checkpoints/" in lab.log(job), "second attempt", job)
     restarts = lab.show(job, "Restarts")
     lab("scancel", job)
     assert lab.wait(job) == "CANCELLED"
@@ -213,7 +214,7 @@ def test_a_node_dies_or_is_cut_off_and_comes_back(lab: Lab, shards: Path, leaves
 
 
 def test_two_jobs_start_at_the_same_moment_on_the_same_nodes(lab: Lab, shards: Path) -> None:
-    """Neither finds the other's ranks, or its port taken; one of them reads its own copy of the shards."""
+    """They do not meet each other's ranks or ports. One of them reads its own copy of the shards."""
     runs, jobs = [lab.folder / "left", lab.folder / "right"], []
     for i, run in enumerate(runs):
         settings = ("procs=1", f"stage={i}", *TRAIN, "--train.epochs", 3)
@@ -232,7 +233,7 @@ def test_two_jobs_start_at_the_same_moment_on_the_same_nodes(lab: Lab, shards: P
 
 
 def test_a_time_limit_warns_saves_requeues_and_the_run_is_done(lab: Lab, shards: Path) -> None:
-    """SLURM's own limit and its own signal: a minute, announced at the first look at it (every 30 s)."""
+    """SLURM's own signal before a limit of one minute; SLURM checks the limits every 30 s."""
     run = lab.folder / "limited"
     long = ("--train.epochs", 150, "--data.batch-size", 2, "--checkpoint.interval-steps", 100)  # 1,200 steps
     one = ("--nodes=1", "--gpus-per-node=0", "--cpus-per-task=2", "--time=1", "--signal=B:USR2@55")
@@ -240,7 +241,7 @@ def test_a_time_limit_warns_saves_requeues_and_the_run_is_done(lab: Lab, shards:
     lab.wait_for(lambda: lab.show(job, "Restarts") == "1", "requeue", job)
     lab("scontrol", "update", f"JobId={job}", "TimeLimit=20")
     assert lab.wait(job) == "COMPLETED", lab.log(job)
-    assert legs(run) == [("requeue", step := legs(run)[0][1]), ("done", 1200)]
+    assert attempts(run) == [("requeue", step := attempts(run)[0][1]), ("done", 1200)]
     assert 0 < step < 1200
     assert "requeue: saved at step" in lab.log(job)
 
@@ -272,12 +273,12 @@ def test_an_array_runs_an_experiment_and_one_task_is_preempted(lab: Lab, shards:
     runs = [Path(r) for r in re.findall(r"train .*--out (\S+)", (out / "plan.txt").read_text())]
     assert len(set(runs)) == 4
     lab.wait_for(lambda: any(last_step(r) >= 2 for r in runs), "step 2", tasks[0])
-    # The node's eight CPUs are theirs: two for another job cost one of them
+    # The tasks use all eight CPUs of the node, so a job that needs two of them preempts one task.
     urgent = ("--partition=high", f"--nodelist={lab.nodes[0]}", "--cpus-per-task=2", "--time=1", "--wrap", "hostname")
     assert lab.wait(lab.submit(*urgent)) == "COMPLETED"
     restarts = sorted(lab.show(task, "Restarts") for task in tasks)
     assert restarts == ["0", "0", "0", "1"]
-    # The last task's job id is the array's own: it requeues itself, and nobody else.
+    # The last task has the job id of the whole array; it must requeue only itself.
     lab.wait_for(lambda: last_step(runs[3]) >= 2, "step 2 of the last task", tasks[3])
     alone = int(lab.show(tasks[3], "Restarts"))
     lab("scancel", "--signal=USR2", "--batch", tasks[3])
@@ -291,14 +292,14 @@ def test_an_array_runs_an_experiment_and_one_task_is_preempted(lab: Lab, shards:
         assert (status(run)["state"], status(run)["step"]) == ("finished", 80)
         recorded = b"".join(p.read_bytes() for p in (run / "wandb").glob("*run-*/*.wandb"))
         assert f"slurm-array-{ids['experiment']}".encode() in recorded
-    # What is done is left out; what is not is drawn again.
+    # Finished trainings are left out; a missing drawing is made again.
     assert list(lab.submit_all("--dry-run", *on_first, *words)) == []
     (out / "outputs" / runs[2].name / "metrics.json").unlink()
     again = lab("dist-sketch", "submit", "--dry-run", *on_first, *words)
     assert "--array=3 " in again
 
 
-def test_an_array_draws_parts_that_make_the_whole(lab: Lab, shards: Path, chain: dict[str, int]) -> None:
+def test_the_parts_of_an_array_are_merged(lab: Lab, shards: Path, chain: dict[str, int]) -> None:
     out, whole = lab.folder / "parts", lab.folder / "out"
     where = (f"run={lab.folder / 'undisturbed'}", f"input={shards}", f"out={out}")
     ids = lab.submit_all("infer", "--array=1-2", "--gpus-per-node=0", "--cpus-per-task=2", *where)
@@ -326,12 +327,25 @@ def test_a_mistake_ends_the_job_at_once(lab: Lab, words: tuple[str, ...], senten
     assert lab.show(job, "Restarts") == "0", lab.log(job)
 
 
+def test_a_copied_script_finds_the_shared_part(lab: Lab) -> None:
+    folder = lab.folder / "my scripts"
+    folder.mkdir()
+    shutil.copy(SCRIPTS / "pack.sbatch", folder / "mine.sbatch")
+
+    def log(*options: str) -> str:
+        job = lab.submit("--time=5", *options, "my scripts/mine.sbatch", "source=a/b.sbatch")
+        assert lab.wait(job) == "FAILED"
+        return lab.log(job)
+
+    assert f"error: {folder}/common.sh is missing: copy it together with this script" in log()
+    assert log(f"--export=ALL,DIST_SKETCH_SLURM={SCRIPTS}") == "error: out=FOLDER is missing\n"
+    shutil.copy(SCRIPTS / "common.sh", folder)
+    assert log() == "error: out=FOLDER is missing\n"
+
+
 def test_scripts_are_clean() -> None:
-    done = subprocess.run(
-        ["shellcheck", "--external-sources", "--check-sourced", *SCRIPTS.glob("*.s*"), SCRIPT],
-        capture_output=True,
-        text=True,
-    )
+    command = ["shellcheck", "--external-sources", "--check-sourced", *SCRIPTS.glob("*.s*"), SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
 
 

@@ -189,9 +189,7 @@ def test_term_ends_a_launcher_that_has_no_ranks(tmp_path: Path) -> None:
     assert process.wait(60) == 128 + signal.SIGTERM
 
 
-def test_orphaned_processes_do_not_keep_the_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_orphaned_processes_do_not_keep_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_launcher, "SAVE_S", 2.0)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"

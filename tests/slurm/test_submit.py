@@ -41,7 +41,7 @@ def test_a_script_takes_the_settings_that_it_lists(kind: str, tmp_path: Path) ->
 
     def source(*arguments: str) -> subprocess.CompletedProcess[str]:
         script = (SLURM / f"{kind}.sbatch").read_text().split("\n# ------", 2)
-        (tmp_path / "script").write_text(f'{script[1]}\n. {SLURM / "common.sh"}\ndeclare -p\necho "$@"')
+        (tmp_path / "script").write_text(f'# {script[1]}\n. {SLURM / "common.sh"}\ndeclare -p\necho "$@"')
         command = ["bash", "-u", tmp_path / "script", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=env)
 
@@ -91,11 +91,7 @@ def test_mistakes(words: tuple[str, ...], sentence: str) -> None:
 
 def test_a_chain_hands_its_paths_on(capsys: pytest.CaptureFixture[str]) -> None:
     made = submit.sbatch_calls(submit.read_requests(CHAIN))
-    assert [(call.name, call.relation) for call in made] == [
-        ("pack", "afterok"),
-        ("train", "afterok"),
-        ("infer", "afterok"),
-    ]
+    assert [name for name, _ in made] == ["pack", "train", "infer"]
     submit.submit(made, dry_run=True)
     pack, train, infer = capsys.readouterr().out.splitlines()
     assert pack == f"sbatch --parsable {SLURM / 'pack.sbatch'} source=faces out=s"
@@ -106,26 +102,28 @@ def test_a_chain_hands_its_paths_on(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_inference_in_parts_is_merged() -> None:
     words = ("infer", "--array=1-4", "--nodes=2", "run=r", "input=s", "out=o", "--batch-size", "4")
-    drawn, merged = submit.sbatch_calls(submit.read_requests(words))
+    (_, drawn), (_, merged) = submit.sbatch_calls(submit.read_requests(words))
     script = str(SLURM / "infer.sbatch")
     settings = ["run=r", "input=s", "out=o"]
-    assert drawn.arguments == ["--array=1-4", "--nodes=2", script, *settings, "--batch-size", "4"]
+    assert drawn == ["--array=1-4", "--nodes=2", script, *settings, "--batch-size", "4"]
     one = ["--nodes=1", "--gpus-per-node=0", "--job-name=merge"]
-    assert merged.arguments == [*one, script, *settings, "merge=1"]
+    assert merged == [*one, script, *settings, "merge=1"]
 
 
 def test_a_merge_takes_only_common_options() -> None:
     where = ("-A", "me", "--partition=p", "--nodelist=a,b", "--exclusive", "--mem=9G", "--dependency=afterok:7")
-    drawn, merged = submit.sbatch_calls(
+    (_, drawn), (_, merged) = submit.sbatch_calls(
         submit.read_requests(("infer", *where, "--array=1-2", "run=r", "input=s", "out=o"))
     )
-    assert drawn.arguments[:8] == [*where, "--array=1-2"]
-    assert merged.arguments[:3] == ["--account=me", "--partition=p", "--mem=9G"]
+    assert drawn[:8] == [*where, "--array=1-2"]
+    assert merged[:3] == ["--account=me", "--partition=p", "--mem=9G"]
     chained = submit.read_requests(("chain", "pack", "source=f", "out=s", "venv=v", "then", "train", "out=r"))
     assert chained[1].setting("venv") == "v"
 
 
-def test_an_experiment_is_an_array_of_the_unfinished_trainings(shards: Path, tmp_path: Path) -> None:
+def test_an_experiment_is_an_array_of_the_unfinished_trainings(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [
         "experiment",
         "-J",
@@ -137,17 +135,18 @@ def test_an_experiment_is_an_array_of_the_unfinished_trainings(shards: Path, tmp
         "--epochs",
         "1",
     ]
-    tasks, page = submit.sbatch_calls(submit.read_requests(words))
+    (_, tasks), (_, page) = calls = submit.sbatch_calls(submit.read_requests(words))
     count = sum(line.startswith("dist-sketch train") for line in (tmp_path / "exp/plan.txt").read_text().splitlines())
     assert count > 2
-    assert tasks.arguments[:4] == ["-J", "mine", "--array=%2", f"--array=1-{count}%2"]
-    (plan,) = (w.removeprefix("plan=") for w in tasks.arguments if w.startswith("plan="))
+    assert tasks[:4] == ["-J", "mine", "--array=%2", f"--array=1-{count}%2"]
+    (plan,) = (w.removeprefix("plan=") for w in tasks if w.startswith("plan="))
     assert (tmp_path / "exp" / plan).read_text() == (tmp_path / "exp" / "plan.txt").read_text()
-    assert page.relation == "afterany"
-    assert page.arguments[-2:] == ["--epochs", "1"]
-    assert not [w for w in page.arguments if w.startswith("--array")]
+    submit.submit(calls, dry_run=True)
+    assert " '--dependency=afterany:<experiment>' " in capsys.readouterr().out
+    assert page[-2:] == ["--epochs", "1"]
+    assert not [w for w in page if w.startswith("--array")]
     chosen = submit.sbatch_calls(submit.read_requests([w if "%" not in w else "--array=2" for w in words]))
-    assert "--array=2" in chosen[0].arguments
+    assert "--array=2" in chosen[0][1]
     # Tasks that wait read their own plan: a later plan and a dry run leave it alone.
     before = {p.name: p.read_bytes() for p in (tmp_path / "exp").iterdir()}
     submit.sbatch_calls(submit.read_requests([*words, "--seeds", "2"]), write=False)

@@ -34,7 +34,7 @@ from support import python_path
 
 TIMEOUT_S = 300.0  # for anything that is waited for: generous, because the machine may be busy
 # Beside dist_sketch's own modules: what these import only when it is needed, and what the hooks' modules import
-PRELOADED = ("conftest", "accelerate.data_loader", "matplotlib.figure", "scipy.linalg", "scipy.stats", "skimage.metrics")
+PRELOADED = ("conftest", "matplotlib.figure", "scipy.linalg", "scipy.stats", "skimage.metrics", "typeguard")
 
 
 class Ended(NamedTuple):
@@ -143,9 +143,7 @@ def run(
     return subprocess.CompletedProcess(arguments, code, *(p.read_text(encoding="utf-8") for p in prints))
 
 
-def run_ranks(
-    folder: Path, world: int, *arguments: object, env: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
+def run_ranks(folder: Path, world: int, *arguments: object, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """As `run`, on `world` processes that work together; the exit code is the first that is not 0."""
     prints = folder / "out", folder / "err"
     pids = [fork(prints, arguments=arguments, env={**env, **place}) for place in places(world)]
@@ -259,10 +257,12 @@ def wait_until(
 def serve(address: str) -> None:
     """Answers requests until standard input ends; then kills what still runs."""
     import dist_sketch
+    from dist_sketch.__main__ import parse
 
     ours = (m.name for m in pkgutil.walk_packages(dist_sketch.__path__, "dist_sketch."))
     for module in (*PRELOADED, *ours):
         importlib.import_module(module)
+    parse(["train", "--out", "run"])  # fills caches of tyro
     gc.freeze()  # collecting garbage would copy the memory that the processes share
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork"
     codes: dict[int, int | None] = {}  # by process id; None: it still runs

@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 from support import python_path
 from support.forks import shrink, wait_until
 
-SOON_S = 90.0  # within which a job is gone, whichever of its processes died
-
 
 class Process(NamedTuple):
     """One that names the run's folder in its command line."""
@@ -97,10 +95,10 @@ class Job:
         wait_until(holds_in_time, what, lambda: self.printed()[1])
 
     def gone(self) -> float:
-        """Waits until nothing is left of it; returns how long it took, s."""
+        """Waits until nothing is left of it, which is soon compared with `train.rank_timeout_s`; returns the seconds."""
         started = time.monotonic()
-        wait_until(lambda: self.launcher.poll() is not None, "the launcher's end", lambda: self.printed()[1], SOON_S)
-        wait_until(lambda: not any(processes(self.run)), "the job's end", lambda: str([*processes(self.run)]), SOON_S)
+        wait_until(lambda: self.launcher.poll() is not None, "the launcher's end", lambda: self.printed()[1])
+        wait_until(lambda: not any(processes(self.run)), "the job's end", lambda: str([*processes(self.run)]))
         return time.monotonic() - started
 
     def kill(self) -> None:

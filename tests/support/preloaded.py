@@ -1,7 +1,7 @@
 """`python preloaded.py ADDRESS dist-sketch ARGUMENTS`: the command line in a process that `forks`' server has forked.
 
-For tests in which other programs start real commands. Signals and the exit code are passed on; the output goes where the
-caller's goes.
+For tests in which other programs start real commands. Signals and the exit code are passed on; the output goes where
+the caller's goes.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A small W&B server on this machine: one that fails in a chosen way, or one that keeps what it is sent."""
+"""A small local W&B server that keeps what it is sent, or fails in a chosen way."""
 
 import json
 import threading
@@ -7,14 +7,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Literal
 
-Mood = Literal["good", "refuses", "hangs", "nonsense", 401, 500]  # "refuses": to be closed
+Mood = Literal["good", "refuses", "hangs", "nonsense", 401, 500]  # "refuses": the test closes it
 NOW = "2026-01-01T00:00:00"
-KEY = "a" * 40  # of the form that the client asks for
+KEY = "a" * 40  # has the form that the client requires
 
 
 @dataclass
 class Kept:
-    """What has arrived of one run."""
+    """What the server has received of one run."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
     events: int = 0
@@ -25,10 +25,10 @@ class Kept:
 
 
 class Server:
-    """A context manager; `env` are the variables with which W&B's client comes here.
+    """A context manager; the environment variables `env` lead W&B's client here.
 
     Args:
-        mood: how it answers; may be changed at any time.
+        mood: how the server answers; may be changed at any time.
     """
 
     def __init__(self, mood: Mood = "good"):
@@ -54,7 +54,7 @@ class Server:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
-        self._http.handle_error = lambda *_: None  # a client that goes away in mid-sentence is no news
+        self._http.handle_error = lambda *_: None  # clients may disconnect at any time
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         self.env = {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
 
@@ -66,7 +66,7 @@ class Server:
         self.close()
 
     def close(self) -> None:
-        """From here on connections are refused."""
+        """Refuses connections from now on."""
         if not self._closed.is_set():
             self._closed.set()
             self._http.shutdown()
@@ -147,7 +147,7 @@ class Server:
             files = [{"name": n, "uploadUrl": f"{self.url}/storage/{n}"} for n in v["files"]]
             self.runs[v["run"]].files |= set(v["files"])
             return {"createRunFiles": {"runID": v["run"], "uploadHeaders": [], "files": files}}
-        if name == "CreateArtifact":  # which it says to have already: nothing is uploaded
+        if name == "CreateArtifact":  # COMMITTED: the server claims to have the files, so nothing is uploaded
             self.artifacts.append(v["input"])
             about = {
                 "id": f"A{len(self.artifacts)}",

@@ -1,6 +1,6 @@
-"""W&B can never hurt: whatever its server, its process or its disk do, training ends as it ends without W&B.
+"""W&B never hurts: if its server, its process or its disk fails, training ends as it does without W&B.
 
-The networks are tiny (`forks`); W&B's client, its process and the HTTP between it and a local server are real.
+The networks are tiny (`forks`); W&B's client and process are real, and speak HTTP with a local server.
 """
 
 import errno
@@ -25,7 +25,7 @@ from dist_sketch.tracking.wandb_run import fragments
 
 STEPS = 3  # an epoch of the 13 pairs of `shards` at batch 4
 TIMEOUT_S = 3.0
-BUSY_S = 40.0  # that a busy machine may need beside; W&B's own patience is 90 s and more
+BUSY_S = 40.0  # what a busy machine may need in addition; W&B itself would wait for 90 s and more
 ONLINE = ("--track.wandb", "online", "--track.timeout-s", TIMEOUT_S)
 
 
@@ -33,7 +33,7 @@ ONLINE = ("--track.wandb", "online", "--track.timeout-s", TIMEOUT_S)
 
 
 def timed(file: str) -> None:
-    """Hook: writes down how long W&B's start took, its import included."""
+    """Hook: records how long W&B's start took, including its import."""
     from dist_sketch.tracking.wandb_run import WandbRun
 
     start = WandbRun.__init__
@@ -47,7 +47,7 @@ def timed(file: str) -> None:
 
 
 def to_its_process(number: str) -> None:
-    """Hook: W&B's own process gets a signal after the second step."""
+    """Hook: sends W&B's own process a signal after the second step."""
     from dist_sketch.training.step_log import StepLog
 
     read = StepLog.read
@@ -63,7 +63,7 @@ def to_its_process(number: str) -> None:
 
 
 def full_disk(of: str, folder: str) -> None:
-    """Hook: nothing of W&B's can be written, by its process or by its library in ours."""
+    """Hook: W&B's process, or its library in our process, cannot write its files."""
     if of == "its process":
         start = subprocess.Popen.__init__
 
@@ -126,14 +126,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory, forks: Forks, options: t
 
 
 def without_wandb(run: Path) -> Outcome:
-    """What a run has left, but for W&B's files."""
+    """What a run left, without W&B's files."""
     found = outcome(run)
     content = {name: value for name, value in found.content.items() if not name.startswith("wandb/")}
     return found._replace(files={f for f in found.files if not f.startswith("wandb/")}, content=content)
 
 
 def unhurt(ended: Ended, run: Path, reference: Outcome) -> str:
-    """Asserts that a run ended as the one without W&B; returns its warnings."""
+    """Asserts that a run ended as it does without W&B; returns its warnings."""
     assert ended.code == 0, ended
     assert without_wandb(run) == reference
     assert "Traceback" not in ended.err, ended.err
@@ -144,7 +144,7 @@ def unhurt(ended: Ended, run: Path, reference: Outcome) -> str:
 
 
 def no_process_is_left(run: Path) -> None:
-    """W&B's own process ends with ours; it names no folder, so that its parent's death must have ended it."""
+    """Asserts that W&B's own process ended with ours."""
     mine = [p for p in children(1) if b"wandb-core" in Path(f"/proc/{p}/cmdline").read_bytes()]
     named = [p for p in mine if str(run).encode() in Path(f"/proc/{p}/environ").read_bytes()]
     wait_until(lambda: not any(Path(f"/proc/{p}/cwd").exists() for p in named), "the end of W&B's process")

@@ -1,4 +1,4 @@
-"""From shards to scores as W&B sees it: legs, job types, what was made of what; online, and offline and sent later.
+"""From shards to scores as W&B sees it: attempts, job types, artifacts; online, and offline and sent later.
 
 The server is a local one that answers as W&B's client expects; the real one is not tested.
 """
@@ -29,14 +29,14 @@ from dist_sketch.tracking.tracker import read_metrics
 from dist_sketch.tracking.wandb_run import fragments
 
 NO_ACCOUNT = {"NETRC": os.devnull, "WANDB_MODE": "offline"}
-LEG = ("--train.epochs", 2, "--train.validate-limit", 2, "--train.sample-count", 2, "--track.timeout-s", 60)
+SHORT_RUN = ("--train.epochs", 2, "--train.validate-limit", 2, "--train.sample-count", 2, "--track.timeout-s", 60)
 
 
 # ---------------------------------------------------------------- in the run
 
 
 def signalled(step: str, number: str) -> None:
-    """Hook: the process gets a signal after a step."""
+    """Hook: sends the process a signal after a step."""
     from dist_sketch.training import loop
     from dist_sketch.training.run import Run
 
@@ -45,7 +45,7 @@ def signalled(step: str, number: str) -> None:
     def signalling(run: Run, batch: Any) -> None:
         if run.state.step == int(step):
             if int(number) == signal.SIGKILL:
-                time.sleep(2 * wandb_run.FLUSH_S)  # what is younger is lost with a process that is killed
+                time.sleep(2 * wandb_run.FLUSH_S)  # W&B loses newer values if the process is killed
             os.kill(os.getpid(), int(number))
         train_batch(run, batch)
 
@@ -59,14 +59,14 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     server.close()
 
 
-# ---------------------------------------------------------------- legs
+# ---------------------------------------------------------------- attempts
 
 
 @pytest.fixture(scope="module")
-def legs(tmp_path_factory: pytest.TempPathFactory, forks: Forks, shards: Path) -> Path:
-    """A run of six steps in three offline legs: killed in step 4, asked to stop in step 5, finished; read only."""
-    run = tmp_path_factory.mktemp("legs") / "run"
-    command = ("train", "--data.shards", shards, *TINY, *LEG, "--track.wandb", "offline", "--out", run)
+def attempts(tmp_path_factory: pytest.TempPathFactory, forks: Forks, shards: Path) -> Path:
+    """A run of six steps in three offline attempts: killed in step 4, asked to stop in step 5, finished. Read only."""
+    run = tmp_path_factory.mktemp("attempts") / "run"
+    command = ("train", "--data.shards", shards, *TINY, *SHORT_RUN, "--track.wandb", "offline", "--out", run)
     ends = [("signalled", 3, int(signal.SIGKILL)), ("signalled", 4, int(signal.SIGUSR2)), ()]
     codes = [forks.run(*command, hook=hook, **NO_ACCOUNT).code for hook in ends]
     assert codes == [-signal.SIGKILL, os.EX_TEMPFAIL, 0]
@@ -74,9 +74,9 @@ def legs(tmp_path_factory: pytest.TempPathFactory, forks: Forks, shards: Path) -
 
 
 @pytest.fixture
-def run(legs: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    shutil.copytree(legs, tmp_path / "run", symlinks=True)
+def run(attempts: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    shutil.copytree(attempts, tmp_path / "run", symlinks=True)
     return tmp_path / "run"
 
 
@@ -87,28 +87,28 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_all_legs_have_one_id_and_metrics_jsonl_is_the_truth(legs: Path) -> None:
-    config = json.loads((legs / "config.json").read_text())
-    found = fragments(legs)
+def test_all_attempts_have_one_id_and_metrics_jsonl_is_the_truth(attempts: Path) -> None:
+    config = json.loads((attempts / "config.json").read_text())
+    found = fragments(attempts)
     assert {f.run_id for f in found} == {config["facts"]["run_id"]}
     assert len(found) == 3
-    records = read_metrics(legs)
+    records = read_metrics(attempts)
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]  # cut back, not twice
-    assert len((legs / "metrics.jsonl").read_text().splitlines()) == len(records)
+    assert len((attempts / "metrics.jsonl").read_text().splitlines()) == len(records)
     states = [summary(f.folder) for f in found]
     assert [s["exit_code"] for s in states[1:]] == [os.EX_TEMPFAIL, 0]
     assert states[-1]["summary"]["images"] == 24
 
 
-def test_the_names_are_few_enough_to_read_and_grouped(legs: Path) -> None:
-    shown = summary(fragments(legs)[-1].folder)["summary"]
+def test_the_names_are_few_enough_to_read_and_grouped(attempts: Path) -> None:
+    shown = summary(fragments(attempts)[-1].folder)["summary"]
     names = {n for n in shown if not n.startswith("_")}
     assert len(names) <= 40
     assert {n for n in names if "/" not in n} == {"epoch", "images", "pairs", "samples"}
     assert {n.partition("/")[0] for n in names if "/" in n} == {
         *("loss", "d", "norm", "lock", "lr", "speed", "skipped", "epoch", "val"),
     }
-    logged = {k for r in read_metrics(legs) if r["kind"] == "train" for k in r if "/" in k}
+    logged = {k for r in read_metrics(attempts) if r["kind"] == "train" for k in r if "/" in k}
     assert logged <= names
     assert {
         *("loss/d", "loss/d_real", "loss/d_fake", "loss/g", "loss/g_bce", "loss/g_l1", "d/real", "d/fake"),
@@ -116,15 +116,15 @@ def test_the_names_are_few_enough_to_read_and_grouped(legs: Path) -> None:
         *("skipped/policy_d", "skipped/policy_g", "skipped/overflow_d", "skipped/overflow_g"),
         *("speed/images_per_s", "speed/data_wait", "speed/step_s", "speed/memory_mb"),
     } == logged
-    # TIMER 2: D rests in the second of two epochs; counted through all legs
-    assert [(r["skipped/policy_d"], r["skipped/policy_g"]) for r in read_metrics(legs) if r["kind"] == "train"] == [
+    # TIMER 2: D rests in the second of two epochs; counted through all attempts
+    assert [(r["skipped/policy_d"], r["skipped/policy_g"]) for r in read_metrics(attempts) if r["kind"] == "train"] == [
         *[(0, 0)] * 3, *((n, 0) for n in (1, 2, 3)),
     ]  # fmt: skip
 
 
-def test_the_configuration_says_what_was_run_with_what(legs: Path, shards: Path) -> None:
-    config = summary(fragments(legs)[-1].folder)["config"]
-    saved = json.loads((legs / "config.json").read_text())
+def test_the_configuration_says_what_was_run_with_what(attempts: Path, shards: Path) -> None:
+    config = summary(fragments(attempts)[-1].folder)["config"]
+    saved = json.loads((attempts / "config.json").read_text())
     assert {k: config[k] for k in saved["config"]} == saved["config"]
     facts = config["facts"]
     assert facts == saved["facts"]
@@ -135,7 +135,7 @@ def test_the_configuration_says_what_was_run_with_what(legs: Path, shards: Path)
     # offline W&B has no artifacts: their names and hashes stand here
     digest = manifest_hash(shards)
     assert config["uses"] == {"dataset": {"name": f"shards-{digest[:12]}", "sha256": digest}}
-    newest = json.loads((legs / "checkpoints" / "step-00000006" / "checkpoint.json").read_text())
+    newest = json.loads((attempts / "checkpoints" / "step-00000006" / "checkpoint.json").read_text())
     model = config["made"]["model"]
     assert model["name"] == f"generator-{facts['run_id']}"
     assert model["sha256"] in json.dumps(newest)
@@ -146,19 +146,19 @@ def test_the_configuration_says_what_was_run_with_what(legs: Path, shards: Path)
 
 def check_arrived(kept: Kept) -> None:
     steps = [h["_step"] for h in kept.history]
-    # Killed in step 4, it goes on from step 2's checkpoint: step 3 was done twice. W&B sends a step with the next one.
+    # Killed in step 4 and resumed from step 2's checkpoint, it made step 3 twice. W&B sends a step with the next one.
     assert steps in ([1, 2, 3, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]), steps
     assert [h["images"] for h in kept.history] == [4 * s for s in steps]
     assert kept.about["jobType"] == "train"
     assert kept.exit_code == 0
 
 
-def test_sync_sends_the_legs_in_their_order(run: Path, forks: Forks) -> None:
+def test_sync_sends_the_attempts_in_their_order(run: Path, forks: Forks) -> None:
     littered = Path("wandb").exists()
     with Server() as server:
         sent = forks.run("sync", run, **server.env)
         assert sent.code == 0, sent
-        assert Path("wandb").exists() == littered  # nothing of W&B's in the folder that it is called in
+        assert Path("wandb").exists() == littered  # W&B leaves nothing in the working directory
         ((run_id, kept),) = server.runs.items()
         check_arrived(kept)
         before = len(kept.history)
@@ -183,7 +183,7 @@ def test_sync_stops_at_what_is_not_taken_and_goes_on_from_there(run: Path, forks
         check_arrived(*server.runs.values())
 
 
-def test_a_leg_that_has_written_nothing_is_passed_over(run: Path, forks: Forks) -> None:
+def test_an_attempt_that_has_written_nothing_is_skipped(run: Path, forks: Forks) -> None:
     first = fragments(run)[0]
     (file,) = first.folder.glob("*.wandb")
     file.write_bytes(file.read_bytes()[:7])
@@ -218,7 +218,7 @@ def test_sync_says_what_is_wrong(run: Path, tmp_path: Path, forks: Forks) -> Non
 def jobs(forks: Forks, pairs: Path, folder: Path, way: str, **env: str) -> None:
     track = ("--track.group", "first", "--track.wandb", way, "--track.timeout-s", 60)
     packed, run, out = folder / "shards", folder / "run", folder / "out"
-    tiny = [*TINY, *LEG, "--train.epochs", 1]
+    tiny = [*TINY, *SHORT_RUN, "--train.epochs", 1]
     for command in (
         ("pack", pairs, "--out", packed, "--size", 64, "--workers", 1, *track),
         ("verify", packed),

@@ -1,4 +1,4 @@
-"""The W&B layer by itself: with a client that misbehaves, and with the real one offline."""
+"""The W&B layer alone: with the real client offline, and with a client that misbehaves."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from dist_sketch.tracking import wandb_run
 from dist_sketch.tracking.tracker import Tracker, read_metrics
 from dist_sketch.tracking.wandb_run import Artifact, Fragment, WandbRun, fragments, is_shown
 
-OFFLINE = TrackConfig(wandb="offline", group="tests", timeout_s=0.5)  # of a W&B that is made to misbehave
+OFFLINE = TrackConfig(wandb="offline", group="tests", timeout_s=0.5)  # for a W&B that misbehaves
 WANDB = Path(sys.executable).with_name("wandb")
 KEY = "a" * 40
 
@@ -48,25 +48,25 @@ def inspect(folder: Path) -> dict[str, Any]:
 # The real client, offline
 
 
-def test_an_offline_run_is_really_written_and_each_leg_has_the_same_id(
+def test_an_offline_run_is_really_written_and_each_attempt_has_the_same_id(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = TrackConfig(wandb="offline", project="faces", group="tests", timeout_s=120)
     face(1)[0].save(tmp_path / "grid.png")
     threads = threading.active_count()
-    for leg, steps in enumerate(([1, 2], [3, 4])):
-        log = tracker(tmp_path, settings, step=2 * leg)
+    for attempt, steps in enumerate(([1, 2], [3, 4])):
+        log = tracker(tmp_path, settings, step=2 * attempt)
         for step in steps:
-            about = {"images": 8 * step, "epoch": leg}
+            about = {"images": 8 * step, "epoch": attempt}
             log.log("train", step, {"loss/d": step / 10, "lock/reason": "timer", **about})
         log.log("epoch", steps[-1], {"loss/d": 7.0, "loss/g": math.nan, **about})
         log.wandb.picture("samples", steps[-1], about["images"], tmp_path / "grid.png")
         log.wandb.table("pairs", ("score", "drawn"), [[1 / 3, np.zeros((8, 8, 3), np.uint8)]] * 20)
-        log.wandb.made(Artifact(kind="model", name="generator-abcd1234", sha256=f"hash{leg}"))
+        log.wandb.made(Artifact(kind="model", name="generator-abcd1234", sha256=f"hash{attempt}"))
         log.close()
-    legs = fragments(tmp_path)
-    assert [(f.run_id, f.online) for f in legs] == [("abcd1234", False)] * 2
-    summary = inspect(legs[-1].folder)
+    attempts = fragments(tmp_path)
+    assert [(f.run_id, f.online) for f in attempts] == [("abcd1234", False)] * 2
+    summary = inspect(attempts[-1].folder)
     assert (summary["run_id"], summary["project"], summary["name"]) == ("abcd1234", "faces", tmp_path.name)
     assert (summary["state"], summary["exit_code"], summary["step"]) == ("finished", 0, 4)
     made = {"model": {"name": "generator-abcd1234", "sha256": "hash1"}}
@@ -77,7 +77,7 @@ def test_an_offline_run_is_really_written_and_each_leg_has_the_same_id(
     assert found.pop("samples")["_type"] == "image-file"
     # the epoch's mean stands beside the last step's value, not in its place
     assert found == {"loss/d": 0.4, "lock/reason": "timer", "images": 32, "epoch": 1, "epoch/d": 7.0}
-    assert len(list(legs[-1].folder.rglob("samples*.png"))) == 1
+    assert len(list(attempts[-1].folder.rglob("samples*.png"))) == 1
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
     assert capfd.readouterr() == ("", "")
     assert threading.active_count() <= threads + 1
@@ -129,7 +129,7 @@ def hanging(*_: Any, **__: Any) -> None:
 
 
 def working(**broken: Callable[..., Any]) -> Callable[..., Any]:
-    """A `wandb.init` whose run works but for the calls in `broken`."""
+    """A `wandb.init` whose run works, except for the calls in `broken`."""
 
     def nothing(*_: Any, **__: Any) -> None: ...
 
@@ -258,7 +258,7 @@ log.finish()
     assert (done.stdout, done.returncode) == ("on: True\n", 0), done
 
 
-def test_what_cannot_be_taken_is_left_out_alone(
+def test_a_picture_or_table_that_fails_is_left_out_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sent: list[Any] = []
@@ -276,7 +276,7 @@ def test_what_cannot_be_taken_is_left_out_alone(
     assert sent == [2]
 
 
-def test_what_goes_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_values_go_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     monkeypatch.setattr(wandb, "init", working(log=lambda values, step: sent.append((step, values))))
     log = tracker(tmp_path, OFFLINE)

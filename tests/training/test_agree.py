@@ -185,7 +185,7 @@ def test_a_decision_of_a_rank_s_own_would_be_noticed(shards: Path, tmp_path: Pat
     (tmp_path / "run").mkdir()
     env = {"SHARDS": str(shards), "RUN": str(tmp_path / "run" / "run")}
     try:
-        ended = start(2, child_decides_for_itself, tmp_path / "run", timeout_s=60, **env)
+        ended = start(2, child_decides_for_itself, tmp_path / "run", **env)
     except subprocess.TimeoutExpired:
         assert read_metrics(tmp_path / "run" / "run")  # it hung, after it had begun
         return

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import TINY
-from support.forks import Ended, Forks, wait_until
+from support.forks import TIMEOUT_S, Ended, Forks, wait_until
 from support.jobs import children
 from support.outcome import Outcome, differences, half_files, outcome
 
@@ -142,11 +142,11 @@ def hold_before_it_writes(marker: str) -> None:
     hold(f"{marker}.held")
 
 
-def impatient() -> None:
-    """Hook: does not wait long for a lock."""
+def patience(seconds: str) -> None:
+    """Hook: how long the process waits for a lock."""
     from dist_sketch.core.folders import Lock
 
-    Lock.acquire.__defaults__ = (0.2,)
+    Lock.acquire.__defaults__ = (float(seconds),)
 
 
 # ---------------------------------------------------------------- the undisturbed run
@@ -367,7 +367,7 @@ def test_one_process_at_a_time_works_in_a_run(
     first = forks.start(*command, hook=("hold", marker))
     wait_until(marker.exists, "the first process's second step", lambda: str(forks.printed(first)))
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
-    refused = forks.run(*command, hook=("impatient",))
+    refused = forks.run(*command, hook=("patience", 0.2))
     assert refused.code == 2
     assert re.fullmatch(
         rf"error: {run}: process {first} on \S+ is at work in it; wait for its end, or stop it\n", refused.err
@@ -375,7 +375,7 @@ def test_one_process_at_a_time_works_in_a_run(
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
 
     # In the first one's group: else the kernel ends a stopped worker of which nobody is left to wake it.
-    waiting = forks.start(*command, group=first)
+    waiting = forks.start(*command, group=first, hook=("patience", TIMEOUT_S))
     lock = str(run / ".lock")
     wait_until(
         lambda: lock in open_files(waiting), "the second process at the lock", lambda: str(forks.printed(waiting))
@@ -400,7 +400,8 @@ def test_who_waited_for_the_lock_looks_again_whose_run_it_is(
     run, marker = tmp_path / "run", tmp_path / "marker"
     first = forks.start(*options, "--out", run, hook=("hold_before_it_writes", marker))
     wait_until(marker.exists, "the first process at its start", lambda: str(forks.printed(first)))
-    waiting = forks.start(*options, "--out", run, "--optim.lr-g", 1e-3)  # no run is there yet
+    # No run is there yet
+    waiting = forks.start(*options, "--out", run, "--optim.lr-g", 1e-3, hook=("patience", TIMEOUT_S))
     lock = str(run / ".lock")
     wait_until(
         lambda: lock in open_files(waiting), "the second process at the lock", lambda: str(forks.printed(waiting))

@@ -3,7 +3,6 @@
 The networks are tiny (`forks`); processes, launcher, signals and files are real.
 """
 
-import importlib
 import json
 import os
 import random
@@ -12,18 +11,18 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from conftest import TINY
-from support.forks import TIMEOUT_S, Ended, Forks, wait_until
+from support import hooks
+from support.forks import Ended, Forks, wait_until
+from support.hooks import raises
 from support.jobs import Job, last_step, with_tiny_networks
 from support.outcome import Outcome, differences, outcome
 
-from dist_sketch.core.errors import UserError
 from dist_sketch.model import checkpoint
 
 STEPS = 3  # an epoch of the 13 pairs of `shards` at batch 4
@@ -34,22 +33,11 @@ STOPPED = os.EX_TEMPFAIL
 
 
 def pauses(prefix: str, *places: str) -> None:
-    """Hook: at each place (see `at`) the process waits.
-
-    It leaves the file PREFIX.N (the place's number, from 0) and waits until PREFIX.N.go is there. At its end it leaves
-    PREFIX.step with the number of steps that are done.
-    """
-
+    """Hook: as `hooks.pauses`; at its end the process leaves the file PREFIX.step with the number of its steps."""
     from dist_sketch.training import loop
     from dist_sketch.training.run import Run
 
-    def pause(file: Path) -> None:
-        file.touch()
-        while not file.with_name(f"{file.name}.go").exists():
-            time.sleep(0.01)
-
-    for n, place in enumerate(places):
-        at(place, partial(pause, Path(f"{prefix}.{n}")))
+    hooks.pauses(prefix, *places)
     whole_loop = loop.loop
 
     def told(run: Run) -> int:
@@ -60,32 +48,19 @@ def pauses(prefix: str, *places: str) -> None:
     loop.loop = told
 
 
-def raises(place: str, kind: str) -> None:
-    """Hook: the process fails at a place (see `at`)."""
+def waits_late() -> None:
+    """Hook: after 100 steps the process waits until it is asked to stop, so that it is not done before the test acts."""
+    from dist_sketch.training import loop
+    from dist_sketch.training.run import Run
 
-    def fail() -> None:
-        raise UserError("this rank's disk is gone; mend it") if kind == "UserError" else ValueError("on purpose")
+    train_batch = loop.train_batch
 
-    at(place, fail)
+    def waiting(run: Run, batch: Any) -> None:
+        while run.state.step == 100 and not run.stop.asked:
+            time.sleep(0.01)
+        train_batch(run, batch)
 
-
-def at(place: str, act: Callable[[], None]) -> None:
-    """Acts before the COUNT-th call of a function; `place` is MODULE:NAME[.NAME]:COUNT."""
-    module, name, count = place.split(":")
-    *owners, name = name.split(".")
-    owner = importlib.import_module(f"dist_sketch.{module}")
-    for part in owners:
-        owner = getattr(owner, part)
-    call, called = getattr(owner, name), 0
-
-    def acting(*arguments: Any, **more: Any) -> Any:
-        nonlocal called
-        called += 1
-        if called == int(count):
-            act()
-        return call(*arguments, **more)
-
-    setattr(owner, name, acting)
+    loop.train_batch = waiting
 
 
 def small_files(size: str) -> None:
@@ -180,7 +155,7 @@ def test_killed_in_training_the_job_ends_and_the_run_goes_on_bit_equal(
     run = tmp_path / "run"
     command = (*options, *LONG, "--data.workers", 1)
     step = random.Random(seed).randrange(4, 50)
-    disturbed = job(run, *command)
+    disturbed = job(run, *command, hook=("test_faults_ranks", "waits_late"))
     disturbed.wait_for(lambda: last_step(run) >= step, f"step {step}")
     if who == "rank 0, saving":
         disturbed.wait_for(lambda: bool(list(run.glob("checkpoints/.step-*.part"))), "a checkpoint being written")
@@ -192,7 +167,6 @@ def test_killed_in_training_the_job_ends_and_the_run_goes_on_bit_equal(
         os.kill(disturbed.pids()[1 if who == "rank 1" else 0], signal.SIGKILL)
     disturbed.gone()
     assert disturbed.launcher.returncode != 0
-    assert last_step(run) < 40 * STEPS, "the run was faster than the kill"
     status = json.loads((run / "status.json").read_text())
     # Who is left says what happened; and it saves when it is the launcher that is gone.
     assert status["state"] == {"rank 1": "failed", "launcher": "stopped", "launcher, asked": "stopped"}.get(
@@ -204,23 +178,28 @@ def test_killed_in_training_the_job_ends_and_the_run_goes_on_bit_equal(
     assert differences(run, long) == []
 
 
-@pytest.mark.parametrize("second", [0.0, 1.5], ids=["as interpreters", "in their imports"])
+@pytest.mark.parametrize("imports", [False, True], ids=["as interpreters", "in their imports"])
 def test_the_launcher_is_killed_while_its_ranks_start(
     tmp_path: Path,
     forks: Forks,
     options: tuple[Any, ...],
     job: Callable[..., Job],
     short: Outcome,
-    second: float,
+    imports: bool,
 ) -> None:
     run = tmp_path / "run"
     disturbed = job(run, *options, *SHORT)
     disturbed.wait_for(lambda: len(disturbed.pids()) == 2, "two ranks")
-    time.sleep(second)
+    if imports:
+        disturbed.wait_for(lambda: all(map(imports_torch, disturbed.pids())), "the import of torch")
     disturbed.launcher.kill()
     disturbed.gone()
     finish(forks, run, *options, *SHORT)
     assert differences(run, short) == []
+
+
+def imports_torch(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
 
 
 # ---------------------------------------------------------------- asked to stop
@@ -276,11 +255,21 @@ def test_asked_to_stop_all_ranks_save_the_same_step_and_go_on_bit_equal(
     case, run = CASES[name], tmp_path / "run"
     command = (*options, *SHORT, "--data.workers", case.workers)
     hooks = {rank: ("pauses", tmp_path / f"rank{rank}", *case.places * (rank == case.pausing)) for rank in (0, 1)}
+    if case.to == 0:  # leaves a mark when its step has begun, and goes on
+        hooks[0] += (f"training.step:Step.__call__:{case.step - 1}",)
+        (tmp_path / "rank0.0.go").touch()
     pids = forks.start_ranks(2, *command, "--out", run, hooks=hooks)
+
+    def wait(holds: Callable[[], bool], what: str) -> None:
+        wait_until(holds, what, lambda: str([forks.printed(pid) for pid in pids]))
+
     for n in range(len(case.places)):
         marker = tmp_path / f"rank{case.pausing}.{n}"
-        wait_until(marker.exists, f"pause {n}", lambda: str([forks.printed(pid) for pid in pids]))
-        time.sleep(0.2)  # the others come as far as they can
+        wait(marker.exists, f"pause {n}")
+        if case.to == 0:
+            wait((tmp_path / "rank0.0").exists, "the first rank's step")
+        else:
+            wait(lambda: last_step(run) >= case.step - 1, "the step before")
         for number in case.signals:
             if case.to is None:
                 os.killpg(pids[0], number)
@@ -352,9 +341,7 @@ def test_a_rank_that_raises_ends_the_job_with_its_traceback_first(
     tmp_path: Path, forks: Forks, options: tuple[Any, ...], rank: int, place: str, step: int
 ) -> None:
     run, err = tmp_path / "run", tmp_path / "err"
-    started = time.monotonic()
     ended = forks.run_ranks(2, *options, *SHORT, "--out", run, hooks={rank: ("raises", place, "ValueError")}, err=err)
-    assert time.monotonic() - started < TIMEOUT_S / 2
     assert [e.code for e in ended] == [1, 1]
     own, other = (" (rank 1)", "") if rank else ("", " (rank 1)")
     said = err.read_text()

@@ -4,22 +4,21 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Run, launch, write_pairs
+from conftest import SMALL, TINY, Run, launch, write_pairs
 from safetensors.numpy import load_file
 from skimage.metrics import structural_similarity
+from support import forks
 
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.data.shards import Shards
 from dist_sketch.inference.denoise import denoise
+from dist_sketch.model import checkpoint
 from dist_sketch.model.pretrained import SketchGenerator
 from dist_sketch.tracking.tracker import read_metrics
 from dist_sketch.training.validation import draw
@@ -52,7 +51,7 @@ def with_a_flipped_bit(shards: Path, copy: Path, name: str) -> Path:
 @pytest.fixture(scope="module")
 def options(shards: Path) -> tuple[Any, ...]:
     noise = ("--generator.detail", 8, "--generator.noise", 1)  # a resumed run has to draw the same numbers
-    return ("train", "--data.shards", shards, *TINY, *noise, "--train.epochs", 3, "--generator.ema", 0.9)
+    return ("train", "--data.shards", shards, *SMALL, *noise, "--train.epochs", 3, "--generator.ema", 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -123,27 +122,24 @@ def gray_ssim_on_training_pairs(run: Path, model: SketchGenerator) -> float:
     return float(np.mean(found))
 
 
+def paused_in_step_5(folder: Path, *arguments: object) -> int:
+    """Starts a run that waits at the beginning of step 5 until the file FOLDER/pause.0.go is there; its process id."""
+    call = ("support.hooks", "pauses", folder / "pause", "training.loop:train_batch:5")
+    pid = forks.fork((folder / "out", folder / "err"), arguments=arguments, call=call)
+    forks.wait_until((folder / "pause.0").exists, "step 5", (folder / "err").read_text)
+    return pid
+
+
 def test_killed_in_mid_epoch_it_ends_bit_equal(
-    tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path
+    tmp_path: Path, new_cli: Run, options: tuple[Any, ...], finished: Path
 ) -> None:
+    """The second process is a new interpreter: it has another seed of hashes, and so other orders of sets."""
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "dist_sketch", *map(str, options), "--out", str(run)]
-    last = run / "checkpoints" / f"step-{3 * STEPS:08d}"
-    for _ in range(5):  # on a busy machine the run may be done before the kill comes
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-        # Step 4 is the second of epoch 1; its checkpoint is there, then the process is gone without a word.
-        deadline = time.monotonic() + 300
-        while not (run / "checkpoints" / "step-00000004").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if not last.exists():
-            break
-        shutil.rmtree(run)
-    assert run.exists(), "it was faster than the test five times"
-    again = cli(*options, "--out", run)
+    pid = paused_in_step_5(tmp_path, *options, "--out", run)  # the second of epoch 1
+    os.kill(pid, signal.SIGKILL)
+    assert forks.wait(pid) == -signal.SIGKILL
+    assert checkpoint.find(run) == run / "checkpoints" / "step-00000004"
+    again = new_cli(*options, "--out", run)
     assert again.returncode == 0, again.stderr
     assert "resumed from" in again.stdout
     assert weights(run, 3 * STEPS) == weights(finished, 3 * STEPS)
@@ -152,20 +148,14 @@ def test_killed_in_mid_epoch_it_ends_bit_equal(
 
 def test_asked_to_stop_it_saves_and_goes_on(tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "dist_sketch", *map(str, options), "--out", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    while not (run / "metrics.jsonl").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGUSR2)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == os.EX_TEMPFAIL
-    assert "the same command goes on" in output
+    pid = paused_in_step_5(tmp_path, *options, "--out", run)
+    os.kill(pid, signal.SIGUSR2)
+    (tmp_path / "pause.0.go").touch()
+    assert forks.wait(pid) == os.EX_TEMPFAIL
+    assert "the same command goes on" in (tmp_path / "out").read_text()
     stopped = status(run)
-    assert stopped["state"] == "stopped"
-    assert (run / "checkpoints" / f"step-{stopped['step']:08d}").exists()
+    assert (stopped["state"], stopped["step"]) == ("stopped", 5)
+    assert checkpoint.find(run) == run / "checkpoints" / "step-00000005"
     assert cli(*options, "--out", run).returncode == 0
     assert weights(run, 3 * STEPS) == weights(finished, 3 * STEPS)
 
@@ -276,7 +266,7 @@ def test_damaged_shard_stops_the_run_with_its_key(
 
 def test_a_damaged_validation_sample_has_the_same_budget(tmp_path: Path, cli: Run, shards: Path) -> None:
     damaged = with_a_flipped_bit(shards, tmp_path / "shards", "val-000000.tar")
-    options = ("train", "--data.shards", damaged, *TINY, "--train.epochs", 1)
+    options = ("train", "--data.shards", damaged, *SMALL, "--train.epochs", 1)
     stopped = cli(*options, "--out", tmp_path / "run")
     assert stopped.returncode == 2
     assert "1 val sample(s) are unreadable, 0 are allowed (--data.skip-bad N)" in stopped.stderr
@@ -288,7 +278,7 @@ def test_a_damaged_validation_sample_has_the_same_budget(tmp_path: Path, cli: Ru
     assert len(list((tmp_path / "other" / "samples").iterdir())) == 1
 
 
-def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, shards: Path) -> None:
+def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, cli_ranks: Run, shards: Path) -> None:
     """A rate that blows the weights up: skipped by all ranks, counted, its pairs named, and ended with a way back."""
     run = tmp_path / "run"
     options = (
@@ -301,8 +291,8 @@ def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, shards: Path) ->
         "--checkpoint.interval-steps",
         1,
     )
-    stopped = launch(2, "train", "--data.shards", shards, *TINY, *options, "--out", run)
-    assert stopped.returncode == 1  # the launcher's
+    stopped = cli_ranks(2, "train", "--data.shards", shards, *SMALL, *options, "--out", run)
+    assert stopped.returncode == 2
     (sentence,) = [line for line in stopped.stderr.splitlines() if line.startswith("error")]  # once, not on each rank
     assert "not finite 3 times in a row; last good checkpoint: " in sentence
     good = Path(sentence.split("last good checkpoint: ")[1].split(";")[0])
@@ -317,12 +307,12 @@ def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, shards: Path) ->
     assert status(run)["state"] == "failed"
 
 
-def test_a_rank_without_one_good_pair_goes_on(tmp_path: Path, shards: Path) -> None:
+def test_a_rank_without_one_good_pair_goes_on(tmp_path: Path, cli_ranks: Run, shards: Path) -> None:
     """13 pairs, batch 2 on two ranks: the one whose single pair is damaged takes part with an empty page."""
     damaged = with_a_flipped_bit(shards, tmp_path / "shards", "train-000001.tar")
     options = ("--data.batch-size", 2, "--norm", "none", "--train.epochs", 2, "--data.skip-bad", 2)
     options += ("--data.workers", 1, "--data.no-shuffle")
-    done = launch(2, "train", "--data.shards", damaged, *TINY, *options, "--out", tmp_path / "run")
+    done = cli_ranks(2, "train", "--data.shards", damaged, *SMALL, *options, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     records = [r for r in read_metrics(tmp_path / "run") if r["kind"] == "train"]
     assert records[-1]["skipped/bad"] == 2  # the same pair in either epoch
@@ -333,7 +323,7 @@ def test_accumulating_gives_the_same_run(tmp_path: Path, cli: Run, shards: Path)
     for parts in (1, 2):
         run = tmp_path / str(parts)
         options = ("--norm", "none", "--generator.dropout", 0, "--train.precision", "fp64", "--train.epochs", 1)
-        done = cli("train", "--data.shards", shards, *TINY, *options, "--train.accumulate", parts, "--out", run)
+        done = cli("train", "--data.shards", shards, *SMALL, *options, "--train.accumulate", parts, "--out", run)
         assert done.returncode == 0, done.stderr
         found.append(losses(run))
     assert len(found[0]) == STEPS
@@ -351,20 +341,20 @@ def test_the_papers_preset(tmp_path: Path, cli: Run, shards: Path) -> None:
     assert [r["train_d"] for r in read_metrics(run) if r["kind"] == "lock"] == [True, False]
 
 
-def test_two_ranks_train_stop_at_one_and_agree(tmp_path: Path, shards: Path) -> None:
+def test_two_ranks_train_stop_at_one_and_agree(tmp_path: Path, cli_ranks: Run, shards: Path) -> None:
     run = tmp_path / "run"
-    options = ("train", "--data.shards", shards, *TINY, "--out", run, "--expect-world-size", 2)
+    options = ("train", "--data.shards", shards, *SMALL, "--out", run, "--expect-world-size", 2)
     first = launch(2, *options, "--train.epochs", 1)
     assert first.returncode == 0, first.stderr
     assert losses(run)[-1][0] == STEPS
-    second = launch(2, *options, "--train.epochs", 2)
+    second = cli_ranks(2, *options, "--train.epochs", 2)
     assert second.returncode == 0, second.stderr
     assert "resumed from" in second.stdout
     assert status(run)["step"] == 2 * STEPS
     assert "Warning" not in first.stderr + second.stderr
     newest = run / "checkpoints" / f"step-{2 * STEPS:08d}" / "generator.safetensors"
     assert all(v.size for v in load_file(newest).values())
-    odd = launch(2, *options, "--data.batch-size", 5, "--out", tmp_path / "odd")
+    odd = cli_ranks(2, *options, "--data.batch-size", 5, "--out", tmp_path / "odd")
     assert odd.returncode != 0
     assert "does not divide by 2 ranks; use 6 or 4" in odd.stderr
 
@@ -372,7 +362,7 @@ def test_two_ranks_train_stop_at_one_and_agree(tmp_path: Path, shards: Path) -> 
 def test_a_single_pair_trains_to_the_end(tmp_path: Path, cli: Run) -> None:
     source = write_pairs(tmp_path / "one", 1, 0, size=128)
     assert cli("pack", source, "--out", tmp_path / "shards", "--size", 128).returncode == 0
-    options = ("--data.shards", tmp_path / "shards", *TINY, "--data.batch-size", 1, "--train.epochs", 1)
+    options = ("--data.shards", tmp_path / "shards", *SMALL, "--data.batch-size", 1, "--train.epochs", 1)
     done = cli("train", *options, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert status(tmp_path / "run")["state"] == "finished"

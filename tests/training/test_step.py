@@ -572,12 +572,16 @@ def test_parts_of_a_batch_give_the_update_of_the_whole(ranks: Ranks, d_backward:
     ends = []
     for parts in (1, 2, 4):
         config = settings(
-            norm="instance", data={"batch_size": 4}, train={"accumulate": parts}, loss={"d_backward": d_backward}
+            norm="group",
+            data={"batch_size": 4},
+            train={"accumulate": parts},
+            generator={"width": 8},
+            loss={"d_backward": d_backward},
         )
         step = build(config, ranks, "fp64")
         drawn: list[int] = []
         step.g.register_forward_hook(lambda module, given, page, drawn=drawn: drawn.append(len(page)))
-        measured = [go(step, batch(128, 4, seed=n), d) for n, d in enumerate((BOTH, LOCK_D, LOCK_G))]
+        measured = [go(step, batch(64, 4, seed=n), d) for n, d in enumerate((BOTH, LOCK_D, LOCK_G))]
         ends.append((measured, weights(step.g) + weights(step.d)))
         assert max(drawn) == 4 // parts  # that is what saves memory
         assert step.steps == 3

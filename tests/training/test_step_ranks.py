@@ -53,7 +53,7 @@ def settings(
             train=TrainConfig(accumulate=accumulate),
             optim=OptimConfig(lr_g=2e-4, lr_d=lr_d),
             loss=LossConfig(d_backward=d_backward),  # type: ignore[arg-type]
-            generator=GeneratorConfig(dropout=dropout, ema=ema),
+            generator=GeneratorConfig(width=8, dropout=dropout, ema=ema),
             norm=norm,  # type: ignore[arg-type]
         )
     )
@@ -120,25 +120,25 @@ def without_some(ranks: Ranks, pair: tuple[Tensor, Tensor], lost: set[int]) -> t
 
 def child_invariance(ranks: Ranks) -> Result:
     """The same global batches in float64 through all kinds of locks, and one of them in float32."""
-    step = build(settings("instance", ema=0.9), ranks, "fp64")
+    step = build(settings("group", ema=0.9), ranks, "fp64")
     assert MIXED[0] == BOTH
-    first, gradients = gradients_of_a_step(step, share(ranks, 0, 128, BATCH))
+    first, gradients = gradients_of_a_step(step, share(ranks, 0, 64, BATCH))
     logged, digests = [first], [digest(step)]
     for n, decision in enumerate(MIXED[1:], 1):
-        logged.append(go(step, share(ranks, n, 128, BATCH), decision))
+        logged.append(go(step, share(ranks, n, 64, BATCH), decision))
         digests.append(digest(step) if n % 4 == 0 else "")
     weights = {name: sample(list(net.parameters())) for name, net in step.modules().items()}
     # Pairs 1 to 3 could not be read: of four ranks three have nothing.
-    step = build(settings("instance", ema=0.9), ranks, "fp64")
-    rest, blank = without_some(ranks, share(ranks, 99, 128, BATCH), {1, 2, 3})
+    step = build(settings("group", ema=0.9), ranks, "fp64")
+    rest, blank = without_some(ranks, share(ranks, 99, 64, BATCH), {1, 2, 3})
     lossy = read(step(*rest, BOTH, bad=0, stop=False, blank=blank).reduced)
     after = {name: sample(list(net.parameters())) for name, net in step.modules().items()}
     found = {"logged": logged, "digests": digests, "weights": weights, "gradients": gradients}
     found |= {"lossy": lossy, "after": after, "after digest": digest(step)}
     for name, accumulate in (("plain", 1), ("pair by pair", BATCH // ranks.world_size)):
         # D held still by its learning rate: Adam's first step turns float32's rounding into whole steps
-        single = build(settings("instance", lr_d=1e-12, accumulate=accumulate), ranks, "no")
-        found[name] = gradients_of_a_step(single, share(ranks, 0, 128, BATCH))
+        single = build(settings("group", lr_d=1e-12, accumulate=accumulate), ranks, "no")
+        found[name] = gradients_of_a_step(single, share(ranks, 0, 64, BATCH))
     return found
 
 
@@ -197,8 +197,9 @@ def nan_on_one_rank(ranks: Ranks) -> Result:
     found["moved"] = digest(step, live) != found["start"]
     found["before averaging"] = statistics(step)
     found["broadcast_buffers"] = [ddp.broadcast_buffers for ddp in (step.ddp_g, step.ddp_d)]
-    step.average_buffers()
-    found["after averaging"] = statistics(step)
+    with step.averaged():
+        found["after averaging"] = statistics(step)
+    found["given back"] = bool((statistics(step) == found["before averaging"]).all())
     return found
 
 
@@ -334,6 +335,7 @@ def test_a_nan_does_not_stay_in_the_running_statistics(steps: list[Result]) -> N
     for rank in steps:
         assert all(finite for _, _, finite in rank["nan"]["skipped"])
         assert rank["nan"]["after averaging"].isfinite().all()
+        assert rank["nan"]["given back"]
 
 
 def test_running_statistics_are_each_rank_s_own_until_they_are_averaged(steps: list[Result]) -> None:
@@ -348,7 +350,8 @@ def test_running_statistics_are_each_rank_s_own_until_they_are_averaged(steps: l
 def test_synchronized_batch_norm_takes_the_place_of_the_plain_one(
     alone: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = cfg.validate(Config(data=DataConfig(batch_size=BATCH), train=TrainConfig(sync_batchnorm=True)))
+    small, synchronized = GeneratorConfig(width=8), TrainConfig(sync_batchnorm=True)
+    config = cfg.validate(Config(data=DataConfig(batch_size=BATCH), train=synchronized, generator=small))
 
     def norms(step: Step) -> set[type[nn.Module]]:
         return {type(m) for net in step.modules().values() for m in net.modules() if "BatchNorm" in type(m).__name__}

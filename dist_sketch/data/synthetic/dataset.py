@@ -1,6 +1,6 @@
 """Procedural portraits: pairs of a rough line drawing and the same face finished in pencil.
 
-One way through: `person` -> `portrait` (layers) -> `render_line`, `render_sketch`.
+The steps: `person` -> `portrait` (layers) -> `render_line`, `render_sketch`.
 """
 
 import io
@@ -23,10 +23,10 @@ from dist_sketch.data.synthetic.portrait import portrait
 
 
 def _canvas(size: int) -> int:
-    return size * 2 if size <= 512 else size  # small pictures are drawn twice as large and reduced
+    return size * 2 if size <= 512 else size  # small images are drawn at twice their size and reduced
 
 
-def _cover(layers: list[Layer], n: int) -> NDArray[np.uint8]:
+def _front_layer(layers: list[Layer], n: int) -> NDArray[np.uint8]:
     """The number of the front layer at each pixel (n, n)."""
     image = Image.new("L", (n, n), 0)
     for i, layer in enumerate(layers):
@@ -36,7 +36,7 @@ def _cover(layers: list[Layer], n: int) -> NDArray[np.uint8]:
 
 
 def _strokes(layers: list[Layer], line: bool) -> dict[float, tuple[Array, Array, Array, Array]]:
-    """Of one side, by the pencil's width: curves (k, N, 2), press (k, N), layer (k), inside (k)."""
+    """Strokes of the line drawing or the sketch, by width: curves (k, N, 2), press (k, N), layer (k), inside (k)."""
     groups: dict[float, list[tuple[Array, Array, Array, Array]]] = {}
     for i, layer in enumerate(layers):
         for m in (m for m in layer.marks if m.line == line):
@@ -46,10 +46,10 @@ def _strokes(layers: list[Layer], line: bool) -> dict[float, tuple[Array, Array,
 
 
 def _deposit(
-    cover: NDArray[np.uint8], radius: float, curves: Array, press: Array, level: Array, inside: Array
+    front: NDArray[np.uint8], radius: float, curves: Array, press: Array, layer: Array, inside: Array
 ) -> Array:
-    """Graphite (n, n) of strokes: dots a pixel apart, spread to `radius` px, none where another layer lies in front."""
-    n = len(cover)
+    """Graphite (n, n) of strokes: dots a pixel apart, blurred to `radius` px, where no other layer is in front."""
+    n = len(front)
     a, b = (c.reshape(-1, 2) * n for c in (curves[:, :-1], curves[:, 1:]))
     length = np.hypot(*(b - a).T)
     count = np.ceil(length).astype(int)
@@ -59,10 +59,9 @@ def _deposit(
     ok = (x >= 0) & (y >= 0) & (x < n - 1) & (y < n - 1)
     x, y, which = x[ok], y[ok], which[ok]
     xi, yi, row = x.astype(int), y.astype(int), which // (N - 1)
-    top = cover[yi, xi]
-    ink = (press[:, :-1].ravel() * length / np.maximum(count, 1))[which] * np.where(
-        inside[row], top == level[row], top <= level[row]
-    )
+    top = front[yi, xi]
+    visible = np.where(inside[row], top == layer[row], top <= layer[row])
+    ink = (press[:, :-1].ravel() * length / np.maximum(count, 1))[which] * visible
     x, y, at = x - xi, y - yi, yi * n + xi
     corners = ((0, (1 - x) * (1 - y)), (1, x * (1 - y)), (n, (1 - x) * y), (n + 1, x * y))
     dots = np.bincount(
@@ -72,46 +71,42 @@ def _deposit(
 
 
 def render_line(layers: list[Layer], size: int, rng: Generator) -> Image.Image:
-    """The rough side: wobbling strokes that overshoot, break off and are sometimes drawn twice, on white."""
+    """Draws the line drawing: wobbling strokes on white that overshoot, have gaps and are sometimes doubled."""
     curves, press, *where = _strokes(layers, True)[1.0]
     again = np.concatenate([np.arange(len(curves)), np.flatnonzero(rng.random(len(curves)) < 0.15)])
-    curves, level, inside, k = curves[again], where[0][again], where[1][again], len(again)
+    curves, layer, inside, k = curves[again], where[0][again], where[1][again], len(again)
     length = np.hypot(*np.diff(curves, axis=1).T).sum(0)[:, None, None]
-    wave = np.sin(np.array([3, 6, 12])[:, None, None] * S + rng.uniform(0, 6.3, (k, 3, 2, 1))) * rng.normal(
-        0, 1, (k, 3, 2, 1)
-    )
+    phase, amplitude = rng.uniform(0, 6.3, (k, 3, 2, 1)), rng.normal(0, 1, (k, 3, 2, 1))
+    wave = np.sin(np.array([3, 6, 12])[:, None, None] * S + phase) * amplitude
     curves = curves + wave.sum(1).transpose(0, 2, 1) * np.minimum(0.0022, 0.02 * length)
     curves[:, [0, -1]] += (curves[:, [0, -1]] - curves[:, [2, -3]]) * rng.uniform(-0.3, 0.6, (k, 2, 1))
     gap = rng.uniform(0.2, 0.8, (k, 1)) + 9 * (rng.random((k, 1)) > 0.3)
     press, n = rng.uniform(0.75, 1.0, (k, 1)) * (np.abs(S - gap) > 0.04), _canvas(size)
-    ink = _deposit(_cover(layers, n), max(0.0021 * n, 0.8), curves, press, level, inside)
+    ink = _deposit(_front_layer(layers, n), max(0.0021 * n, 0.8), curves, press, layer, inside)
     return _finish(255 - 225 * np.clip(1.15 - 1.15 * np.exp(-2.2 * np.maximum(ink - 0.12, 0)), 0, 1), size)
 
 
-def _tones(layers: list[Layer], cover: NDArray[np.uint8]) -> Array:
-    """How dark the form is at each pixel (n, n), before any stroke. Light comes from the upper left."""
-    n, g, under = len(cover), 128, 0
-    tone, grid = np.array([layer.tone for layer in layers])[cover], (np.arange(g) + 0.5) / g
+def _tones(layers: list[Layer], front: NDArray[np.uint8]) -> Array:
+    """Darkness of surfaces and shadows at each pixel (n, n), without strokes. Light comes from the upper left."""
+    n, g, under = len(front), 128, 0
+    tone, grid = np.array([layer.tone for layer in layers])[front], (np.arange(g) + 0.5) / g
     for i, layer in enumerate(layers):
         field = np.zeros((g, g))
         for x, y, a, b, v in layer.shades:
             field += v * np.exp(-(((grid - x) / a) ** 2)) * np.exp(-(((grid - y) / b) ** 2))[:, None]
-        if layer.form:  # what the shape, blurred and shifted towards the light, no longer covers
-            mask = np.pad(_cover([Layer(None), layer], g), 16, "edge").astype(np.float32)
-            field += (
-                layer.form
-                * 2
-                * np.maximum(0, 0.62 - np.roll(gaussian_filter(mask, 6), (-1, -6), (0, 1)))[16:-16, 16:-16]
-            )
-        under = i if layer.form else under  # nose and beard shade the head
+        if layer.form:  # shade where the shape, blurred and shifted towards the light, does not cover
+            mask = np.pad(_front_layer([Layer(None), layer], g), 16, "edge").astype(np.float32)
+            lit = np.roll(gaussian_filter(mask, 6), (-1, -6), (0, 1))[16:-16, 16:-16]
+            field += layer.form * 2 * np.maximum(0, 0.62 - lit)
+        under = i if layer.form else under  # layers without a shape (nose, beard) shade the head
         if field.any():
             wide = Image.fromarray(field.astype(np.float32)).resize((n, n), Image.Resampling.BILINEAR)
-            tone += np.asarray(wide) * (cover == (i if layer.shape is not None else under))
+            tone += np.asarray(wide) * (front == (i if layer.shape is not None else under))
     return tone
 
 
 def _hatch(tone: Array, angle: float, above: float, rng: Generator) -> tuple[Array, Array]:
-    """Short parallel strokes wherever `tone` exceeds `above`: curves (k, N, 2), press (k, N)."""
+    """Short parallel strokes where `tone` exceeds `above`: curves (k, N, 2), press (k, N)."""
     u, v = (g.ravel() for g in np.meshgrid(np.arange(-0.75, 0.75, 0.0105), np.arange(-0.75, 0.75, 0.045)))
     u, v = u + rng.normal(0, 0.002, u.size), v + rng.uniform(-0.02, 0.02, u.size)
     reach = rng.uniform(0.03, 0.08, u.size)[:, None] * (S - 0.5)
@@ -124,21 +119,21 @@ def _hatch(tone: Array, angle: float, above: float, rng: Generator) -> tuple[Arr
 
 
 def render_sketch(layers: list[Layer], size: int, paper: float, rng: Generator) -> Image.Image:
-    """The finished side: soft tone, hatching and cross-hatching, strokes; the paper's tooth breaks all of it up."""
+    """Draws the sketch: soft tones, hatching, cross-hatching and strokes, all broken up by the paper's grain."""
     n = _canvas(size)
-    cover, unit = _cover(layers, n), n / 512
-    tone = _tones(layers, cover)
+    front, unit = _front_layer(layers, n), n / 512
+    tone = _tones(layers, front)
     hatching = [_hatch(tone, angle, above, rng) for angle, above in ((-0.9, 0.1), (-0.65, 0.3), (0.75, 0.42))]
     curves, press = (np.concatenate(x) for x in zip(*hatching, strict=True))
     anywhere = np.full(len(curves), 255), np.zeros(len(curves))
-    graphite = 0.3 * tone + _deposit(cover, 0.8 * unit, curves, press, *anywhere)
+    graphite = 0.3 * tone + _deposit(front, 0.8 * unit, curves, press, *anywhere)
     for width, (curves, press, *where) in _strokes(layers, False).items():
         curves = curves + rng.normal(0, 0.0012, (len(curves), 1, 2))
-        graphite += _deposit(cover, max(0.85 * width * unit, 0.5), curves, press, *where)
+        graphite += _deposit(front, max(0.85 * width * unit, 0.5), curves, press, *where)
     noise = gaussian_filter(rng.standard_normal((512, 512), np.float32), 0.7)
-    tooth = np.asarray(Image.fromarray(noise / noise.std()).resize((n, n), Image.Resampling.BICUBIC))
-    dark = 1 - np.exp(-1.25 * graphite * np.clip(1 + 0.36 * tooth, 0.35, 2))
-    return _finish(255 * (paper + 0.006 * tooth) * (1 - 0.86 * dark), size)
+    grain = np.asarray(Image.fromarray(noise / noise.std()).resize((n, n), Image.Resampling.BICUBIC))
+    dark = 1 - np.exp(-1.25 * graphite * np.clip(1 + 0.36 * grain, 0.35, 2))
+    return _finish(255 * (paper + 0.006 * grain) * (1 - 0.86 * dark), size)
 
 
 def _finish(page: Array, size: int) -> Image.Image:
@@ -147,7 +142,7 @@ def _finish(page: Array, size: int) -> Image.Image:
 
 
 def draw(seed: int, index: int, size: int) -> tuple[Image.Image, Image.Image]:
-    """The pair (line, sketch) number `index` of `seed`: gray, `size` x `size` pixels; a pure function."""
+    """Pair number `index` of `seed` as (line, sketch), gray, `size` x `size` pixels; a pure function."""
     a, b, c, d = (np.random.default_rng(s) for s in np.random.SeedSequence([seed, index]).spawn(4))
     face = person(a)
     layers = portrait(face, b)
@@ -159,10 +154,10 @@ def write(
 ) -> None:
     """Writes RGB JPEGs ROOT/{train,val}_{line,sketch}/N.jpg: N = 1 to `count`, then `val` more for validation.
 
-    The same arguments give the same bytes, for any number of `workers` (processes; None: one a CPU).
+    The bytes do not depend on the number of `workers` (processes; None: one for each CPU).
 
     Raises:
-        UserError: a value out of its range; ROOT is a file, or cannot be written, or holds files of another call.
+        UserError: a value is out of range; ROOT is a file, cannot be written, or holds files of another call.
     """
     for name, value, low in (("count", count, 1), ("val", val, 0), ("seed", seed, 0), ("workers", workers, 1)):
         if value is not None and value < low:
@@ -170,13 +165,12 @@ def write(
     if not 64 <= size <= 2048:
         raise UserError(f"synth --size {size}: must be 64 to 2048 pixels")
     if root.exists() and not root.is_dir():
-        raise UserError(f"{root}: is a file; name a folder (it is made if it does not exist)")
-    jobs = [(root, "train" if n <= count else "val", n) for n in range(1, count + val + 1)]
-    wanted = {_path(*job, side) for job in jobs for side in ("line", "sketch")}
-    folders = (root / f"{split}_{side}" for split in ("train", "val") for side in ("line", "sketch"))
-    others = sorted(
-        p for f in folders if f.is_dir() for p in f.iterdir() if p not in wanted and not p.name.startswith(".")
-    )
+        raise UserError(f"{root}: is a file; name a folder (it is created if it does not exist)")
+    folders = {split: [root / f"{split}_{side}" for side in ("line", "sketch")] for split in ("train", "val")}
+    jobs = [(n, folders["train" if n <= count else "val"]) for n in range(1, count + val + 1)]
+    wanted = {folder / f"{n}.jpg" for n, pair in jobs for folder in pair}
+    present = [p for pair in folders.values() for folder in pair if folder.is_dir() for p in folder.iterdir()]
+    others = sorted(p for p in present if p not in wanted and not p.name.startswith("."))
     if others:
         what = f"already holds {len(others)} files that this call would not write, such as {others[0]}"
         raise UserError(f"{root}: {what}; name another folder, or delete this one first")
@@ -186,12 +180,9 @@ def write(
             pass
 
 
-def _path(root: Path, split: str, number: int, side: str) -> Path:
-    return root / f"{split}_{side}" / f"{number}.jpg"
-
-
-def _write_pair(job: tuple[Path, str, int], *, seed: int, size: int) -> None:
-    for side, image in zip(("line", "sketch"), draw(seed, job[2], size), strict=True):
+def _write_pair(job: tuple[int, list[Path]], *, seed: int, size: int) -> None:
+    number, folders = job
+    for folder, image in zip(folders, draw(seed, number, size), strict=True):
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "JPEG", quality=95)
-        write_atomic(_path(*job, side), buffer.getvalue())
+        write_atomic(folder / f"{number}.jpg", buffer.getvalue())

@@ -1,6 +1,6 @@
-"""One person as parameters, and the curves and pencil strokes that a portrait is made of.
+"""A person as parameters, and the curves and pencil strokes that a portrait is made of.
 
-Curves live in the head's units: the eyes are at y = 0 (y goes down), the cheeks at x = -1 and 1, the chin is near y =
+Curves use the head's units: the eyes are at y = 0 (y grows downwards), the cheeks at x = -1 and 1, the chin near y =
 1.45.
 """
 
@@ -13,39 +13,21 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-
-
-N = 32  # vertices a curve; a bundle of k curves is (k, N, 2)
-
-
+N = 32  # vertices of a curve; a bundle of k curves is (k, N, 2)
 S: Array = np.linspace(0, 1, N)
-
-
 SIDES = (-1, 1)
 
-
-# How often each kind is drawn: (name, weight for men, weight for women)
-Kinds = tuple[tuple[str, int, int], ...]
-
-
+Kinds = tuple[tuple[str, int, int], ...]  # (name, weight for men, weight for women)
 HAIR: Kinds = (("bald", 3, 0), ("buzz", 3, 0), ("crop", 5, 1), ("swept", 5, 1), ("curly", 3, 3), ("parted", 5, 2))
-
-
 HAIR += (("fringe", 1, 4), ("bob", 0, 5), ("long", 1, 5), ("wavy", 1, 5), ("bun", 0, 4))
-
-
 BEARD = (("none", 9, 1), ("stubble", 4, 0), ("full", 4, 0), ("goatee", 2, 0), ("moustache", 2, 0))
-
-
 COLLAR = (("crew", 4, 3), ("v", 3, 3), ("shirt", 4, 2), ("suit", 3, 1), ("turtle", 2, 2), ("scoop", 0, 3))
-
-
 GLASSES = (("none", 5, 5), ("round", 1, 1), ("square", 1, 1))
 
 
 @dataclass(frozen=True)
 class Face:
-    """A person in a pose. Ranges: (low, high, what is added for men); kinds: their tables."""
+    """A person in a pose. Each number is annotated with (low, high, addition for men), each kind with its table."""
 
     tilt: Annotated[float, -0.15, 0.15, 0]
     turn: Annotated[float, -0.42, 0.42, 0]
@@ -85,24 +67,24 @@ class Face:
 
     @property
     def laughs(self) -> bool:
-        """Shows the teeth."""
+        """Whether the teeth show."""
         return self.joy > 0.78
 
     def skin(self, points: ArrayLike, depth: float = 1.0) -> Array:
-        """Turns and nods points of the face, which lie on a cylinder; the nose stands out: its `depth` is above 1."""
+        """Turns and nods points of the face, which lie on a cylinder; the nose is in front of it: `depth` above 1."""
         p, r = np.asarray(points, float), 1.08 * depth
         angle = np.arcsin(np.clip(p[..., 0] / r, -1, 1)) + self.turn
         return np.stack([r * np.sin(angle), p[..., 1] + self.nod * (3 * depth - 2)], -1)
 
     def edge(self, points: ArrayLike) -> Array:
-        """Turns points of the outline: the chin goes with the face, the back of the head against it."""
+        """Turns points of the outline: the chin moves with the face, the back of the head in the other direction."""
         p = np.asarray(points, float)
         shift = np.interp(p[..., 1], [-1.5, 0, 0.8, 1.5, 2.2], [-0.15, 0.12, 0.6, 0.85, 0.2])
         return np.stack([p[..., 0] + self.turn * shift, p[..., 1] + self.nod / 2], -1)
 
 
 def person(rng: Generator) -> Face:
-    """Draws one person; beard, jaw, neck and hair go together loosely, as they do in people."""
+    """Draws a random person; beard, jaw, neck and hair are loosely correlated, as they are in people."""
     male = bool(rng.random() < 0.5)
     values: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(Face, include_extras=True).items():
@@ -132,36 +114,36 @@ def shift(curve: ArrayLike, x: float, y: float) -> Array:
 
 
 def twins(points: ArrayLike) -> list[Array]:
-    """The splines through points of the right side: left and right."""
+    """Two splines, left and right, through points that are given for the right side."""
     return [spline(np.asarray(points, float) * (side, 1)) for side in SIDES]
 
 
 def mirror(half: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """A symmetric row of points, from its right half; the first is the middle."""
+    """A symmetric row of points from its right half, which begins in the middle."""
     return [(-x, y) for x, y in half[:0:-1]] + half
 
 
 def cut(curve: Array, start: ArrayLike, end: ArrayLike) -> Array:
-    """The stretches of a curve (n, 2) between the shares `start` and `end` (k) of it: (k, N, 2)."""
+    """Pieces of a curve (n, 2), from the shares `start` to `end` (k) of its length: (k, N, 2)."""
     a, b = np.atleast_1d(start)[:, None], np.atleast_1d(end)[:, None]
     at, index = (a + (b - a) * S) * (len(curve) - 1), np.arange(len(curve))
     return np.stack([np.interp(at, index, curve[:, 0]), np.interp(at, index, curve[:, 1])], -1)
 
 
 def pieces(curve: Array, k: int) -> Array:
-    """A long curve as k strokes that overlap a little, as a hand draws it."""
+    """A long curve as k strokes that overlap a little, as in a drawing by hand."""
     ends = np.linspace(0, 1, k + 1)
     return cut(curve, ends[:-1] - 0.12 / k, ends[1:] + 0.12 / k)
 
 
 def across(start: ArrayLike, end: ArrayLike, k: int, lift: ArrayLike = (0, 0)) -> Array:
-    """k curves that lead from the spline `start` to the spline `end`, each bent by `lift`."""
+    """k curves from the spline `start` to the spline `end`, each bent by `lift`."""
     a, b, s = spline(start, k)[:, None], spline(end, k)[:, None], S[:, None]
     return a + (b - a) * s + 4 * s * (1 - s) * np.asarray(lift, float)
 
 
 def along(a: Array, b: Array, k: int, rng: Generator, wave: float) -> Array:
-    """k curves beside `a` and `b`, from one to the other; towards their tips they gather in locks and swing."""
+    """k curves between the curves `a` and `b`; towards their tips they gather in locks and swing."""
     t = np.linspace(0, 1, k)[:, None]
     t = t + ((np.floor(t * 9) + 0.5) / 9 - t) * 0.6 * S * (t > 0) * (t < 1)
     swing = np.sin(14 * S + 3 * t + rng.uniform(0, 6) + rng.normal(0, 0.25, (k, 1))) * S * wave
@@ -170,7 +152,7 @@ def along(a: Array, b: Array, k: int, rng: Generator, wave: float) -> Array:
 
 
 def sprout(strands: Array, k: int, length: float, rng: Generator, low: float = 0.0, high: float = 1.0) -> Array:
-    """k short hairs that lie along strands taken at random, all `length` (a share of a strand)."""
+    """k short hairs along randomly chosen strands; `length` is a share of a strand's length."""
     at = rng.uniform(low, high - length, k)
     row, at = rng.integers(0, len(strands), (k, 1)), (at[:, None] + length * S) * (N - 1)
     i = np.minimum(at.astype(int), N - 2)
@@ -178,49 +160,48 @@ def sprout(strands: Array, k: int, length: float, rng: Generator, low: float = 0
 
 
 def disc(x: float, y: float, rx: float, ry: float, turns: float = 1.0, inner: float = 1.0) -> Array:
-    """A circle, or a spiral that ends at `inner` of its radius."""
+    """An ellipse, or a spiral that ends at the share `inner` of its radius."""
     a, r = S * turns * 2 * np.pi, 1 + (inner - 1) * S
     return np.stack([x + rx * r * np.cos(a), y + ry * r * np.sin(a)], -1)
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Strokes of one side: curves (k, N, 2), pressure along them (k, N), the pencil's width."""
+    """Strokes of the line drawing or of the sketch: curves (k, N, 2), pressure (k, N), the pencil's width."""
 
     curves: Array
     press: Array
     width: float = 1.0
     line: bool = False
-    inside: bool = False  # not drawn outside the layer's own shape
+    inside: bool = False  # drawn only inside the layer's own shape
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one thing adds: its shape hides what lies behind; it has a tone, shade at the edge away from the light, and
-    blobs of shade (x, y, rx, ry, strength)."""
+    """One part of the portrait. Its shape hides what is behind it; `form` is shade at the edge away from the light,
+    `shades` are blobs (x, y, rx, ry, strength)."""
 
     shape: Array | None
     marks: tuple[Marks, ...] = ()
     tone: float = 0.0
     form: float = 0.0
     shades: tuple[tuple[float, ...], ...] = ()
-    body: bool = False  # does not tilt with the head
+    body: bool = False  # belongs to the body, which does not tilt with the head
 
 
 def pencil(*curves: Array, press: float = 0.8, width: float = 1.0, inside: bool = False) -> Marks:
-    """Strokes of the finished side, pressed less at both ends."""
+    """Strokes of the sketch, with less pressure at both ends."""
     stack = np.concatenate([c.reshape(-1, N, 2) for c in curves])
-    return Marks(
-        stack, np.tile(press * (0.35 + 0.65 * np.sin(np.pi * S) ** 0.5), (len(stack), 1)), width, False, inside
-    )
+    pressure = np.tile(press * (0.35 + 0.65 * np.sin(np.pi * S) ** 0.5), (len(stack), 1))
+    return Marks(stack, pressure, width, inside=inside)
 
 
 def rough(*curves: Array, inside: bool = False) -> Marks:
-    """Strokes of the line side."""
+    """Strokes of the line drawing."""
     stack = np.concatenate([c.reshape(-1, N, 2) for c in curves])
-    return Marks(stack, np.ones(stack.shape[:2]), 1.0, True, inside)
+    return Marks(stack, np.ones(stack.shape[:2]), line=True, inside=inside)
 
 
 def both(*curves: Array, press: float = 0.8, width: float = 1.0) -> tuple[Marks, Marks]:
-    """The same strokes on both sides."""
+    """The same strokes in the sketch and in the line drawing."""
     return pencil(*curves, press=press, width=width), rough(*curves)

@@ -1,4 +1,4 @@
-"""A portrait as layers of strokes, back to front: head, features, clothes, hair."""
+"""Builds a portrait as layers of strokes, back to front: head, features, clothes, hair."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +32,7 @@ from dist_sketch.data.synthetic.person import (
 
 
 def head(face: Face) -> Layer:
-    """Skull, cheeks, jaw and chin, with the shade that gives them form (the light comes from the upper left)."""
+    """Skull, cheeks, jaw and chin, with their shading (the light comes from the upper left)."""
     f, low = face, face.length
     half = [(0.0, low), (f.chin * 0.7, low - 0.03), (f.chin + 0.22, low - 0.2), (f.jaw, 0.92), (f.cheek * 0.95, 0.5)]
     half += [(f.cheek, 0.15), (0.95, -0.4), (0.82, -0.92), (0.5, -1.25), (0.0, -1.36)]
@@ -53,7 +53,7 @@ def head(face: Face) -> Layer:
 
 
 def ear(face: Face, side: int) -> Layer:
-    """One ear; the near one slides over the cheek when the head turns."""
+    """One ear; the near one moves over the cheek when the head turns."""
     x0 = side * (0.97 - 0.3 * max(0.0, -side * face.turn)) + 0.12 * face.turn
     rim = [(-0.03, 0.14), (0.05, -0.03), (0.17, -0.04), (0.21, 0.14), (0.15, 0.4), (0.07, 0.56), (-0.02, 0.54)]
     inner = [(0.02, 0.1), (0.1, 0.04), (0.14, 0.14), (0.08, 0.3), (0.03, 0.32)]
@@ -62,7 +62,7 @@ def ear(face: Face, side: int) -> Layer:
 
 
 def eye(face: Face, side: int, rng: Generator) -> Iterator[Layer]:
-    """Lids, lashes, iris and the light in it; the brow as short hairs that lean outwards."""
+    """Lids, lashes, iris and its highlight; the brow as short hairs that lean outwards."""
     w, h = face.eye, 0.115 * face.lids * (0.82 if face.laughs else 1.0)
 
     def at(points: ArrayLike, lift: float = 0.0) -> Array:
@@ -123,7 +123,7 @@ def nose(face: Face) -> Layer:
 
 
 def mouth(face: Face) -> Layer:
-    """Lips; in a laugh, teeth between them."""
+    """Lips, and teeth between them when the face laughs."""
     y, w, lip, open_ = face.nose + 0.34, face.mouth * (1 + 0.15 * face.laughs), 0.11 * face.lips, 0.14 * face.laughs
     end = (1.0, -face.smile - 0.05 * face.laughs)
 
@@ -153,7 +153,7 @@ def mouth(face: Face) -> Layer:
 
 
 def beard(face: Face, rng: Generator) -> Layer:
-    """Short hairs that grow down, from the cheeks and from under the nose."""
+    """Short hairs that grow downwards from the cheeks and below the nose."""
     f, y, w, short = face, face.nose + 0.34, face.mouth + 0.12, face.beard == "stubble"
     low = [(0, f.length + 0.03), (f.chin + 0.2, f.length - 0.16), (f.jaw + 0.02, 0.9), (f.jaw + 0.1, 0.3)]
     jaw = f.edge(mirror(low))
@@ -172,7 +172,7 @@ def beard(face: Face, rng: Generator) -> Layer:
 
 
 def glasses(face: Face) -> Layer:
-    """Two rims, a bridge, and the near temple."""
+    """Two rims, a bridge, and the temple on the near side."""
     power, w, h = (1.0, 0.33, 0.3) if face.glasses == "round" else (0.5, 0.36, 0.25)
     c, s = np.cos(2 * np.pi * S + 0.4), np.sin(2 * np.pi * S + 0.4)
     rim = np.stack([w * np.sign(c) * abs(c) ** power, h * np.sign(s) * abs(s) ** power + 0.04], -1)
@@ -184,7 +184,7 @@ def glasses(face: Face) -> Layer:
 
 
 def body(face: Face, rng: Generator) -> Iterator[Layer]:
-    """Neck, shoulders and what is worn."""
+    """Neck, shoulders and clothes."""
     w, base, x, kind = face.neck, face.length + 0.34, 0.35 * face.turn, face.collar
     neck = [(1.5 * x, 0.7, 1.0), (1.3 * x, face.length, 0.95), (x * 0.6, base - 0.08, 1.0)]
     throats = [[(s * w * b + a, y) for a, y, b in neck] for s in SIDES]
@@ -235,11 +235,11 @@ def body(face: Face, rng: Generator) -> Iterator[Layer]:
 def tress(
     face: Face, strands: Array, rng: Generator, edges: tuple[Array, ...] = (), lines: int = 12, gloss: float = 0.85
 ) -> Layer:
-    """A mass of hair: strands that cover its shape, with a band of gloss across them."""
+    """A mass of hair: strands that fill its shape, with a band of gloss across them."""
     k = len(strands)
     at, lock = 0.38 + 0.06 * rng.standard_normal((k, 1)), np.linspace(0, 9, k)[:, None] % 1
     press = face.dark * rng.uniform(0.2, 1.0, (k, 1)) * (1 - gloss * np.exp(-(((S - at) / 0.17) ** 2)))
-    press = press * (0.3 + 2.8 * (lock - 0.5) ** 2)  # locks are dark at their borders
+    press = press * (0.3 + 2.8 * (lock - 0.5) ** 2)  # locks are darker at their borders
     few = np.linspace(2, k - 3, lines).astype(int)
     ends = zip(few, rng.uniform(0, 0.4, lines), rng.uniform(0.6, 1, lines), strict=True)
     drawn = [cut(strands[i], a, b) for i, a, b in ends]
@@ -249,19 +249,19 @@ def tress(
 
 
 def crown(face: Face, v: float, low: float = 0.15) -> Array:
-    """The outer edge of the hair, `v` outside the skull, from the left ear over the top to the right."""
+    """The outer edge of the hair, `v` above the skull, from the left ear over the top to the right one."""
     half = [(0.0, -1.37 - v), (0.52, -1.26 - v), (0.86 + v * 0.7, -0.93 - v * 0.7), (1.0 + v, -0.45)]
     half += [(0.99 + v * 0.6, low - 0.3)]
     return face.edge(spline(mirror(half), 64))
 
 
 def hairline(face: Face, low: float = 0.15) -> Array:
-    """Where hair begins: from the left sideburn over the forehead to the right one."""
+    """Where the hair begins: from the left sideburn over the forehead to the right one."""
     half = [(0, -0.93), (0.45, -0.93 + 0.1 * face.part), (0.72, -0.72), (0.8, -0.42), (0.9, -0.2), (0.95, low)]
     return face.skin(spline(mirror(half), 64))
 
 
-def behind(face: Face, rng: Generator) -> Iterator[Layer]:
+def hair_behind(face: Face, rng: Generator) -> Iterator[Layer]:
     """The hair at the back of the head: hanging down, or tied up."""
     if face.hair in ("bob", "long", "wavy", "fringe"):
         v, end = 1.0 + face.volume, _drop(face) * 0.97
@@ -277,7 +277,7 @@ def _drop(face: Face) -> float:
     return {"bob": 1.2, "fringe": 1.4 + 0.7 * (face.part > 0)}.get(face.hair, 2.6)
 
 
-def before(face: Face, rng: Generator) -> Iterator[Layer]:
+def hair_in_front(face: Face, rng: Generator) -> Iterator[Layer]:
     """The hair on top of the head and beside the face."""
     style, grow = face.hair, {"buzz": 0.15, "swept": 1.8, "bun": 0.3, "curly": 2.4}
     v = face.volume * grow.get(style, 1.0)
@@ -288,7 +288,7 @@ def before(face: Face, rng: Generator) -> Iterator[Layer]:
         bumps *= rng.uniform(0.4, 1.2, 64) * np.sin(np.pi * np.linspace(0, 1, 64)) ** 0.3
         top = top + shift(top, 0, 0.3) * bumps[:, None]
         lean = np.array([0.45 * np.sign(face.part), -0.1]) * (style in ("crop", "swept"))
-        lean = lean * np.sin(np.pi * np.linspace(0, 1, 210))[:, None, None] ** 2  # none at the sideburns
+        lean = lean * np.sin(np.pi * np.linspace(0, 1, 210))[:, None, None] ** 2  # the sideburns do not lean
         strands = across(line, top, 210, lean) + rng.normal(0, 0.012, (210, 1, 2)) * (style != "buzz")
         hair = tress(face, strands, rng, (*pieces(top, 6), *pieces(line, 5)), 18)
         if style == "buzz":
@@ -329,14 +329,14 @@ def before(face: Face, rng: Generator) -> Iterator[Layer]:
 
 
 def portrait(face: Face, rng: Generator) -> list[Layer]:
-    """All layers, back to front, in page coordinates (0 to 1, y down)."""
+    """All layers, back to front, in page coordinates (0 to 1, y grows downwards)."""
     far = 1 if face.turn > 0 else -1
-    layers = [Layer(None), *behind(face, rng), *body(face, rng)]
+    layers = [Layer(None), *hair_behind(face, rng), *body(face, rng)]
     layers += [ear(face, far)] if abs(face.turn) < 0.2 else []
     layers += [head(face), ear(face, -far), nose(face), *eye(face, -1, rng), *eye(face, 1, rng)]
     layers += [beard(face, rng)] if face.beard != "none" else []
     layers += [mouth(face)] + ([glasses(face)] if face.glasses != "none" else [])
-    return [_placed(face, layer) for layer in (*layers, *before(face, rng))]
+    return [_placed(face, layer) for layer in (*layers, *hair_in_front(face, rng))]
 
 
 def _placed(face: Face, layer: Layer) -> Layer:

@@ -8,10 +8,9 @@ from typing import Any
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_atomic
 from dist_sketch.reports.compare import plot, tables
-from dist_sketch.reports.compare.csv_files import csv_files
 from dist_sketch.reports.compare.results import Result, read_all
 from dist_sketch.reports.compare.runs import cost_table, learning_table, summarize
-from dist_sketch.reports.compare.scores import Group, comparable, groups
+from dist_sketch.reports.compare.scores import RULE, Group, comparable, groups
 from dist_sketch.reports.compare.tables import Cell, PageTable
 from dist_sketch.reports.page import OPTIMISTIC, VARIANT_FOLDERS, conjoin, embed, find_picture, render
 
@@ -56,9 +55,8 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
     results = read_all(paths)
     seed_groups = groups(results)
     runs = _runs(results, seed_groups)
-    curves = [curve for curve, _ in runs]
-    summaries = [summarize(curve.name, result) for curve, result in runs]
-    files = csv_files(results, seed_groups, summaries)
+    summaries = [summarize(run.name, run.result) for run in runs]
+    files = tables.csv_files(results, seed_groups, summaries)
     others = [f"{len(seed_groups) - 4} more"] * (len(seed_groups) > 4)
     said = verdicts(results, seed_groups)
     config = tables.settings_table(seed_groups)
@@ -77,12 +75,13 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
         **content,
         groups=seed_groups,
         results=results,
-        plots=[plot.draw(curves, width) for width in (10.0, 5.0)],
-        legend=_legend(curves, seed_groups),
-        unlocked=[c.name for c in curves if c.records and not plot.strips([c])],
+        plots=[plot.draw(runs, width) for width in (10.0, 5.0)],
+        runs=[run for run in runs if run.result.records],
+        look=plot.look,
+        unlocked=[run.name for run in runs if run.result.records and not plot.strips([run])],
         faces=faces(seed_groups),
         samples=samples(seed_groups),
-        rule=tables.RULE,
+        rule=RULE,
         losses_differ=any(row[0].text.startswith("loss.") for row in config.rows),
         files=[page.with_suffix(".md").name, *(f"{page.stem}-{name}.csv" for name in files)],
     )
@@ -116,8 +115,8 @@ def verdicts(results: list[Result], seed_groups: list[Group]) -> list[tuple[str,
     return said
 
 
-def _runs(results: list[Result], seed_groups: list[Group]) -> list[tuple[plot.RunCurve, Result]]:
-    """Each run once, with the names of all its results."""
+def _runs(results: list[Result], seed_groups: list[Group]) -> list[plot.RunCurve]:
+    """Each run once, under the names of all its results."""
     place = {id(r): i for i, g in enumerate(seed_groups) for r in g.results}
     shared: dict[Path, list[Result]] = {}
     for r in results:
@@ -125,20 +124,8 @@ def _runs(results: list[Result], seed_groups: list[Group]) -> list[tuple[plot.Ru
     runs = []
     for same in shared.values():
         result = max(same, key=lambda r: len(r.records))  # a result has none if its run's folder was reused
-        batch = int(result.config.get("data.batch_size") or 1)
-        name = ", ".join(r.name for r in same)
-        runs.append((plot.RunCurve(name, place[id(same[0])], result.records, batch), result))
+        runs.append(plot.RunCurve(", ".join(r.name for r in same), place[id(same[0])], result))
     return runs
-
-
-def _legend(curves: list[plot.RunCurve], seed_groups: list[Group]) -> list[tuple[tuple[str, str], str]]:
-    """((colour, line style), label) of each group that has a curve."""
-    legend = []
-    for i, group in enumerate(seed_groups):
-        names = [c.name for c in curves if c.group == i and c.records]
-        if names:
-            legend.append((plot.look(i), f"{group.label} ({len(names)} seeds)" if len(names) > 1 else names[0]))
-    return legend
 
 
 def faces(seed_groups: list[Group]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Curves of several runs on one plot, and strips below it that show when their networks were locked."""
 
 import warnings
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from dist_sketch.reports.compare.results import Result
 from dist_sketch.reports.curves import SVG_COLOURS, Curve, Panel, plot, points, style, svg
 
 PANELS = (  # (title, kind of record, key)
@@ -26,8 +28,11 @@ class RunCurve(NamedTuple):
 
     name: str
     group: int  # index; the seeds of a group share a colour
-    records: list[dict[str, Any]]
-    batch_size: int
+    result: Result
+
+    def images(self, steps: np.ndarray) -> np.ndarray:
+        """The number of images that the run had seen at these steps."""
+        return steps * int(self.result.config.get("data.batch_size") or 1)
 
 
 class Strip(NamedTuple):
@@ -53,7 +58,7 @@ def strips(runs: list[RunCurve]) -> list[Strip]:
 
 
 def _strips(run: RunCurve) -> list[Strip]:
-    train = [r for r in run.records if r["kind"] == "train"]
+    train = [r for r in run.result.records if r["kind"] == "train"]
     edges = np.array([0, *(r["step"] for r in train)], float)
     found = []
     for net in ("d", "g"):
@@ -64,10 +69,10 @@ def _strips(run: RunCurve) -> list[Strip]:
         at = np.linspace(0, edges[-1], min(PARTS, max(1, len(train) // 2)) + 1)
         level = np.ceil(np.diff(np.interp(at, edges, locked)) / np.diff(at) * LEVELS - 1e-6) / LEVELS
         bars: list[tuple[float, float, float]] = []
-        for start, end, shade in zip(at[:-1] * run.batch_size, at[1:] * run.batch_size, level, strict=True):
+        for (start, end), shade in zip(pairwise(run.images(at).tolist()), level.tolist(), strict=True):
             if bars and bars[-1][2] == shade:
                 start = bars.pop()[0]
-            bars.append((float(start), float(end - start), float(shade)))
+            bars.append((start, end - start, shade))
         label = f"{run.name}: {net.upper()} locked in {locked[-1] / edges[-1]:.0%} of the steps"
         found.append(Strip(label, run.group, [b for b in bars if b[2] > 0]))
     return found
@@ -80,8 +85,8 @@ def draw(runs: list[RunCurve], width: float) -> Markup:
         curves = []
         for run in runs:
             colour, line = look(run.group)
-            steps, values = points([r for r in run.records if r["kind"] == kind], "step", key)
-            curves.append(Curve(steps * run.batch_size, values, SVG_COLOURS[colour], line, kind == "train"))
+            steps, values = points([r for r in run.result.records if r["kind"] == kind], "step", key)
+            curves.append(Curve(run.images(steps), values, SVG_COLOURS[colour], line, kind == "train"))
         if any(len(curve.x) > 1 for curve in curves):
             panels.append(Panel(title, curves, {}))
     if not panels:

@@ -30,6 +30,11 @@ class Result:
     no_curves: str = ""  # a predicate that says why the run's records are missing
 
     @property
+    def seed(self) -> Any:
+        """The run's seed."""
+        return self.config["train.seed"]
+
+    @property
     def steps_done(self) -> int:
         """Updates that the run has done so far."""
         return max(int(self.status.get("step") or 0), *(r["step"] for r in self.records[-1:]), 0)
@@ -43,11 +48,6 @@ class Result:
     def steps(self) -> int | None:
         """Updates that the run was planned to do; None if unknown."""
         return self.facts.get("steps") or self.status.get("steps")
-
-    @property
-    def seed(self) -> Any:
-        """The run's seed."""
-        return self.config.get("train.seed")
 
     @property
     def unfinished(self) -> str:

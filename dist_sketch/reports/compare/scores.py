@@ -1,9 +1,10 @@
 """Which scores may be compared, which results are seeds of one setting, and whether differences exceed their noise."""
 
 import json
-import math
+import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
@@ -14,8 +15,10 @@ from scipy import stats
 from dist_sketch.core.config import FREE
 from dist_sketch.metrics.definitions import METRICS
 from dist_sketch.reports.compare.results import Result, without
+from dist_sketch.reports.page import number
 
-CONFIDENCE = 0.95  # of Student's t-test
+CONFIDENCE = 0.95
+RULE = f"Student's t-test, two-sided, {CONFIDENCE:.0%}"
 
 # Settings that cannot change the result: paths, tolerances, logging, validation schedule.
 HARMLESS = (
@@ -37,11 +40,12 @@ def comparable(a: Result, b: Result) -> list[str]:
     mine, other = _conditions(a), _conditions(b)
     reasons = []
     for what in mine:
-        if mine[what] == other[what] or (what.startswith("FID") and None in (mine[what], other[what])):
+        values = (mine[what], other[what])
+        if values[0] == values[1] or (what.startswith("FID") and None in values):
             continue  # without weights there is no FID to compare
-        short = [str(v)[:12] if "weights" in what else str(v) for v in (mine[what], other[what])]
         plain = what in ("other faces", "another data set", "other pictures under the same names")
-        reasons.append(what if plain else f"{what}: {short[0]} and {short[1]}")
+        first, second = (str(v)[:12] if "weights" in what else str(v) for v in values)
+        reasons.append(what if plain else f"{what}: {first} and {second}")
         if plain or what == "n":
             break  # further differences follow from this one
     return reasons
@@ -102,12 +106,12 @@ class Group(NamedTuple):
 
 def groups(results: list[Result]) -> list[Group]:
     """Groups results that differ only in their seed, in the order of their first members."""
-    members: dict[str, list[Result]] = {}
+    members: dict[tuple[str, int], list[Result]] = {}
+    repeats: Counter[tuple[str, Any]] = Counter()  # a seed that a group has already begins another group
     for result in results:
-        repeat = 0  # a seed that the group has already begins another group
-        while any(r.seed == result.seed for r in members.get(f"{repeat}{_identity(result)}", [])):
-            repeat += 1
-        members.setdefault(f"{repeat}{_identity(result)}", []).append(result)
+        identity = _identity(result)
+        members.setdefault((identity, repeats[identity, result.seed]), []).append(result)
+        repeats[identity, result.seed] += 1
     found: list[Group] = []
     for group in members.values():
         label = _common_name([r.name for r in group])
@@ -132,8 +136,7 @@ def _common_name(names: list[str]) -> str:
     """The common beginning of the names of several seeds, without the mark of the seed: a-s10, a-s11 -> a."""
     if len(names) == 1:
         return names[0]
-    length = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), None)
-    prefix = min(names, key=len) if length is None else names[0][:length]
+    prefix = os.path.commonprefix(names)  # noqa: RUF071 - character by character
     if any(name[len(prefix) : len(prefix) + 1].isdigit() for name in names):
         prefix = prefix.rstrip("0123456789")
     return re.sub(r"([-_. ]s|[-_. ]?seed)?[-_. =/]*$", "", prefix)
@@ -160,20 +163,20 @@ def score(result: Result, variant: str, metric: str) -> float | None:
     return None if found is None else float(found)
 
 
-def _scores(group: Group, variant: str, metric: str) -> list[float]:
+def seed_scores(group: Group, variant: str, metric: str) -> list[float]:
+    """The scores of a group's seeds, without those that were not computed."""
     return [v for r in group.results if (v := score(r, variant, metric)) is not None]
 
 
-def mean_sd(group: Group, variant: str, metric: str) -> tuple[float, float | None, int]:
-    """Mean and standard deviation (n - 1) over a group's seeds, and their number.
+def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (n - 1); a single value has no deviation."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
-    Returns:
-        (mean, sd, n): NaN and 0 seeds where nothing was scored; sd None for fewer than two seeds.
-    """
-    values = _scores(group, variant, metric)
-    if not values:
-        return math.nan, None, 0
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values)
+
+def mean_text(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation as text; a dash if there are no values."""
+    mean, sd = mean_sd(values) if values else (None, None)
+    return number(mean, digits) + ("" if sd is None else f" ± {number(sd, digits)}")
 
 
 class Effect(NamedTuple):
@@ -221,5 +224,5 @@ def difference(group: Group, other: Group, variant: str, metric: str) -> Effect 
     """How far `group` is above `other`; None if one of them has no such score, or they must not be compared."""
     if any(comparable(a, b) for a in group.results for b in other.results):
         return None
-    mine, others = _scores(group, variant, metric), _scores(other, variant, metric)
+    mine, others = seed_scores(group, variant, metric), seed_scores(other, variant, metric)
     return t_test(mine, others) if mine and others else None

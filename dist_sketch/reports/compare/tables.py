@@ -1,6 +1,7 @@
 """Tables and verdicts of a comparison: what differs, scores over seeds, differences."""
 
-import math
+import csv
+import io
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,23 +10,22 @@ from dist_sketch.core.config import Config, items
 from dist_sketch.metrics.definitions import METRICS, Metric
 from dist_sketch.reports.compare.results import Result
 from dist_sketch.reports.compare.scores import (
-    CONFIDENCE,
-    Effect,
     Group,
     comparable,
     comparable_sets,
     difference,
     mean_sd,
     score,
+    seed_scores,
 )
 from dist_sketch.reports.page import conjoin, flat, number
 
 VARIANTS = ("denoised", "raw")
 BASELINES = {"blank": "a blank page", "input": "the input itself", "reference": "real training sketches"}
+SPLITS = {"val": "validation ", "train": "training ", "test": "test "}
 VARIANT_LABELS = {"val": "last"}  # of the validation during training
 HIDDEN_FACTS = ("run_id", "steps", "global_batch", "wandb")  # prefixes of facts that are redundant or uninteresting
 HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")  # of a commit or a file: its first 12 digits are shown
-RULE = f"Student's t-test, two-sided, {CONFIDENCE:.0%}"
 
 
 class Cell(NamedTuple):
@@ -35,11 +35,6 @@ class Cell(NamedTuple):
     kind: str = ""  # class of the style sheet: best, better, worse, noise, unknown, words
     hint: str = ""
     small: str = ""  # a second line in small type
-
-    @property
-    def one_line(self) -> str:
-        """Both lines as one."""
-        return f"{self.text} {self.small}".rstrip()
 
 
 class PageTable(NamedTuple):
@@ -78,9 +73,7 @@ def score_sections(results: list[Result], groups: list[Group]) -> list[ScoreSect
             tables = [score_table("Last scores", part, "val"), score_table("Best scores", part, "best")]
         else:
             variants, notes = VARIANTS, _fid_notes(first.scores["settings"].get("fid") or {})
-            split = {"val": "validation ", "train": "training ", "test": "test "}.get(
-                first.infer.get("split") or "", ""
-            )
+            split = SPLITS.get(first.infer.get("split") or "", "")
             title = f"Scores of {first.scores['n']:,} {split}portraits at {first.scores.get('size')} px"
             tables = [score_table(v.capitalize(), part, v) for v in VARIANTS]
         if len(part) > 1:
@@ -125,10 +118,11 @@ def score_table(title: str, groups: list[Group], variant: str) -> PageTable:
 
 
 def _score_cell(group: Group, groups: list[Group], variant: str, m: Metric) -> Cell:
-    mean, sd, n = mean_sd(group, variant, m.key)
-    if not n:
+    values = seed_scores(group, variant, m.key)
+    if not values:
         return Cell("–")
-    means = [x for g in groups if not math.isnan(x := mean_sd(g, variant, m.key)[0])]
+    mean, sd = mean_sd(values)
+    means = [mean_sd(scores)[0] for g in groups if (scores := seed_scores(g, variant, m.key))]
     all_equal = number(max(means), m.digits) == number(min(means), m.digits)  # as printed
     best = mean * m.sign == max(x * m.sign for x in means) and not all_equal
     bases = {label: score(group.results[0], base, m.key) for base, label in BASELINES.items() if base != "reference"}
@@ -144,11 +138,11 @@ def _score_cell(group: Group, groups: list[Group], variant: str, m: Metric) -> C
 def seed_table(title: str, results: list[Result], variants: Sequence[str]) -> PageTable:
     """The scores of each result by itself."""
     metrics = _scored_metrics(variants, results)
-    rows = [
-        cells(r.name, str(r.seed), VARIANT_LABELS.get(v, v), *(number(score(r, v, m.key), m.digits) for m in metrics))
-        for r in results
-        for v in variants
-    ]
+    rows = []
+    for r in results:
+        for v in variants:
+            scores = [number(score(r, v, m.key), m.digits) for m in metrics]
+            rows.append(cells(r.name, str(r.seed), VARIANT_LABELS.get(v, v), *scores))
     return PageTable(title, ["", "seed", "", *map(_heading, metrics)], rows)
 
 
@@ -160,8 +154,7 @@ def difference_table(title: str, groups: list[Group], variants: Sequence[str]) -
         for variant in variants:
             row = cells(group.label, VARIANT_LABELS.get(variant, variant))
             for m in metrics:
-                effect = difference(group, groups[0], variant, m.key)
-                row.append(Cell("–") if effect is None else _effect_cell(effect, m))
+                row.append(_difference_cell(group, groups[0], variant, m))
             rows.append(row)
     kinds = {cell.kind for row in rows for cell in row}
     notes = ["Noise: the spread of the seeds alone explains such a difference."] * ("noise" in kinds)
@@ -169,7 +162,10 @@ def difference_table(title: str, groups: list[Group], variants: Sequence[str]) -
     return PageTable(title, ["", "", *map(_heading, metrics)], rows, notes=notes)
 
 
-def _effect_cell(effect: Effect, m: Metric) -> Cell:
+def _difference_cell(group: Group, other: Group, variant: str, m: Metric) -> Cell:
+    effect = difference(group, other, variant, m.key)
+    if effect is None:
+        return Cell("–")
     mood = effect.mood(m.sign)
     hint = "" if effect.error is None else f"standard error {number(effect.error, m.digits)}"
     return Cell(_signed(effect.mean, m.digits), mood, hint, "one seed" if mood == "unknown" else mood)
@@ -237,3 +233,53 @@ def _show(setting: Any) -> str:
     if isinstance(setting, bool):
         return "on" if setting else "off"
     return "–" if setting in (None, "") else f"{setting:g}" if isinstance(setting, float) else str(setting)
+
+
+def csv_files(results: list[Result], groups: list[Group], runs: list[dict[str, Any]]) -> dict[str, str]:
+    """Name -> content of each CSV file."""
+    configs = [r.config | {f"facts.{k}": v for k, v in flat(r.facts)} for r in results]
+    keys = dict.fromkeys(k for config in configs for k in config)
+    settings = [[k, *(c.get(k) for c in configs)] for k in keys]
+    return {
+        "scores": _scores_csv(groups),
+        "groups": _groups_csv(groups),
+        "runs": _csv(list(runs[0]), [list(r.values()) for r in runs]),
+        "config": _csv(["setting", *(r.name for r in results)], settings),
+    }
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV; None is an empty field."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([columns, *rows])
+    return buffer.getvalue()
+
+
+def _scores_csv(groups: list[Group]) -> str:
+    """One line for each result and variant, with all that decides whether two lines may be compared."""
+    keys = [m.key for m in METRICS]
+    columns = ["name", "group", "seed", "kind", "variant", "n", "split", "size", "fid_weights_sha256", *keys, "path"]
+    rows = []
+    for group in groups:
+        for r in group.results:
+            fid = ((r.scores or {}).get("settings") or {}).get("fid") or {}
+            output = [(r.scores or {}).get("n"), r.infer.get("split"), r.infer.get("size") or r.facts.get("size")]
+            training = [None, "val", r.facts.get("size")]
+            for variant in (*VARIANTS, *BASELINES, "val", "best"):
+                values = [score(r, variant, key) for key in keys]
+                if any(v is not None for v in values):
+                    about = training if variant in ("val", "best") else output
+                    head = [r.name, group.label, r.seed, r.kind, variant, *about, fid.get("weights_sha256")]
+                    rows.append([*head, *values, r.path])
+    return _csv(columns, rows)
+
+
+def _groups_csv(groups: list[Group]) -> str:
+    """Mean, standard deviation and number of seeds of each group, variant and metric."""
+    rows = []
+    for group in groups:
+        for variant in (*VARIANTS, "val", "best"):
+            for m in METRICS:
+                if values := seed_scores(group, variant, m.key):
+                    rows.append([group.label, variant, m.key, *mean_sd(values), len(values)])
+    return _csv(["group", "variant", "metric", "mean", "sd", "seeds"], rows)

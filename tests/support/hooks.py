@@ -1,0 +1,53 @@
+"""What a forked process does before its command line starts: it waits, or fails, at a chosen place of the program.
+
+A place is MODULE:NAME[.NAME]:COUNT: before the COUNT-th call of a function of dist_sketch.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dist_sketch.core.errors import UserError
+
+
+def pauses(prefix: str, *places: str) -> None:
+    """At the N-th of the places (from 0) the process leaves the file PREFIX.N and waits for the file PREFIX.N.go."""
+
+    def pause(file: Path) -> None:
+        file.touch()
+        while not file.with_name(f"{file.name}.go").exists():
+            time.sleep(0.01)
+
+    for n, place in enumerate(places):
+        at(place, partial(pause, Path(f"{prefix}.{n}")))
+
+
+def raises(place: str, kind: str) -> None:
+    """The process fails at a place."""
+
+    def fail() -> None:
+        raise UserError("this rank's disk is gone; mend it") if kind == "UserError" else ValueError("on purpose")
+
+    at(place, fail)
+
+
+def at(place: str, act: Callable[[], None]) -> None:
+    """Acts at a place."""
+    module, name, count = place.split(":")
+    *owners, name = name.split(".")
+    owner = importlib.import_module(f"dist_sketch.{module}")
+    for part in owners:
+        owner = getattr(owner, part)
+    call, called = getattr(owner, name), 0
+
+    def acting(*arguments: Any, **more: Any) -> Any:
+        nonlocal called
+        called += 1
+        if called == int(count):
+            act()
+        return call(*arguments, **more)
+
+    setattr(owner, name, acting)
