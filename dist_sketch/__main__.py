@@ -14,16 +14,13 @@ import tyro
 from dist_sketch import __version__
 from dist_sketch.commands.bench import BenchCommand
 from dist_sketch.commands.checkpoint import CheckpointCommand
-from dist_sketch.commands.compare import CompareCommand
+from dist_sketch.commands.data import PackCommand, SynthCommand, VerifyCommand
 from dist_sketch.commands.experiment import ExperimentCommand, preset
-from dist_sketch.commands.infer import EvaluateCommand, InferCommand, MergeCommand
-from dist_sketch.commands.pack import PackCommand, VerifyCommand
-from dist_sketch.commands.report import ReportCommand
+from dist_sketch.commands.infer import EvaluateCommand, InferCommand, MergeCommand, WeightsCommand
+from dist_sketch.commands.report import CompareCommand, ReportCommand
 from dist_sketch.commands.sync import SyncCommand
-from dist_sketch.commands.synth import SynthCommand
 from dist_sketch.commands.train import TrainCommand
 from dist_sketch.commands.train import preset as train_preset
-from dist_sketch.commands.weights import WeightsCommand
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.slurm.command_line import DoctorCommand, LegCommand, LogsCommand, NodeCommand, SubmitCommand, separate
 from dist_sketch.slurm.rank_logs import redirect

@@ -1,4 +1,4 @@
-"""What several test files need: tiny data sets and the command line as a user calls it."""
+"""What most test files share: small data sets, and the command line as a user calls it."""
 
 import os
 import subprocess
@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# One thread a process: the suite runs in parallel, and floating-point sums keep their order.
+# One thread per process, because the suite runs in parallel and floating-point sums must keep their order.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["WANDB_MODE"] = "disabled"  # but for tests that are about it
+os.environ["WANDB_MODE"] = "disabled"  # except in tests that are about it
 os.environ.setdefault("WANDB_SILENT", "true")
-os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as `__main__` has it, but torch is imported before that here
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as in `__main__`, which comes too late here: torch is imported first
 
 import torch
 from support import forks
 
 torch.set_num_threads(1)
 
-# The files that take minutes begin first, or the last of them would keep one core waiting.
-LONGEST = ("infer", "train", "slurm_cluster", "faults_ranks", "faults", "step_ranks", "wandb_faults", "bench")
+# The files that take longest begin first; otherwise one of them would still run when all others are done.
+LONGEST = ("cluster", "bench", "experiment", "faults_ranks", "every_sample_once", "faults", "infer", "loop", "wheel")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -116,13 +116,13 @@ def launch(processes: int, *arguments: object, **env: str) -> subprocess.Complet
     return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=600)
 
 
-hypothesis.settings.register_profile("shared", deadline=None)  # on a busy machine a long time is no fault
+hypothesis.settings.register_profile("shared", deadline=None)  # a busy machine is slow, which is no fault
 hypothesis.settings.load_profile("shared")
 
-# Small and quick, yet everything takes part: 64 px, three steps an epoch.
+# Quick, yet everything takes part. With the 13 training pairs of `shards` an epoch has three steps.
 TINY = (
     *("--data.batch-size", 4, "--data.workers", 0, "--train.precision", "no", "--track.wandb", "off"),
     *("--track.log-interval-steps", 1, "--checkpoint.interval-steps", 2, "--train.no-validate-fid"),
 )
-# The same with a generator of 1/64 of the weights, where its size is not the subject
+# With a generator of 1/64 of the weights, for tests in which its size does not matter.
 SMALL = (*TINY, "--generator.width", 8)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 from conftest import TINY, Run
 from PIL import Image
+from support.forks import wait_until
 from support.jobs import last_step
 from torch import Tensor, nn
 
@@ -178,9 +178,9 @@ def test_a_run_knows_its_gpu(run: Path) -> None:
     assert all(np.isfinite(r["loss/g"]) for r in rows)
 
 
-def test_infer_draws_and_scores_what_the_cpu_does(run: Path, cli: Run, shards: Path, tmp_path: Path) -> None:
+def test_infer_draws_and_scores_what_the_cpu_does(run: Path, new_cli: Run, shards: Path, tmp_path: Path) -> None:
     for name, env in (("gpu", {}), ("cpu", {"ACCELERATE_USE_CPU": "true"})):
-        done = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / name, **env)
+        done = new_cli("infer", "--run", run, "--input", shards, "--out", tmp_path / name, **env)
         assert done.returncode == 0, done.stderr
     gpu, cpu = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("gpu", "cpu"))
     assert gpu["n"] == cpu["n"] == 5
@@ -198,10 +198,8 @@ def test_stopped_and_started_again_it_goes_on(shards: Path, tmp_path: Path) -> N
     legs = []
     for _ in range(2):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
-        before = legs[-1] if legs else 0
-        deadline = time.monotonic() + 120
-        while last_step(out) <= before + 20 and time.monotonic() < deadline:
-            time.sleep(0.2)
+        first = (legs[-1] if legs else 0) + 21
+        wait_until(lambda p=process, n=first: p.poll() is not None or last_step(out) >= n, f"step {first}")
         process.send_signal(signal.SIGTERM)
         text, _ = process.communicate(timeout=120)
         assert process.returncode == 75, text
@@ -211,8 +209,8 @@ def test_stopped_and_started_again_it_goes_on(shards: Path, tmp_path: Path) -> N
     assert steps == list(range(1, legs[1] + 1))
 
 
-def test_the_bench_measures_it(cli: Run, tmp_path: Path) -> None:
-    done = cli("bench", "step", "--quick", "--json", tmp_path / "figures.json")
+def test_the_bench_measures_it(new_cli: Run, tmp_path: Path) -> None:
+    done = new_cli("bench", "step", "--quick", "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["machine"]["gpu"] == torch.cuda.get_device_name()

@@ -81,14 +81,15 @@ finally:
     assert done.stdout.endswith("HEAVY []\n")
 
 
-def test_the_module_and_the_console_script_are_the_same(cli: Run) -> None:
+def test_the_module_and_the_console_script_are_the_same(new_cli: Run) -> None:
     script = [str(Path(sys.executable).with_name("dist-sketch"))]
     for arguments in (["--help"], ["train", "--help"], ["nonsense"]):
-        one = cli(*arguments)
+        one = new_cli(*arguments)
         other = subprocess.run([*script, *arguments], capture_output=True, text=True, timeout=120)
         assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
-    assert (cli().returncode, cli().stdout) == (2, cli("--help").stdout)
-    assert cli("--version").stdout == f"{__version__}\n"
+    empty = new_cli()
+    assert (empty.returncode, empty.stdout) == (2, new_cli("--help").stdout)
+    assert new_cli("--version").stdout == f"{__version__}\n"
 
 
 def test_help_names_each_command(capsys: pytest.CaptureFixture[str]) -> None:

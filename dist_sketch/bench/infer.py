@@ -2,8 +2,7 @@
 
 import contextlib
 import io
-import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_sketch.bench import paper_way
-from dist_sketch.bench.measure import BenchReport, interleaved, rates
+from dist_sketch.bench.measure import BenchReport, Variants, interleaved, rates
 from dist_sketch.bench.options import BenchOptions
 from dist_sketch.bench.step import batch
 from dist_sketch.core import config as cfg
@@ -23,7 +22,7 @@ from dist_sketch.data.shards import Sample
 from dist_sketch.data.synthetic import dataset as synth
 from dist_sketch.inference import infer as inference
 from dist_sketch.inference.options import InferOptions
-from dist_sketch.inference.postprocess import Postprocess, PostprocessPool
+from dist_sketch.inference.postprocess import Postprocess, worker_map
 from dist_sketch.model import pretrained
 
 MOST_IMAGES = 64
@@ -49,12 +48,11 @@ def write_generator(options: BenchOptions, folder: Path) -> Path:
 
 
 def write_lines(options: BenchOptions, folder: Path) -> Path:
-    """Packs lines without sketches, so that nothing is scored. Each drawing occurs several times under other names."""
+    """Packs lines without sketches, so that nothing is scored."""
     source, count = folder / "lines" / "val_line", min(options.images, MOST_IMAGES)
     source.mkdir(parents=True)
-    drawn = [synth.draw(0, i, options.size)[0] for i in range(min(count, options.pairs))]
     for i in range(count):
-        drawn[i % len(drawn)].convert("RGB").save(source / f"{i}.png")
+        synth.draw(0, i, options.size)[0].convert("RGB").save(source / f"{i}.png")
     pack.pack(recipe.load(str(folder / "lines")), folder / "shards", size=options.size)
     return folder / "shards"
 
@@ -68,57 +66,41 @@ def _whole(report: BenchReport, device: torch.device, generator: Path, shards: P
         with contextlib.redirect_stdout(io.StringIO()):  # hides its progress bar
             inference.infer(generator, shards, folder / f"out-{precision}", chosen)
 
-    def plain() -> None:
-        shutil.rmtree(folder / "out-plain", ignore_errors=True)
-        paper_way.infer(generator, shards, "val", folder / "out-plain", options.batch_size, device)
-
-    times = interleaved({"plain": plain, "no": lambda: ours("no"), "bf16": lambda: ours("bf16")}, options)
-    speeds = {name: rates(values, count) for name, values in times.items()}
+    plain = partial(paper_way.infer, generator, shards, "val", folder / "out-plain", options.batch_size, device)
+    times = interleaved({"plain": plain, "no": partial(ours, "no"), "bf16": partial(ours, "bf16")}, options)
     for precision in ("no", "bf16"):
         chosen = " (what auto picks)" if precision == fast else ""
-        report.add(f"shards to files, {precision}{chosen}", speeds[precision], speeds["plain"], "images/s", PLAIN)
+        speed, baseline = rates(times[precision], count), rates(times["plain"], count)
+        report.add(f"shards to files, {precision}{chosen}", speed, baseline, "images/s", PLAIN)
 
 
+@torch.no_grad()
 def _parts(report: BenchReport, device: torch.device, generator: Path, fast: str, folder: Path) -> None:
     """The net alone; noise removal and files alone."""
     options, count = report.options, min(report.options.batch_size, 8)
     plain = pretrained.SketchGenerator.load(generator).to(device)
     ours = pretrained.SketchGenerator.load(generator).to(device).to(memory_format=torch.channels_last)
     lines, _ = batch(count, options.size, device)
-    dtype = AUTOCAST.get(fast)
 
-    @torch.no_grad()
-    def draw_plain() -> Tensor:
-        return plain(lines)
-
-    @torch.no_grad()
     def draw() -> Tensor:
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.autocast(device.type, AUTOCAST.get(fast, torch.bfloat16), enabled=fast in AUTOCAST):
             return ours(lines.to(memory_format=torch.channels_last))
 
-    raw = [x.contiguous() for x in pixels.to_uint8(draw_plain()).cpu()]
-    size = options.size, options.size
-    items = [Sample(str(i), line, None, size) for i, line in enumerate(pixels.to_uint8(lines).cpu())]
-    plain_files = folder / "finish-plain"
-    for name in ("raw", "sketch", "line"):
-        (plain_files / name).mkdir(parents=True)
+    raw = [x.contiguous() for x in pixels.to_uint8(plain(lines)).cpu()]
+    items = [Sample(str(i), x, None, (options.size, options.size)) for i, x in enumerate(pixels.to_uint8(lines).cpu())]
 
-    def finish_plain() -> None:
-        for item, drawn in zip(items, raw, strict=True):
-            paper_way.finish(plain_files, item.name, item.line, drawn, plain.denoise)
-
-    with PostprocessPool(None) as finishers:
+    finish_plain = partial(paper_way.finish, folder / "finish-plain", plain.denoise)
+    with worker_map(None) as run_in_workers:
         finish = Postprocess(out=folder / "finish", denoise=plain.denoise, format="png", output_px=options.size)
-        variants: dict[str, Callable[[], object]] = {
-            "draw plain": draw_plain,
+        variants: Variants = {
+            "draw plain": partial(plain, lines),
             "draw": draw,
-            "finish plain": finish_plain,
-            "finish": lambda: list(finishers.start(finish, items, raw)),
+            "finish plain": lambda: list(map(finish_plain, items, raw)),
+            "finish": lambda: list(finish.start(run_in_workers, items, raw)),
         }
         times = interleaved(variants, options)
-    for name, key, baseline_name in (
-        (f"drawing alone, {fast}, channels last", "draw", "eager float32, default memory format"),
-        ("noise removal and files alone, in processes", "finish", "one image after the other"),
-    ):
-        speed, baseline = rates(times[key], count), rates(times[f"{key} plain"], count)
-        report.add(name, speed, baseline, "images/s", baseline_name)
+    speeds = {name: rates(values, count) for name, values in times.items()}
+    name, about = f"drawing alone, {fast}, channels last", "eager float32, default memory format"
+    report.add(name, speeds["draw"], speeds["draw plain"], "images/s", about)
+    name, about = "noise removal and files alone, in processes", "one image after the other"
+    report.add(name, speeds["finish"], speeds["finish plain"], "images/s", about)

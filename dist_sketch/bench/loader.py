@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,13 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dist_sketch.bench.measure import BenchReport, cores, in_new_processes, interleaved, memory, rates, short
+from dist_sketch.bench.measure import BenchReport, cores, in_new_processes, interleaved, memory, rates
 from dist_sketch.bench.options import BenchOptions
 from dist_sketch.bench.paper_way import JpegFolder
-from dist_sketch.bench.step import build, settings, steps_at_once
+from dist_sketch.bench.step import Pairs, build, settings, steps_at_once
 from dist_sketch.core import fileio
 from dist_sketch.core.config import DataConfig
 from dist_sketch.core.precision import resolve_precision
@@ -39,8 +37,6 @@ LARGE_SET = 32  # how often the few pairs are listed, so that an epoch is as lon
 PASSES = 8  # over the pairs in memory: one would be too short to measure
 WAIT_ROUNDS = 3
 
-Halves = tuple[Tensor, Tensor]  # line, sketch
-
 
 def make(options: BenchOptions, folder: Path) -> tuple[Path, Path]:
     """Draws pairs as large JPEGs and packs them. Returns the folder of JPEGs and that of shards."""
@@ -56,7 +52,7 @@ def run(report: BenchReport, folder: Path) -> None:
     per_core(report, jpegs, shards)
     _workers(report, jpegs, shards)
     _wait(report, jpegs, shards)
-    _index(report)
+    _index(report, folder)
     report.note(f"JPEG folder: {report.options.source_size} px, decoded and resized by Pillow at every reading")
     report.note("core s: a second of CPU time, in one process without workers")
 
@@ -73,19 +69,16 @@ def per_core(report: BenchReport, jpegs: Path, shards: Path) -> None:
         "folder": lambda: list(folder),
         "streaming": lambda: list(streaming.epoch(0)),
         "memory": lambda: [list(in_memory.epoch(i)) for i in range(PASSES)],
-        "decode": lambda: _decode(files),
+        "decode": lambda: [Image.open(io.BytesIO(file)).load() for file in files],
     }
     torch.set_num_threads(1)
-    try:
-        # two warm rounds, because each pair is decoded once in the first epochs
-        times = interleaved(variants, options, warm=2, clock=time.process_time)
-    finally:
-        torch.set_num_threads(threads)
+    # two warm rounds, because each pair is decoded once in the first epochs
+    times = interleaved(variants, options, warm=2, clock=time.process_time)
+    torch.set_num_threads(threads)
     baseline, stream, unit = rates(times["folder"], count), rates(times["streaming"], count), "pairs/core s"
     report.add("streaming from shards", stream, baseline, unit, "JPEG folder")
     report.add("decoded in memory", rates(times["memory"], count * PASSES), baseline, unit, "JPEG folder")
-    limit = rates(times["decode"], count)
-    report.add("streaming: share", stream, limit, unit, "limit: decoding the PNGs alone")
+    report.add("streaming: share", stream, rates(times["decode"], count), unit, "limit: decoding the PNGs alone")
 
 
 def _folder(root: Path, options: BenchOptions, workers: int) -> Any:
@@ -119,12 +112,6 @@ def _png_files(shards: Path) -> list[bytes]:
     return found
 
 
-def _decode(files: list[bytes]) -> None:
-    for data in files:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-
-
 def _workers(report: BenchReport, jpegs: Path, shards: Path) -> None:
     """Pairs per second of wall-clock time, over the number of worker processes."""
     options = report.options
@@ -144,7 +131,7 @@ def _epoch(loader: Loader) -> None:
         pass
 
 
-def _forever(loader: Loader) -> Iterator[Halves]:
+def _forever(loader: Loader) -> Iterator[Pairs]:
     for epoch in itertools.count():
         for batch in loader.epoch(epoch):
             yield batch.line, batch.sketch
@@ -154,6 +141,7 @@ def _wait(report: BenchReport, jpegs: Path, shards: Path) -> None:
     """The share of a training loop's time that is spent waiting for data."""
     options, ranks = report.options, Ranks(expect_world_size=1)
     workers = min(8, len(cores())) if ranks.device.type == "cuda" else 1
+    about = f"JPEG folder, {workers} worker(s)"
     step = build(settings(options.batch_size), ranks, resolve_precision("auto", ranks.device))
     folder = _folder(jpegs, options, workers)
     streams: dict[str, Iterator[Any]] = {
@@ -164,24 +152,20 @@ def _wait(report: BenchReport, jpegs: Path, shards: Path) -> None:
     for _ in range(2 * options.pairs // options.batch_size):
         next(streams["decoded in memory"])  # until each pair is decoded
     count = 2 if options.quick else 4 * steps_at_once(options, ranks.device)
-    shares: dict[str, list[float]] = {name: [] for name in streams}
-    speeds: dict[str, list[float]] = {name: [] for name in streams}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in streams}
     for _ in range(min(options.repeats, WAIT_ROUNDS)):
         for name, stream in streams.items():
-            share, seconds = _train(stream, step, count)
-            shares[name].append(100 * share)
-            speeds[name].append(count * options.batch_size / seconds)
-    shares_of_folder, speeds_of_folder = shares.pop("JPEG folder"), speeds.pop("JPEG folder")
-    about = f"JPEG folder, {workers} worker(s)"
-    for name in shares:
+            found[name].append(_train(stream, step, count))
+    shares = {name: [100 * waited / seconds for waited, seconds in rounds] for name, rounds in found.items()}
+    speeds = {name: [count * options.batch_size / seconds for _, seconds in rounds] for name, rounds in found.items()}
+    for name in ("streaming", "decoded in memory"):
         head = f"training, {workers} worker(s), {name}"
-        waits = f"{head}: wait for data"
-        report.add(waits, shares[name], shares_of_folder, "% of time", about, lower_is_better=True)
-        report.add(f"{head}: speed", speeds[name], speeds_of_folder, "images/s", about)
+        report.add(f"{head}: wait for data", shares[name], shares["JPEG folder"], "% of time", about)
+        report.add(f"{head}: speed", speeds[name], speeds["JPEG folder"], "images/s", about)
 
 
-def _train(stream: Iterator[Halves], step: Step, count: int) -> tuple[float, float]:
-    """The share of the time in which the step waited for its pairs, and the seconds of all steps."""
+def _train(stream: Iterator[Pairs], step: Step, count: int) -> tuple[float, float]:
+    """Seconds in which the step waited for its pairs, and seconds of all steps."""
     device = step.ranks.device
     for _ in range(3):
         next(stream)  # made by the workers while another variant ran
@@ -193,58 +177,47 @@ def _train(stream: Iterator[Halves], step: Step, count: int) -> tuple[float, flo
         line, sketch = (pixels.to_float(h.to(device, non_blocking=True)) for h in halves)
         # The host waits for each step, so that when it waits for data, the device waits as well.
         step(line, sketch, BOTH, bad=0, stop=False).reduced.cpu()
-    seconds = time.perf_counter() - started
-    return waited / seconds, seconds
+    return waited, time.perf_counter() - started
 
 
-def _index(report: BenchReport) -> None:
+def _index(report: BenchReport, folder: Path) -> None:
     """Memory of an opened index, measured in a new process, whose heap has no free memory to reuse."""
     count = report.options.index
-    (found,) = in_new_processes(_measure_index, [count])
-    name = f"index of {count:,} pairs"
-    about = "the manifest's columns as Python lists"
-    report.add(name, found["arrays"] / count, found["objects"] / count, "bytes/pair", about, lower_is_better=True)
+    _write_manifest(folder, count)
+    (found,) = in_new_processes(_measure_index, [folder])
+    name, about = f"index of {count:,} pairs", "the manifest's columns as Python lists"
+    report.add(name, [found["arrays"] / count], [found["objects"] / count], "bytes/pair", about)
     report.note(
-        f"{name}: {found['arrays'] / 1e6:.1f} MB in arrays, {found['resident'] / 1e6:.0f} MB more resident than before;"
-        f" while it is read ({short(found['seconds'])} s) up to {found['peak'] / 1e6:.0f} MB"
+        f"{name}: {found['arrays'] / 1e6:.1f} MB in arrays, {found['resident'] / 1e6:.0f} MB more resident than before,"
+        f" up to {found['peak'] / 1e6:.0f} MB while it is read"
     )
 
 
-def _measure_index(count: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _write_manifest(folder, count)
-        gc.collect()
-        before = memory()[0]
-        columns = json.loads((folder / MANIFEST).read_bytes())["splits"]["train"]["index"]
-        objects = memory()[0] - before
-        del columns
-        gc.collect()
-        before, started = memory()[0], time.perf_counter()
-        shards = Shards(folder, "train")
-        seconds = time.perf_counter() - started
-        gc.collect()
-        now, peak = memory()
+def _measure_index(folder: Path) -> dict[str, float]:
+    before = memory()[0]
+    columns = json.loads((folder / MANIFEST).read_bytes())["splits"]["train"]["index"]
+    objects = memory()[0] - before
+    del columns
+    gc.collect()
+    before = memory()[0]
+    shards = Shards(folder, "train")
+    gc.collect()
+    now, peak = memory()
     arrays = sum(v.nbytes for v in vars(shards).values() if isinstance(v, np.ndarray))
-    found = {"objects": max(objects, 1), "arrays": arrays, "resident": now - before, "peak": peak - before}
-    return found | {"seconds": seconds}
+    return {"objects": max(objects, 1), "arrays": arrays, "resident": now - before, "peak": peak - before}
 
 
 def _write_manifest(folder: Path, count: int) -> None:
-    """Writes a manifest of `count` pairs, without shards."""
-    in_shard, length = 10_000, 102_400
-    files = [
-        {"file": f"train-{i:06d}.tar", "bytes": n * length, "sha256": "0" * 64, "count": n}
-        for i in range(-(-count // in_shard))
-        for n in (min(in_shard, count - i * in_shard),)
-    ]
+    """Writes a manifest of `count` pairs in one shard, without that shard."""
+    length = 102_400
+    shard = {"file": "train-000000.tar", "bytes": count * length, "sha256": "0" * 64, "count": count}
     index = {
         "key": [f"{i:07d}" for i in range(count)],
-        "shard": [i // in_shard for i in range(count)],
-        "offset": [i % in_shard * length for i in range(count)],
+        "shard": [0] * count,
+        "offset": [i * length for i in range(count)],
         "length": [length] * count,
         "sha256": [os.urandom(32).hex() for _ in range(count)],
     }
-    split = {"count": count, "has_sketch": True, "shards": files, "index": index}
+    split = {"count": count, "has_sketch": True, "shards": [shard], "index": index}
     text = json.dumps({"format": FORMAT, "size": 256, "splits": {"train": split}})
     fileio.write_atomic(folder / MANIFEST, text, durable=False)

@@ -4,9 +4,9 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +25,7 @@ from dist_sketch.core.ranks import Ranks
 
 BUSY = 0.25  # load of a core before the bench starts; above this, others disturb the measurements
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+RATES = ("images/s", "pairs/s", "pairs/core s", "GB/s", "TFLOP/s")  # units in which more is better
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scipy", "pillow", "pytorch-fid", "dist-sketch")
 
 Variants = Mapping[str, Callable[[], object]]
@@ -34,12 +35,6 @@ Times = dict[str, list[float]]  # seconds of each round, by variant
 def rates(times: list[float], work: float) -> list[float]:
     """Seconds of each round -> work per second."""
     return [work / t for t in times]
-
-
-def synchronize() -> None:
-    """Waits until the GPU, if there is one, has finished its work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def interleaved(
@@ -58,15 +53,16 @@ def interleaved(
         ranks: processes that call this together; they start each variant at the same time.
     """
     times: Times = {name: [] for name in variants}
+    finish: Callable[[], object] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     started = time.monotonic()
     for turn in range(-warm, options.repeats):
         for name, variant in variants.items():
             if ranks is not None:
                 ranks.wait()
-            synchronize()
+            finish()
             since = clock()
             variant()
-            synchronize()
+            finish()
             if turn >= 0:
                 times[name].append(clock() - since)
         late = time.monotonic() - started > options.budget_s
@@ -75,41 +71,18 @@ def interleaved(
     return times
 
 
-def in_new_processes(function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+def in_new_processes(function: Callable[[Any], Any], values: Collection[Any]) -> list[Any]:
     """`function` of each value, each in a new process, all at the same time.
 
     The processes are forks of one that has only imported torch and the package, so that they start quickly.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([f"dist_sketch.bench.{name}" for name in ("step", "loader", "scaling")])
-    values = list(values)
     with ProcessPoolExecutor(len(values), mp_context=context, max_tasks_per_child=1) as pool:
         futures = [pool.submit(function, value) for value in values]
         for future in wait(futures, return_when=FIRST_EXCEPTION).done:
             future.result()  # raises the first failure, which may cause others
         return [future.result() for future in futures]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measured value beside its baseline."""
-
-    bench: str
-    name: str
-    value: float
-    """Median over the rounds."""
-    unit: str
-    low: float
-    high: float
-    baseline: float
-    """In the same unit, from the same rounds."""
-    baseline_name: str
-    baseline_low: float
-    baseline_high: float
-    ratio: float
-    """How many times better than the baseline: the median over the ratios of the rounds."""
-    rounds: int = 1
-    note: str = ""
 
 
 class BenchReport:
@@ -122,7 +95,7 @@ class BenchReport:
         if not self.console.is_terminal:  # a log file has room for the whole table
             self.console = Console(width=150)
         self.machine = machine()
-        self.figures: list[Figure] = []
+        self.figures: list[dict[str, Any]] = []
         self.notes: list[dict[str, str]] = []
 
     def head(self) -> None:
@@ -139,35 +112,27 @@ class BenchReport:
         if self.options.quick:
             self.console.print("[yellow]--quick: small sizes; these figures say nothing about real ones")
 
-    def add(
-        self,
-        name: str,
-        ours: list[float] | float,
-        baseline: list[float] | float,
-        unit: str,
-        baseline_name: str,
-        *,
-        lower_is_better: bool = False,
-        note: str = "",
-    ) -> None:
-        """Adds a figure. Lists hold the values of the same rounds, in order."""
-        a, b = (v if isinstance(v, list) else [v] for v in (ours, baseline))
-        ratios = [(y, x) if lower_is_better else (x, y) for x, y in zip(a, b, strict=True)]
-        figure = Figure(
-            bench=self.subject,
-            name=name,
-            value=median(a),
-            unit=unit,
-            low=min(a),
-            high=max(a),
-            baseline=median(b),
-            baseline_name=baseline_name,
-            baseline_low=min(b),
-            baseline_high=max(b),
-            ratio=median(x / y if y else float("inf") if x else 1.0 for x, y in ratios),
-            rounds=len(a),
-            note=note,
-        )
+    def add(self, name: str, ours: list[float], baseline: list[float], unit: str, about: str, note: str = "") -> None:
+        """Adds a figure from the values of the same rounds, in order.
+
+        "ratio" says how many times better ours is than the baseline: the median over the ratios of the rounds.
+        """
+        pairs = zip(ours, baseline, strict=True) if unit in RATES else zip(baseline, ours, strict=True)
+        figure = {
+            "bench": self.subject,
+            "name": name,
+            "value": median(ours),
+            "unit": unit,
+            "low": min(ours),
+            "high": max(ours),
+            "baseline": median(baseline),
+            "baseline_name": about,
+            "baseline_low": min(baseline),
+            "baseline_high": max(baseline),
+            "ratio": median(x / y if y else float("inf") if x else 1.0 for x, y in pairs),
+            "rounds": len(ours),
+            "note": note,
+        }
         self.figures.append(figure)
 
     def note(self, text: str) -> None:
@@ -180,12 +145,13 @@ class BenchReport:
         for head in ("figure", "unit", "here", "baseline", "what the baseline is", "ratio"):
             numbers = head in ("here", "baseline", "ratio")
             table.add_column(head, justify="right" if numbers else "left", no_wrap=numbers)
-        figures = [f for f in self.figures if f.bench == self.subject]
+        figures = [f for f in self.figures if f["bench"] == self.subject]
         for f in figures:
-            here, there = _spread(f.value, f.low, f.high), _spread(f.baseline, f.baseline_low, f.baseline_high)
-            table.add_row(escape(f.name), escape(f.unit), here, there, escape(f.baseline_name), short(f.ratio))
+            here = _spread(f["value"], f["low"], f["high"])
+            there = _spread(f["baseline"], f["baseline_low"], f["baseline_high"])
+            table.add_row(escape(f["name"]), f["unit"], here, there, escape(f["baseline_name"]), short(f["ratio"]))
         self.console.print(table)
-        notes = [f"{f.name}: {f.note}" for f in figures if f.note]
+        notes = [f"{f['name']}: {f['note']}" for f in figures if f["note"]]
         for note in (*notes, *(n["text"] for n in self.notes if n["bench"] == self.subject)):
             self.console.print(escape(note), highlight=False)
         self.write()
@@ -195,8 +161,7 @@ class BenchReport:
         if self._file is None:
             return
         options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.options).items()}
-        figures = [asdict(f) for f in self.figures]
-        values = {"machine": self.machine, "options": options, "figures": figures, "notes": self.notes}
+        values = {"machine": self.machine, "options": options, "figures": self.figures, "notes": self.notes}
         fileio.write_json(self._file, values)
 
 
@@ -227,10 +192,7 @@ def cores() -> list[int]:
 
 def machine() -> dict[str, Any]:
     """Describes the machine that the figures are measured on."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     found = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
     flags = set((found.get("flags") or found.get("Features") or "").split())
     gpu = torch.cuda.is_available()

@@ -1,5 +1,6 @@
 """`dist-sketch bench metrics`: the Fréchet distance beside scipy's sqrtm, scores of an image set beside pytorch-fid."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dist_sketch.bench import paper_way
-from dist_sketch.bench.measure import BenchReport, cores, interleaved
+from dist_sketch.bench.measure import BenchReport, Times, cores, interleaved
 from dist_sketch.bench.options import BenchOptions
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pixels
@@ -21,6 +22,7 @@ from dist_sketch.metrics import fid_kid, inception, similarity
 FEW = 100  # images, with more features than that
 MANY = (768, 1000)  # (features, images)
 SQRTM_ROUNDS = 3
+Score = Callable[[], float]
 
 
 def run(report: BenchReport, folder: Path) -> None:
@@ -41,16 +43,18 @@ def _frechet(report: BenchReport, n: int, dims: int) -> None:
     scale = np.exp(rng.normal(0, 1, dims)).astype(np.float32)
     x: NDArray[Any] = rng.standard_normal((n, dims), np.float32) * scale
     y: NDArray[Any] = rng.standard_normal((n, dims), np.float32) * scale + np.float32(1)
-    values: dict[str, float] = {}
-    variants = {
-        "sqrtm": lambda: values.update(sqrtm=paper_way.frechet(x, y)),
-        "ours": lambda: values.update(ours=fid_kid.frechet(x, y)),
-    }
     options = replace(report.options, repeats=min(report.options.repeats, SQRTM_ROUNDS))
-    times = interleaved(variants, options, warm=0)
-    name = f"Fréchet distance, {n} images, {dims} dims"
-    note = f"the values differ by {abs(values['ours'] / values['sqrtm'] - 1):.0e}"
-    report.add(name, times["ours"], times["sqrtm"], "s", "scipy.linalg.sqrtm", lower_is_better=True, note=note)
+    times, difference = _times(options, 0, lambda: fid_kid.frechet(x, y), lambda: paper_way.frechet(x, y))
+    name, note = f"Fréchet distance, {n} images, {dims} dims", f"the values differ by {difference}"
+    report.add(name, times["ours"], times["theirs"], "s", "scipy.linalg.sqrtm", note)
+
+
+def _times(options: BenchOptions, warm: int, ours: Score, theirs: Score) -> tuple[Times, str]:
+    """Seconds of two ways to compute a score, and by how much their results differ."""
+    values: dict[str, float] = {}
+    variants = {"theirs": lambda: values.update(theirs=theirs()), "ours": lambda: values.update(ours=ours())}
+    times = interleaved(variants, options, warm=warm)
+    return times, f"{abs(values['ours'] / values['theirs'] - 1):.0e}"
 
 
 def _image_set(report: BenchReport, folder: Path, weights: inception.Weights, device: torch.device) -> None:
@@ -58,21 +62,17 @@ def _image_set(report: BenchReport, folder: Path, weights: inception.Weights, de
     options = report.options
     drawn, real = (_write(options, folder / name, side) for side, name in enumerate(("drawn", "real")))
     dims = 192 if options.quick else 2048
-    theirs = paper_way.pytorch_fid_net(weights, dims, device)
-    ours = inception.load(weights, device)
+    net, their_net = inception.load(weights, device), paper_way.pytorch_fid_net(weights, dims, device)
     workers = min(8, len(cores()))  # as pytorch-fid's own command does
-    values: dict[str, Any] = {}
-    variants = {
-        "theirs": lambda: values.update(theirs=paper_way.pytorch_fid_score(theirs, drawn, real, dims, device, workers)),
-        "ours": lambda: values.update(ours=_scores(ours, drawn, real)),
-    }
-    times = interleaved(variants, options, warm=int(len(drawn) < 100))
-    name, about = (
-        f"{len(drawn)} images against {len(real)}: FID at 4 dims, KID, SSIM",
-        f"pytorch-fid: FID at {dims} dims",
+    times, difference = _times(
+        options,
+        int(len(drawn) < 100),
+        lambda: _scores(net, drawn, real)[f"fid_{dims}"],
+        lambda: paper_way.pytorch_fid_score(their_net, drawn, real, dims, device, workers),
     )
-    note = f"FID-{dims} differs by {abs(values['ours'][f'fid_{dims}'] / values['theirs'] - 1):.0e}"
-    report.add(name, times["ours"], times["theirs"], "s", about, lower_is_better=True, note=note)
+    name = f"{len(drawn)} images against {len(real)}: FID at 4 dims, KID, SSIM"
+    about, note = f"pytorch-fid: FID at {dims} dims", f"FID-{dims} differs by {difference}"
+    report.add(name, times["ours"], times["theirs"], "s", about, note)
 
 
 def _write(options: BenchOptions, folder: Path, side: int) -> list[Path]:
@@ -87,15 +87,9 @@ def _write(options: BenchOptions, folder: Path, side: int) -> list[Path]:
 
 
 def _scores(net: inception.Inception, drawn: list[Path], real: list[Path]) -> dict[str, float]:
-    """FID at all dims, KID and the pairs' mean SSIM, in one pass over the files."""
-    found: list[list[dict[int, Any]]] = [[], []]
-    ssim = []
-    for start in range(0, len(drawn), inception.BATCH):
-        names = (files[start : start + inception.BATCH] for files in (drawn, real))
-        sets = [[pixels.from_image(read_image(file), 3) for file in files] for files in names]
-        ssim += [similarity.ssim(a, b) for a, b in zip(*sets, strict=True)]
-        for images, features in zip(sets, found, strict=True):
-            features.append(inception.features(net, torch.stack(images)))
-    x, y = ({d: torch.cat([p[d] for p in parts]).numpy() for d in inception.DIMS} for parts in found)
+    """FID at all dims, KID and the pairs' mean SSIM; each file is read once."""
+    sets = [torch.stack([pixels.from_image(read_image(file), 3) for file in files]) for files in (drawn, real)]
+    x, y = ({d: v.numpy() for d, v in inception.features(net, images).items()} for images in sets)
     scores = {f"fid_{d}": fid_kid.frechet(x[d], y[d]) for d in inception.DIMS}
+    ssim = [similarity.ssim(a, b) for a, b in zip(*sets, strict=True)]
     return scores | {"kid": fid_kid.kid(x[2048], y[2048]), "ssim": float(np.mean(ssim))}

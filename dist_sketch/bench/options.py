@@ -36,8 +36,6 @@ class BenchOptions:
     """metrics: features of the Fréchet distance that is measured with fewer images than features."""
     fid_weights: Path | None = None
     """metrics: file of FID's Inception weights; default: where `dist-sketch weights` finds them."""
-    step_ms: float = 0.0
-    """scaling: step time of the GPU that is modelled on paper; 0: the time that was measured here."""
     quick: bool = False
     """Use small sizes: shows that everything works, but the figures mean nothing."""
 

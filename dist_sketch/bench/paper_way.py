@@ -21,20 +21,23 @@ from torch.utils.data import Dataset
 
 from dist_sketch.core.config import Config, DenoiseConfig
 from dist_sketch.data import pixels
-from dist_sketch.data.shards import Shards
+from dist_sketch.data.shards import Sample, Shards
 from dist_sketch.inference.denoise import denoise
 from dist_sketch.metrics import inception
 from dist_sketch.model import networks
 from dist_sketch.model.pretrained import SketchGenerator
+from dist_sketch.training.policy import Decision
 
 
 class PaperStep:
     """Section 3.4 of the paper: float32, default memory format, sigmoid + BCE, two backwards for D, plain Adam.
 
-    D is not frozen while G is trained, so that G's backward computes gradients of D that nobody uses.
+    D is not frozen while G is trained, so that G's backward computes gradients of D that nobody uses. Its weights are
+    those that `dist_sketch.bench.step.build` gives to our step.
     """
 
     def __init__(self, config: Config, device: torch.device):
+        torch.manual_seed(0)
         self.g, self.d = networks.generator(config).to(device), networks.discriminator(config).to(device)
         betas = (config.optim.beta1, config.optim.beta2)
         self.adam_g = torch.optim.Adam(self.g.parameters(), config.optim.lr_g, betas)
@@ -42,11 +45,14 @@ class PaperStep:
         self.bce, self.l1 = nn.BCELoss(), nn.L1Loss()
         self.loss = config.loss
 
-    def __call__(self, line: Tensor, sketch: Tensor, *, train_d: bool = True, train_g: bool = True) -> dict[str, float]:
-        """One step on float32 (B, C, H, W) in [-1, 1]; locked networks are not trained. Returns the losses."""
+    def __call__(self, line: Tensor, sketch: Tensor, decision: Decision, **ignored: object) -> dict[str, float]:
+        """One step on float32 (B, C, H, W) in [-1, 1]; locked networks are not trained. Returns the losses.
+
+        It is called like `dist_sketch.training.step.Step`, and ignores that one's other arguments.
+        """
         output_g = self.g(line)
         losses: dict[str, Tensor] = {}
-        if train_d:
+        if decision.train_d:
             self.adam_d.zero_grad()
             real_d = torch.sigmoid(self.d(line, sketch))
             losses["loss/d_real"] = self.bce(real_d, torch.ones_like(real_d))
@@ -54,14 +60,14 @@ class PaperStep:
             fake_d = torch.sigmoid(self.d(line, output_g.detach()))
             losses["loss/d_fake"] = self.bce(fake_d, torch.zeros_like(fake_d))
             losses["loss/d_fake"].backward()
+            losses["loss/d"] = losses["loss/d_real"] + losses["loss/d_fake"]
             self.adam_d.step()
-        if train_g:
+        if decision.train_g:
             self.adam_g.zero_grad()
             output_d = torch.sigmoid(self.d(line, output_g))
-            bce_g = self.bce(output_d, torch.ones_like(output_d))
-            l1_g = self.l1(output_g, sketch)
-            losses["loss/g_bce"], losses["loss/g_l1"] = bce_g, l1_g
-            losses["loss/g"] = self.loss.scale * (bce_g + self.loss.lambda_l1 * l1_g)
+            losses["loss/g_bce"] = self.bce(output_d, torch.ones_like(output_d))
+            losses["loss/g_l1"] = self.l1(output_g, sketch)
+            losses["loss/g"] = self.loss.scale * (losses["loss/g_bce"] + self.loss.lambda_l1 * losses["loss/g_l1"])
             losses["loss/g"].backward()
             self.adam_g.step()
         return {name: value.item() for name, value in losses.items()}
@@ -81,38 +87,34 @@ class JpegFolder(Dataset[Any]):
         return len(self.names)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        line, sketch = (self._read(side, self.names[i]) for side in ("line", "sketch"))
+        files = (self.root / f"train_{side}" / self.names[i] for side in ("line", "sketch"))
+        images = (Image.open(file).convert("RGB") for file in files)
+        small = (image.resize((self.size, self.size), Image.Resampling.BICUBIC) for image in images)
+        line, sketch = (pixels.from_image(image, 3) for image in small)
         return line, sketch
-
-    def _read(self, side: str, name: str) -> Tensor:
-        with Image.open(self.root / f"train_{side}" / name) as image:
-            small = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return pixels.from_image(small, 3)
 
 
 @torch.no_grad()
-def infer(run: Path, shards: Path, split: str, out: Path, batch_size: int, device: torch.device) -> int:
-    """Draws in eager float32, then removes noise and writes PNG files one by one. Returns the number of images.
+def infer(run: Path, shards: Path, split: str, out: Path, batch_size: int, device: torch.device) -> None:
+    """Draws in eager float32, then removes noise and writes PNG files one by one.
 
     The files are those of `dist_sketch.inference.infer` for lines without sketches: raw/, sketch/, line/.
     """
     model = SketchGenerator.load(run).to(device)
     source = Shards(shards, split)
-    for folder in ("raw", "sketch", "line"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
     for start in range(0, len(source), batch_size):
         samples = [source.read(i, 3) for i in range(start, min(start + batch_size, len(source)))]
         lines = pixels.to_float(torch.stack([s.line for s in samples]).to(device))
         drawn = pixels.to_uint8(model(lines)).cpu()
         for sample, raw in zip(samples, drawn, strict=True):
-            finish(out, sample.name, sample.line, raw, model.denoise)
-    return len(source)
+            finish(out, model.denoise, sample, raw)
 
 
-def finish(out: Path, name: str, line: Tensor, raw: Tensor, settings: DenoiseConfig) -> None:
+def finish(out: Path, settings: DenoiseConfig, sample: Sample, raw: Tensor) -> None:
     """Removes noise from one drawing and writes PNG files with Pillow's default settings."""
-    for folder, image in (("raw", raw), ("sketch", denoise(raw, settings)), ("line", line)):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / folder / f"{name}.png")
+    for folder, image in (("raw", raw), ("sketch", denoise(raw, settings)), ("line", sample.line)):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / folder / f"{sample.name}.png")
 
 
 def frechet(x: NDArray[Any], y: NDArray[Any]) -> float:
@@ -145,8 +147,5 @@ def pytorch_fid_score(
 ) -> float:
     """FID of two lists of files as pytorch-fid computes it: its loop, batches of 50, sqrtm."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        found = [
-            fid_score.get_activations([str(p) for p in files], net, 50, dims, str(device), workers)
-            for files in (drawn, real)
-        ]
+        found = [fid_score.get_activations(files, net, 50, dims, str(device), workers) for files in (drawn, real)]
     return frechet(*found)

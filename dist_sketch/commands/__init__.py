@@ -1,1 +1,1 @@
-"""What a user types: one file for each command."""
+"""What a user types: the commands and their options."""

@@ -2,13 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
-
-if TYPE_CHECKING:
-    from dist_sketch.model.pretrained import SketchGenerator
-
 
 Run = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
 
@@ -21,7 +17,6 @@ class ListCommand:
     """Run folder."""
 
     def run(self) -> int:
-        """Runs the command."""
         from rich.console import Console
 
         from dist_sketch.model import checkpoint
@@ -40,7 +35,6 @@ class VerifyCheckpointsCommand:
     """Only the checkpoint of this step; default: all."""
 
     def run(self) -> int:
-        """Runs the command."""
         from dist_sketch.model import checkpoint
 
         checkpoint.check(self.folder, self.step)
@@ -64,17 +58,15 @@ class ExportCommand:
     export that folder again onto itself with --scores."""
 
     def run(self) -> int:
-        """Runs the command."""
         from dist_sketch.model import pretrained
-
-        model = pretrained.export(pretrained.located(self.folder), self.out, self.step, self._card, self.compact)
-        print(f"{self.out}: the generator of step {model.step}, for {model.size} px")
-        return 0
-
-    def _card(self, model: "SketchGenerator", weights_sha256: str) -> str:
         from dist_sketch.reports.model_card import card
 
-        return card(model, self.folder.resolve().name, weights_sha256, self.scores)
+        def make_card(model: pretrained.SketchGenerator, weights_sha256: str) -> str:
+            return card(model, self.folder.resolve().name, weights_sha256, self.scores)
+
+        model = pretrained.export(pretrained.located(self.folder), self.out, self.step, make_card, self.compact)
+        print(f"{self.out}: the generator of step {model.step}, for {model.size} px")
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,5 +80,4 @@ class CheckpointCommand:
     ]
 
     def run(self) -> int:
-        """Runs the command."""
         return self.command.run()

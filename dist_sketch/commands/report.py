@@ -1,4 +1,4 @@
-"""`dist-sketch report`."""
+"""`dist-sketch report` and `compare`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from dist_sketch.commands.infer import show_scores
+from dist_sketch.commands.infer import finish
+from dist_sketch.core.fileio import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +22,40 @@ class ReportCommand:
     """Names of the faces in that picture; default: the first four."""
 
     def run(self) -> int:
-        """Runs the command."""
         from dist_sketch.reports import report
-        from dist_sketch.reports.page import optional_json
 
         page = report.build(self.out)
-        show_scores(optional_json(self.out / "metrics.json"), self.out)
+        scores = read_json(self.out / "metrics.json", default=None)
+        if scores is not None:
+            finish(self.out, scores)
         print(page)
         if self.sheet is not None:
             from dist_sketch.reports.sheet import write_sheet
 
             write_sheet(self.out, list(self.faces), self.sheet)
             print(self.sheet)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """Compare runs and outputs on one page: what differs, curves, scores over seeds, the same faces side by side.
+
+    The others are compared with the first RUN. Runs that differ only in their seed count as one setting. The tables of
+    the page are also written beside it as Markdown and CSV.
+    """
+
+    paths: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN [RUN ...]")]]
+    """Run folders of `train` and output folders of `infer`, also mixed."""
+    out: Path = Path("compare.html")
+    """The HTML file to write."""
+    title: str = ""
+    """Title of the page; default: the names of what is compared."""
+
+    def run(self) -> int:
+        from dist_sketch.reports.compare import comparison
+
+        for sentence in comparison.write(list(self.paths), self.out, title=self.title):
+            print(sentence)
+        print(self.out)
         return 0

@@ -24,7 +24,6 @@ class SyncCommand:
     """Folders of training runs, outputs or shards."""
 
     def run(self) -> int:
-        """Runs the command."""
         for folder in self.folders:
             sync(folder)
         return 0
@@ -41,7 +40,8 @@ def sync(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
-    found = [f for f in fragments(folder) if not f.online and not _is_empty(f)]
+    offline = [f for f in fragments(folder) if not f.online]
+    found = [f for f in offline if any(file.stat().st_size > HEADER_BYTES for file in f.folder.glob("*.wandb"))]
     todo = [f for f in found if not _is_sent(f)]
     if not todo:
         sent = f"; {len(found)} attempt(s) were sent before" if found else f" (no {FOLDER}/offline-run-*)"
@@ -52,28 +52,20 @@ def sync(folder: Path) -> None:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to another server; it delays the exit if that is silent
     if not logged_in():
         raise UserError("W&B knows no account here: `wandb login` (or set WANDB_API_KEY), then start this again")
+    variables = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
+    variables["WANDB_DIR"] = str(folder.resolve())
+    variables.setdefault("WANDB__GRAPHQL_RETRY_MAX", "3")  # W&B's default keeps trying for hours without a server
     for n, fragment in enumerate(todo, 1):
         print(f"{folder}: {n}/{len(todo)}: run {fragment.run_id}, begun {fragment.began}", flush=True)
-        _send(fragment, folder)
-
-
-def _is_empty(fragment: Fragment) -> bool:
-    return not any(file.stat().st_size > HEADER_BYTES for file in fragment.folder.glob("*.wandb"))
+        command = [sys.executable, "-m", "wandb", "sync", str(fragment.folder.resolve())]
+        # In `folder`, because W&B writes its own log into ./wandb.
+        ended = subprocess.run(command, env=variables, cwd=folder, stderr=subprocess.STDOUT)
+        if not _is_sent(fragment):
+            raise UserError(
+                f"{fragment.folder}: W&B did not take it (`wandb sync` ended with code {ended.returncode}, see above); "
+                "start this again, or remove that folder"
+            )
 
 
 def _is_sent(fragment: Fragment) -> bool:
     return any(fragment.folder.glob("*.wandb.synced"))
-
-
-def _send(fragment: Fragment, run: Path) -> None:
-    variables = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
-    variables["WANDB_DIR"] = str(run.resolve())
-    variables.setdefault("WANDB__GRAPHQL_RETRY_MAX", "3")  # W&B's default keeps trying for hours without a server
-    command = [sys.executable, "-m", "wandb", "sync", str(fragment.folder.resolve())]
-    # In `run`, because W&B writes its own log into ./wandb.
-    ended = subprocess.run(command, env=variables, cwd=run, stderr=subprocess.STDOUT)
-    if not _is_sent(fragment):
-        raise UserError(
-            f"{fragment.folder}: W&B did not take it (`wandb sync` ended with code {ended.returncode}, see above); "
-            "start this again, or remove that folder"
-        )

@@ -1,5 +1,6 @@
 """`dist-sketch train`."""
 
+import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from dist_sketch.core.config import Config, load
-from dist_sketch.core.signals import SCHEDULER_SIGNALS, StopRequest, before_job_s_end
+from dist_sketch.core.signals import SCHEDULER_SIGNALS, StopRequest, before_job_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,7 @@ class TrainCommand:
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
-        """Runs the command."""
-        stop = StopRequest(ask_at=before_job_s_end(self.stop_before_end_s))
+        stop = StopRequest(ask_at=before_job_end(self.stop_before_end_s))
         stop.listen(*SCHEDULER_SIGNALS)  # before torch's long import
         from dist_sketch.training import loop
 
@@ -43,10 +43,7 @@ class TrainCommand:
 
 def preset(arguments: list[str]) -> TrainCommand:
     """The defaults that --config gives, which are needed before the other options can be parsed."""
-    name = None
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            name = arguments[i + 1]
-        elif argument.startswith("--config="):
-            name = argument.removeprefix("--config=")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    name = parser.parse_known_args(arguments)[0].config
     return TrainCommand(out=tyro.MISSING, config=name, settings=load(name))

@@ -6,17 +6,16 @@ Each field's docstring is its `--help` text; the words in capitals are the paper
 import dataclasses
 import json
 import math
-import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from dist_sketch.core import toml_dataclass
 from dist_sketch.core.errors import SharedError, UserError
-from dist_sketch.core.fileio import find_file, read_toml
+from dist_sketch.core.fileio import find_file, flat, read_toml
 
-T = typing.TypeVar("T")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +227,7 @@ FREE = (
 )
 
 # (keys, what is allowed, test); infinity is always refused, because JSON cannot hold it
-_RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
+_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (
         "data.batch_size train.epochs train.nonfinite_limit train.accumulate conditional.timer conditional.hysteresis "
         "conditional.short_steps conditional.long_steps checkpoint.keep track.log_interval_steps",
@@ -239,8 +238,7 @@ _RULES: tuple[tuple[str, str, typing.Callable[[Any], bool]], ...] = (
         "data.workers data.memory_mb data.skip_bad data.stall_timeout_s train.sync_interval_steps "
         "train.validate_interval_epochs train.validate_limit train.sample_interval_epochs optim.clip_norm "
         "loss.lambda_l1 loss.lambda_ssim generator.detail generator.noise discriminator.fine "
-        "conditional.loss_threshold conditional.growth "
-        "conditional.longest_lock_steps checkpoint.interval_steps",
+        "conditional.loss_threshold conditional.growth conditional.longest_lock_steps checkpoint.interval_steps",
         "0 or more",
         lambda v: v >= 0,
     ),
@@ -289,14 +287,9 @@ def validate(config: Config) -> Config:
     return config
 
 
-def items(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def items(config: Any) -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, value) for each leaf of a dataclass tree."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from items(value, f"{prefix}{f.name}.")
-        else:
-            yield prefix + f.name, value
+    return flat(dataclasses.asdict(config))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

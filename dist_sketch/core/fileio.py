@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tomllib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -50,12 +51,14 @@ def homes(folder: Literal["launch", "shards", "slurm"]) -> tuple[Path, Path]:
     return package / "files" / folder, package.parent / folder
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file that dist_sketch has written.
+def read_json(path: Path, default: Any = ...) -> Any:
+    """Reads a JSON file that dist_sketch has written; a missing one gives `default`, if there is a default.
 
     Raises:
         UserError: it is missing or damaged.
     """
+    if default is not ... and not path.is_file():
+        return default
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
@@ -97,6 +100,15 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) for the leaves of a nested dict."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def finite(value: Any) -> Any:

@@ -22,7 +22,7 @@ def refuse_foreign(folder: Path, what: str, *marks: str, leftovers: bool = True)
     only what a command of ours leaves when it is killed early: its lock, its logs, a half-written file.
 
     Raises:
-        UserError: `folder` is a file, or holds anything else; the sentence says that it is not `what`.
+        UserError: `folder` is a file, or holds anything else; the message says that it is not `what`.
     """
     if not os.path.lexists(folder):
         return
@@ -39,10 +39,10 @@ def refuse_foreign(folder: Path, what: str, *marks: str, leftovers: bool = True)
 def replaced(folder: Path) -> Iterator[Path]:
     """Yields an empty folder beside `folder` that takes its place when the block ends without an error.
 
-    Until then nothing stands at `folder` but what was there before; if the last step fails, that comes back.
+    Until then `folder` stays as it was; if the last step fails, it is put back.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the disk is full or cannot be written.
     """
     folder = Path(os.path.realpath(folder))  # it gets siblings, which "." and links do not have
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}{end}{PART}") for end in ("", ".old"))

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, NoReturn, Self, TypeVar
@@ -51,20 +51,14 @@ class Ranks:
         self.world_size = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.is_main = self.rank == 0
-        self._check_world_size(expect_world_size)
-        if launcher_precision not in ("no", "") and self.is_main:
-            print(
-                f"note: the launcher's mixed precision ({launcher_precision}) is not used; "
-                "set --train.precision instead"
-            )
-
-    def _check_world_size(self, wanted: int | None) -> None:
-        for source, expected, fits in expectations(wanted, self.device.type):
-            if not fits(self.world_size):
+        for source, expected in expectations(expect_world_size, self.device.type, self.world_size):
+            if expected != self.world_size:
                 raise SharedError(
                     f"{self.world_size} process(es) work together, {expected} were expected ({source}). "
                     f"{_right_command(expected)}; or say what is wanted: --expect-world-size N"
                 )
+        if launcher_precision not in ("no", "") and self.is_main:
+            print(f"note: the launcher's mixed precision ({launcher_precision}) is not used; set --train.precision")
 
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over all ranks, in place; one small all-reduce."""
@@ -97,12 +91,12 @@ class Ranks:
                 result = function()
             except Exception as e:
                 error = e
-        sentence = str(error) if isinstance(error, UserError) else None
-        result, failed, sentence = self.broadcast((result, error is not None, sentence))
+        message = str(error) if isinstance(error, UserError) else None
+        result, failed, message = self.broadcast((result, error is not None, message))
         if error is not None:
             raise error
         if failed:
-            raise SharedError(sentence) if sentence is not None else PeerLost("rank 0 failed: its traceback says why")
+            raise SharedError(message) if message is not None else PeerLost("rank 0 failed: its traceback says why")
         return result
 
     def wait(self) -> None:
@@ -158,28 +152,26 @@ def lost_peer(error: BaseException) -> bool:
     return isinstance(error, PeerLost | dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def expectations(wanted: int | None, device: str) -> list[tuple[str, int, Callable[[int], bool]]]:
-    """The number of processes that the user, or else the launcher and SLURM, expect.
+def expectations(wanted: int | None, device: str, actual: int) -> Iterator[tuple[str, int]]:
+    """Yields the number of processes that the user, or else the launcher and SLURM, expect; each with its source.
 
-    Returns:
-        For each source its name, the number, and a function that tells whether an actual number agrees with it.
+    Args:
+        actual: the number that work together. A number of SLURM tasks that divides it is not yielded.
     """
     env = os.environ
     if wanted is not None:
-        return [("--expect-world-size", wanted, wanted.__eq__)]
-    launched = int(env.get("WORLD_SIZE") or 1)
-    found: list[tuple[str, int, Callable[[int], bool]]] = [("the launcher's WORLD_SIZE", launched, launched.__eq__)]
+        yield "--expect-world-size", wanted
+        return
+    yield "the launcher's WORLD_SIZE", int(env.get("WORLD_SIZE") or 1)
     if "DIST_SKETCH_RANKS" in env:  # they were started by `dist-sketch node`
-        started = int(env["DIST_SKETCH_RANKS"])
-        found.append(("dist-sketch node", started, started.__eq__))
+        yield "dist-sketch node", int(env["DIST_SKETCH_RANKS"])
     elif "SLURM_STEP_NUM_TASKS" in env:  # only set inside srun
         tasks, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_STEP_NUM_NODES") or 1)
         gpus = env.get("SLURM_GPUS_ON_NODE", "")
         if device == "cuda" and gpus.isdigit():
-            found.append((f"SLURM: {nodes} node(s) with {gpus} GPU(s)", nodes * int(gpus), (nodes * int(gpus)).__eq__))
-        else:  # a task may be a launcher that starts several processes
-            found.append((f"SLURM: {tasks} task(s)", tasks, lambda n: n % tasks == 0))
-    return found
+            yield f"SLURM: {nodes} node(s) with {gpus} GPU(s)", nodes * int(gpus)
+        elif actual % tasks:  # a task may be a launcher that starts several processes
+            yield f"SLURM: {tasks} task(s)", tasks
 
 
 def _right_command(count: int) -> str:

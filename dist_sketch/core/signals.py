@@ -14,11 +14,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopRequest:
-    """Whether this process was asked to stop.
-
-    Args:
-        ask_at: at this time (s since 1970) the clock asks.
-    """
+    """Whether this process was asked to stop, by a signal or, at the time `ask_at` (s since 1970), by the clock."""
 
     def __init__(self, ask_at: float = float("inf")) -> None:
         self._asked, self._ask_at = False, ask_at
@@ -41,7 +37,7 @@ class StopRequest:
         for number in numbers:
             signal.signal(number, self._ask)
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            signal_on_parent_s_death(orphaned)
+            signal_on_parent_death(orphaned)
             if _is_orphan():  # the launcher died before this
                 os.kill(os.getpid(), orphaned)
 
@@ -54,7 +50,7 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN)
 
 
-def before_job_s_end(margin_s: float) -> float:
+def before_job_end(margin_s: float) -> float:
     """The time (s since 1970) at which to stop in a SLURM job: `margin_s` before its end; infinity outside of one.
 
     This works even if SLURM was not asked to send a signal. The margin is at most a quarter of the time that is left,
@@ -68,7 +64,7 @@ def before_job_s_end(margin_s: float) -> float:
     return end - min(margin_s, (end - now) / 4) if end > now else float("inf")
 
 
-def signal_on_parent_s_death(number: signal.Signals) -> None:
+def signal_on_parent_death(number: signal.Signals) -> None:
     """This process gets the signal when its parent dies. Only on Linux; elsewhere nothing happens."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:

@@ -1,4 +1,4 @@
-"""Builds dataclasses from what TOML and JSON files hold; every wrong key or value is a sentence."""
+"""Builds dataclasses from what TOML and JSON files hold; every wrong key or value is explained to the user."""
 
 import dataclasses
 import difflib
@@ -23,8 +23,8 @@ def from_dict(
     type; integers are accepted for floats, nothing else is converted. Keys may be written with "-" or "_".
 
     Args:
-        where: the file that the values come from, for the error's sentence.
-        prefix: what stands before the keys in that sentence, such as "data.".
+        where: the file that the values come from, for error messages.
+        prefix: what stands before the keys in these messages, such as "data.".
         removed: dotted keys that are no longer fields, with the only values at which they are accepted and ignored.
 
     Raises:

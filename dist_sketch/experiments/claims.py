@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 from dist_sketch.experiments.presets import MEASURES, Claim
-from dist_sketch.reports.compare.scores import CONFIDENCE, Effect, mean_text, t_quantile, t_test
+from dist_sketch.reports.compare.scores import Effect, mean_text, t_test
 from dist_sketch.reports.page import conjoin
 
 Word = Literal["held", "not held", "within noise over the seeds", "one seed, no noise known", "not measured"]
@@ -99,20 +99,3 @@ def _by(claim: Claim, before: Values, after: Values) -> tuple[Word, str]:
         return "held", details
     possible = share - noise <= most and share + noise >= least
     return NOISE if possible or not change.sign else "not held", details
-
-
-def rule(seeds: int) -> str:
-    """How the verdicts are made, for the page."""
-    if seeds < 2:
-        return (
-            "With one seed it is unknown how far chance alone moves the values, so no claim is said to hold. Run the "
-            "experiment again with --seeds 3 or more; finished trainings are kept."
-        )
-    return (
-        f"± is the standard deviation over {seeds} seeds. A claim is held or not held if Student's t-test over the "
-        f"seeds rejects chance at {100 * CONFIDENCE:g} % (paired by seed if the same weights drew both); otherwise it "
-        "is within noise. A claim that two methods are the same is held if the whole confidence interval of their "
-        f"difference is within the limit. With {seeds} seeds of each method, a difference must exceed "
-        f"{t_quantile(2 * seeds - 2):.1f} standard errors ({t_quantile(seeds - 1):.1f} if paired); with more seeds, "
-        "smaller differences count."
-    )

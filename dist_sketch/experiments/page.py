@@ -13,13 +13,12 @@ from dist_sketch.experiments.presets import SCORES, Exhibit
 from dist_sketch.reports.compare import comparison
 from dist_sketch.reports.compare.comparison import Section
 from dist_sketch.reports.compare.results import Result, read
-from dist_sketch.reports.compare.scores import Group, comparable, mean_text, score, seed_scores
+from dist_sketch.reports.compare.scores import CONFIDENCE, Group, comparable, mean_text, seed_scores, t_quantile
 from dist_sketch.reports.curves import PNG_COLOURS, Curve, Panel, lock_intervals, plot, points, style
-from dist_sketch.reports.page import VARIANT_FOLDERS, number
+from dist_sketch.reports.page import VARIANT_FOLDERS, render
 from dist_sketch.tracking.tracker import read_metrics
 
 FACES = 4
-BASELINES = {"reference": "other real sketches", "input": "the lines themselves", "blank": "a blank page"}
 
 
 def build(plan: Plan) -> Path | None:
@@ -63,16 +62,10 @@ def _table(plan: Plan, name: str, part: Exhibit) -> Section:
 
 def _context(part: Exhibit, results: list[Result]) -> list[str]:
     """The scores of the baselines, and a warning if the scores of the table must not be compared."""
-    if not results or (scores := results[0].scores) is None:
+    if not results or results[0].scores is None:
         return []
-    first, text = results[0], []
-    for baseline, label in BASELINES.items():
-        known = {SCORES[key]: value for key in part.scores if (value := score(first, baseline, key)) is not None}
-        values = [f"{m.label} {number(value, m.digits)}" for m, value in known.items()]
-        text += [f"{label}: {', '.join(values)}"] if values else []
-    reasons = sorted({reason for r in results[1:] for reason in comparable(first, r)})
-    sentences = [f"On the same scale, n = {scores['n']}: {'; '.join(text)}."] if text else []
-    return sentences + ([f"Not to be compared with each other: {'; '.join(reasons)}."] if reasons else [])
+    reasons = sorted({reason for r in results[1:] for reason in comparable(results[0], r)})
+    return render("context.j2", scores=results[0].scores, keys=part.scores, reasons=reasons).splitlines()
 
 
 def _faces(plan: Plan, name: str, part: Exhibit) -> Section:
@@ -140,4 +133,5 @@ def _claims(plan: Plan) -> Section:
             values.append(Values(plan.preset.rows[row].label, plan.run_of(row, 0).name, seeds))
         rows.append([claim.says, *claims.judge(claim, values)])
     columns = ["claim", "verdict", "measured here"]
-    return Section("What is claimed, and what was measured", columns, rows, [claims.rule(plan.seeds)])
+    rule = render("rule.j2", seeds=plan.seeds, confidence=CONFIDENCE, t_quantile=t_quantile)
+    return Section("What is claimed, and what was measured", columns, rows, [rule])

@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,15 +33,15 @@ class PlannedRun:
 
     def trained(self) -> bool:
         """Whether the run has finished all its epochs."""
-        status = json_or_empty(self.folder / "status.json")
+        status = read_json(self.folder / "status.json", default={})
         return status.get("state") == "finished" and status.get("epochs", 0) >= self.config.train.epochs
 
     def drawn(self) -> bool:
         """Whether the output was drawn and scored with the weights that the run selected, and with these options."""
         if not self.trained():
             return False
-        status_file, infer = self.folder / "status.json", json_or_empty(self.output / "infer.json")
-        status = json_or_empty(status_file)
+        status_file, infer = self.folder / "status.json", read_json(self.output / "infer.json", default={})
+        status = read_json(status_file, default={})
         try:
             newer = (self.output / "metrics.json").stat().st_mtime_ns >= status_file.stat().st_mtime_ns
         except OSError:
@@ -57,15 +56,11 @@ class PlannedRun:
 class PlanLine(NamedTuple):
     """A line of the plan: the training or the inference of a planned run."""
 
+    name: str  # in messages, and of the log file
     run: PlannedRun
     kind: Literal["train", "infer"]
     command: str
     done: Callable[[], bool]
-
-    @property
-    def name(self) -> str:
-        """The name in messages, and of the log file."""
-        return f"{self.run.name}-{self.kind}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +80,8 @@ class Plan:
         """All lines in order: each training is followed by its inference."""
         lines = []
         for run in self.runs:
-            lines.append(PlanLine(run, "train", run.train, run.trained))
-            lines.append(PlanLine(run, "infer", run.infer, run.drawn))
+            lines.append(PlanLine(f"{run.name}-train", run, "train", run.train, run.trained))
+            lines.append(PlanLine(f"{run.name}-infer", run, "infer", run.infer, run.drawn))
         return lines
 
     def run_of(self, row: str, seed: int) -> PlannedRun:
@@ -252,11 +247,3 @@ def write(plan: Plan) -> Path:
     """Writes DIR/plan.txt."""
     write_atomic(plan.out / PLAN, plan.text())
     return plan.out / PLAN
-
-
-def json_or_empty(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one if the file is missing or damaged."""
-    with suppress(OSError, UserError):
-        found = read_json(path)
-        return found if isinstance(found, dict) else {}
-    return {}

@@ -6,40 +6,32 @@ The form of the file is explained at the top of launch/experiment-paper.toml.
 import itertools
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from dist_sketch.core import config as cfg
 from dist_sketch.core import toml_dataclass
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import find_file, read_toml
+from dist_sketch.core.fileio import find_file, flat, read_toml
 from dist_sketch.metrics.definitions import METRICS
 
 PREFIX = "experiment-"  # of the files in launch/
 OWN = ("data.shards", "train.seed", "track.group", "track.name")  # settings that the experiment itself sets
 
 
-class Measure(NamedTuple):
-    """How a measure is printed."""
-
-    label: str
-    digits: int
-
-
-SCORES = {m.key: Measure(m.label, m.digits) for m in METRICS}  # of metrics.json
-MEASURES = SCORES | {
-    "loss_g": Measure("Loss_G at the end", 3),
-    "loss_d": Measure("Loss_D at the end", 3),
-    "time": Measure("milliseconds per image", 1),
-    "memory": Measure("peak memory in MB", 0),
-    "sharpness": Measure("sharpness (real sketches: 1)", 2),
-    "specks": Measure("pixels in specks, ‰", 2),
-    "ink_precision": Measure("share of the drawn ink within 1 px of real ink", 3),
-    "ink_recall": Measure("share of the real ink within 1 px of drawn ink", 3),
-    "variety": Measure("distance between the drawings of two people (real sketches: 1)", 2),
+SCORES = {m.key: m for m in METRICS}  # of metrics.json
+MEASURES = {m.key: (m.label, m.digits) for m in METRICS} | {  # label, digits that are shown
+    "loss_g": ("Loss_G at the end", 3),
+    "loss_d": ("Loss_D at the end", 3),
+    "time": ("milliseconds per image", 1),
+    "memory": ("peak memory in MB", 0),
+    "sharpness": ("sharpness (real sketches: 1)", 2),
+    "specks": ("pixels in specks, ‰", 2),
+    "ink_precision": ("share of the drawn ink within 1 px of real ink", 3),
+    "ink_recall": ("share of the real ink within 1 px of drawn ink", 3),
+    "variety": ("distance between the drawings of two people (real sketches: 1)", 2),
 }
 
 
@@ -175,15 +167,6 @@ def check_settings(settings: dict[str, Any], where: str) -> dict[str, Any]:
         if key in OWN:
             raise UserError(f"{where}: {key} is set by the experiment itself, for each run; leave it out")
     return {key: values[key] for key in keys}
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) for the leaves of a nested dict."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def nested(settings: dict[str, Any]) -> dict[str, Any]:

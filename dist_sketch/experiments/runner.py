@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.signals import signal_on_parent_s_death
-from dist_sketch.experiments.planning import Plan, PlanLine, json_or_empty
+from dist_sketch.core.fileio import read_json
+from dist_sketch.core.signals import signal_on_parent_death
+from dist_sketch.experiments.planning import Plan, PlanLine
 
 STOPPED, FAILED = os.EX_TEMPFAIL, 1  # exit codes
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
@@ -72,7 +74,7 @@ class Runner:
                     stderr=subprocess.STDOUT,
                     env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
                     start_new_session=True,  # Ctrl-C in the terminal reaches only this process, which passes it on
-                    preexec_fn=_stop_with_parent,
+                    preexec_fn=partial(signal_on_parent_death, signal.SIGTERM),
                 )
         except FileNotFoundError as e:
             raise UserError(
@@ -91,10 +93,6 @@ class Runner:
             _show(source.read())
         code, self._child = self._child.returncode, None
         return code
-
-
-def _stop_with_parent() -> None:
-    signal_on_parent_s_death(signal.SIGTERM)
 
 
 def _show(output: bytes) -> None:
@@ -116,27 +114,28 @@ def run(plan: Plan) -> int:
 
 def _run(plan: Plan, runner: Runner) -> int:
     lines, failed, skipped = plan.lines, [], []
+    say = partial(print, flush=True)
     for i, line in enumerate(lines, 1):
         head = f"[{i}/{len(lines)}] {line.name}"
         if line.done():
-            _say(f"{head}: done before")
+            say(f"{head}: done before")
             continue
         if line.kind == "infer" and not line.run.trained():
-            _say(f"{head}: skipped, because its training failed")
+            say(f"{head}: skipped, because its training failed")
             skipped.append(line.name)
             continue
-        _say(f"{head}: {line.command}")
+        say(f"{head}: {line.command}")
         status = line.run.folder / "status.json"
         before = _written_at(status)
         code = runner.start(line)
         # Somebody else may have asked the training to stop; the exit code of a launcher does not say so.
         saved = line.kind == "train" and _written_at(status) != before
-        if runner.asked or code == STOPPED or (saved and json_or_empty(status).get("state") == "stopped"):
-            _say(f"{head}: stopped; the same command goes on from there")
+        if runner.asked or code == STOPPED or (saved and read_json(status, default={}).get("state") == "stopped"):
+            say(f"{head}: stopped; the same command goes on from there")
             return STOPPED
         if code != 0 or not line.done():
             why = f"exit code {code}" if code else "exit code 0, but its results are missing"
-            _say(f"{head}: FAILED ({why}); its output: {runner.log(line)}")
+            say(f"{head}: FAILED ({why}); its output: {runner.log(line)}")
             failed.append(line)
     for line in failed:
         print(f"error: failed: {line.name}; its output: {runner.log(line)}", file=sys.stderr)
@@ -147,7 +146,3 @@ def _run(plan: Plan, runner: Runner) -> int:
 
 def _written_at(file: Path) -> int:
     return file.stat().st_mtime_ns if file.exists() else 0
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -11,7 +11,6 @@ from scipy import ndimage
 from torch import Tensor
 
 from dist_sketch.core.config import DenoiseConfig, Filter
-from dist_sketch.core.errors import UserError
 from dist_sketch.inference.denoise import Array, denoise, despeckle, page_tone, planes_of
 from dist_sketch.metrics import similarity
 
@@ -40,14 +39,7 @@ def calibrate(
         The settings, and a row for each candidate: filter, strength, shadows, ssim (in gray), noise_distance (of
         `noise_features`, in standard deviations of the real sketches), distance (None where it was not computed),
         allowed, chosen. The first row is gray alone.
-
-    Raises:
-        UserError: fewer than two pairs, or their numbers or sizes differ.
     """
-    sizes = sorted({tuple(i.shape[1:]) for i in [*raw, *real]})
-    if len(raw) != len(real) or len(raw) < 2 or len(sizes) > 1:
-        got = f"{len(raw)} outputs, {len(real)} sketches, sizes {sizes}"
-        raise UserError(f"denoise: calibration needs 2 pairs or more, of one size; got {got}")
     truth = [denoise(i, NOTHING) for i in real]
     features = np.array([_features_of(t) for t in truth])
     mean, spread = features.mean(axis=0), features.std(axis=0).clip(0.1)

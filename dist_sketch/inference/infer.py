@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from dist_sketch.data.sources import open_source
 from dist_sketch.inference import parts
 from dist_sketch.inference.options import MOST_OUTPUT_PX, DenoiseOverride, InferOptions
 from dist_sketch.inference.parts import Part
-from dist_sketch.inference.postprocess import Postprocess, PostprocessPool
+from dist_sketch.inference.postprocess import Postprocess, worker_map
 from dist_sketch.inference.scoring import FOLDERS, ReferenceSketches, finish_scores, make_scorer, reference_shards
 from dist_sketch.model import networks, pretrained
 
@@ -45,83 +46,69 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
         if (value := getattr(options, name)) is not None and value < least:
             raise SharedError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     part = Part.parse(options.part) if options.part else None
-    with PostprocessPool(options.workers) as pool, Ranks() as ranks:
-        return _infer(run, source, out, options, part, pool, ranks)
-
-
-def _infer(
-    run: Path,
-    source: Path,
-    out: Path,
-    options: InferOptions,
-    part: Part | None,
-    pool: PostprocessPool,
-    ranks: Ranks,
-) -> dict[str, Any] | None:
-    # Rank 0 chooses for all: a run in training may save a newer checkpoint at any moment.
-    weights = ranks.main_decides(lambda: pretrained.find_weights(run, options.step))
-    model = pretrained.SketchGenerator.load(run, weights).to(ranks.device).to(memory_format=torch.channels_last)
-    output_px = _output_px(options.output_size, model.size)
-    if options.mode == "paper":
-        networks.check_config(model.config, model.size, batch=1)
-    inputs = open_source(source, options.split, model.size, model.config.data.channels)
-    overrides = {f.name: v for f in fields(DenoiseOverride) if (v := getattr(options.denoise, f.name)) is not None}
-    settings = replace(model.denoise, **overrides).check()
-    about: dict[str, Any] = {
-        "run": str(run.resolve()),
-        "step": model.step,
-        "weights_sha256": ranks.main_decides(lambda: pretrained.weights_sha256(weights[0])),
-        "config": cfg.to_dict(model.config),
-        "input": str(source.resolve()),
-        "split": options.split,
-        "size": model.size,
-        "output_size": options.output_size,
-        "format": options.format,
-        "denoise": cfg.to_dict(settings),
-        "mode": {"statistics": options.mode, "seed": options.seed, "precision": options.precision},
-        "reference": ranks.main_decides(lambda: reference_shards(model.config, source)),
-        "chosen": model.chosen,
-        "chosen_on_these": ranks.main_decides(
-            lambda: model.chosen and options.split == "val" and _is_data_of(model, source)
-        ),
-    }
-    if not ranks.main_decides(lambda: _make_room(out, source, part, about)):
-        if ranks.is_main:
-            print(f"{out}: part {options.part} is drawn already; nothing to do")
-        return None
-    scorer = make_scorer(options.fid_weights, ranks) if inputs.has_sketch else None
-    reference = ReferenceSketches(about["reference"], len(inputs), model.size)
-    draw = partial(_draw, model, options, resolve_precision(options.precision, ranks.device), ranks.device)
-    whole = part.share(len(inputs)) if part else range(len(inputs))
-    share = ranks.share(len(whole))
-    mine = whole[share.start : share.stop]
-    batches = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
-
-    finish = Postprocess(out=out, denoise=settings, format=options.format, output_px=output_px)
-
-    def begin(indices: range) -> tuple[range, list[Sample], list[Tensor], Iterator[Tensor]]:
-        items = [inputs.read(i) for i in indices]
-        raw = [pixels.to_rgb(x) for x in draw(items)]
-        return indices, items, raw, pool.start(finish, items, raw)
-
-    names: list[str] = []
-    begun = map(begin, progress_bar(batches, "drawing", disable=not ranks.is_main))
-    for indices, items, raw, finished in _behind(begun):
-        clean = list(finished)
-        names += [i.name for i in items]
-        if scorer is not None:
-            scorer.add(indices, [i.name for i in items], _images(items, raw, clean))
-            reference.add(scorer, indices)
-    names = [name for found in ranks.gather(names) for name in found]
-    states = ranks.gather(scorer.state()) if scorer is not None else None
-
-    def end() -> dict[str, Any] | None:
-        if part:
-            parts.save(out, part, names, states)
+    with worker_map(options.workers) as run_in_workers, Ranks() as ranks:
+        # Rank 0 chooses for all: a run in training may save a newer checkpoint at any moment.
+        weights = ranks.main_decides(lambda: pretrained.find_weights(run, options.step))
+        model = pretrained.SketchGenerator.load(run, weights).to(ranks.device).to(memory_format=torch.channels_last)
+        output_px = _output_px(options.output_size, model.size)
+        if options.mode == "paper":
+            networks.check_config(model.config, model.size, batch=1)
+        inputs = open_source(source, options.split, model.size, model.config.data.channels)
+        overrides = {f.name: v for f in fields(DenoiseOverride) if (v := getattr(options.denoise, f.name)) is not None}
+        settings = replace(model.denoise, **overrides).check()
+        about: dict[str, Any] = {
+            "run": str(run.resolve()),
+            "step": model.step,
+            "weights_sha256": ranks.main_decides(lambda: fileio.sha256(pretrained.weights_file(weights[0]))),
+            "config": cfg.to_dict(model.config),
+            "input": str(source.resolve()),
+            "split": options.split,
+            "size": model.size,
+            "output_size": options.output_size,
+            "format": options.format,
+            "denoise": cfg.to_dict(settings),
+            "mode": {"statistics": options.mode, "seed": options.seed, "precision": options.precision},
+            "reference": ranks.main_decides(lambda: reference_shards(model.config, source)),
+            "chosen": model.chosen,
+            "chosen_on_these": ranks.main_decides(
+                lambda: model.chosen and options.split == "val" and _is_data_of(model, source)
+            ),
+        }
+        if not ranks.main_decides(lambda: _make_room(out, source, part, about)):
+            if ranks.is_main:
+                print(f"{out}: part {options.part} is drawn already; nothing to do")
             return None
-        return _finish(out, about | {"names": names}, states)
+        scorer = make_scorer(options.fid_weights, ranks) if inputs.has_sketch else None
+        reference = ReferenceSketches(about["reference"], len(inputs), model.size)
+        draw = partial(_draw, model, options, resolve_precision(options.precision, ranks.device), ranks.device)
+        whole = part.share(len(inputs)) if part else range(len(inputs))
+        share = ranks.share(len(whole))
+        mine = whole[share.start : share.stop]
+        batches = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
+        finish = Postprocess(out=out, denoise=settings, format=options.format, output_px=output_px)
 
-    return ranks.main_decides(end)
+        def begin(indices: range) -> tuple[range, list[Sample], list[Tensor], Iterator[Tensor]]:
+            items = [inputs.read(i) for i in indices]
+            raw = [pixels.to_rgb(x) for x in draw(items)]
+            return indices, items, raw, finish.start(run_in_workers, items, raw)
+
+        names: list[str] = []
+        begun = map(begin, progress_bar(batches, "drawing", disable=not ranks.is_main))
+        for indices, items, raw, finished in _behind(begun):
+            clean = list(finished)
+            own = [i.name for i in items]
+            names += own
+            if scorer is not None:
+                sketches = [i.sketch for i in items if i.sketch is not None]
+                images = {"raw": raw, "denoised": clean, "line": [i.line for i in items], "real": sketches}
+                scorer.add(indices, own, {k: torch.stack([pixels.to_rgb(i) for i in v]) for k, v in images.items()})
+                reference.add(scorer, indices)
+        names = [name for found in ranks.gather(names) for name in found]
+        states = ranks.gather(scorer.state()) if scorer is not None else None
+        if part:
+            ranks.main_decides(lambda: parts.save(out, part, names, states))
+            return None
+        return ranks.main_decides(lambda: _finish(out, about | {"names": names}, states))
 
 
 def merge(out: Path) -> dict[str, Any] | None:
@@ -135,30 +122,22 @@ def merge(out: Path) -> dict[str, Any] | None:
     Raises:
         UserError: a part is missing or damaged, or parts were scored with different weights.
     """
-    if (out / "infer.json").is_file() and "names" in fileio.read_json(out / "infer.json"):
+    if "names" in fileio.read_json(out / "infer.json", default={}):
         shutil.rmtree(out / parts.PARTS, ignore_errors=True)
-        scores = out / "metrics.json"
-        return fileio.read_json(scores) if scores.is_file() else None
+        result: dict[str, Any] | None = fileio.read_json(out / "metrics.json", default=None)
+        return result
     about, names, states = parts.load(out)
     try:
         result = _finish(out, about | {"names": names}, states)
     except ValueError as e:
-        raise UserError(
-            f"{out}: its parts do not fit together ({e}); draw them again, all with the same FID weights"
-        ) from e
+        raise UserError(f"{out}: its parts do not match ({e}); draw them again, all with the same FID weights") from e
     shutil.rmtree(out / parts.PARTS)
     return result
 
 
 def _behind(begun: Iterator[T]) -> Iterator[T]:
     """Yields one batch late, so that files are written while the next batch is drawn."""
-    previous = next(begun, None)
-    for one in begun:
-        assert previous is not None
-        yield previous
-        previous = one
-    if previous is not None:
-        yield previous
+    return (one for one, _ in pairwise(chain[Any](begun, [None])))
 
 
 def _output_px(text: str, size: int) -> int | None:
@@ -170,11 +149,7 @@ def _output_px(text: str, size: int) -> int | None:
 
 
 def _make_room(out: Path, source: Path, part: Part | None, about: dict[str, Any]) -> bool:
-    """Removes the pictures of an earlier inference, so that files of two are never mixed; keeps other jobs' parts.
-
-    Returns:
-        Whether there is something to draw.
-    """
+    """Removes the pictures of an earlier inference, but not other jobs' parts; returns whether there is work left."""
     if source.resolve().is_relative_to(out.resolve()):
         raise UserError(f"{out}: holds the input {source}, which would be overwritten; choose another --out")
     if part:
@@ -203,15 +178,6 @@ def _draw(net: nn.Module, options: InferOptions, precision: str, device: torch.d
             torch.manual_seed(options.seed ^ zlib.crc32(item.name.encode()))  # the same on any rank
             drawn.append(pixels.to_uint8(net(line[None])).cpu())
         return torch.cat(drawn)
-
-
-def _images(items: list[Sample], raw: list[Tensor], clean: list[Tensor]) -> dict[str, Tensor]:
-    return {
-        "raw": torch.stack(raw),
-        "denoised": torch.stack(clean),
-        "line": torch.stack([pixels.to_rgb(i.line) for i in items]),
-        "real": torch.stack([pixels.to_rgb(i.sketch) for i in items if i.sketch is not None]),
-    }
 
 
 def _is_data_of(model: pretrained.SketchGenerator, source: Path) -> bool:

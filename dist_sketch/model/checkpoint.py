@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -81,15 +80,10 @@ def _write(
     kept = [f for f in _folders(run) if step_of(f) <= step][:keep]
     for old in _folders(run):
         if old not in kept and step_of(old) != best:
-            _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    """Renames the folder before deleting it: under its final name a checkpoint must always be complete."""
-    going = folder.with_name(f".{folder.name}.part")
-    with suppress(OSError):
-        os.replace(folder, going)
-        shutil.rmtree(going)
+            going = old.with_name(f".{old.name}.part")  # under its final name a checkpoint must always be complete
+            with suppress(OSError):
+                os.replace(old, going)
+                shutil.rmtree(going)
 
 
 def _write_file(path: Path, data: bytes) -> None:
@@ -174,7 +168,7 @@ class CheckpointInfo(NamedTuple):
     folder: Path
     bytes: int
     files: int
-    written: float  # unix seconds
+    written: datetime
     problems: list[str]  # empty: it is complete
 
 
@@ -197,7 +191,7 @@ def entries(run: Path, step: int | None = None) -> list[CheckpointInfo]:
         with suppress(FileNotFoundError):  # the run continues, and has removed it in the meantime
             sizes = [p.stat().st_size for p in folder.iterdir()]
             seal = folder / "checkpoint.json"
-            written = (seal if seal.is_file() else folder).stat().st_mtime
+            written = datetime.fromtimestamp(int((seal if seal.is_file() else folder).stat().st_mtime))
             found.append(CheckpointInfo(folder, sum(sizes), len(sizes), written, problems))
     return [e for e in found if e.folder.is_dir()]
 
@@ -223,22 +217,15 @@ def check(run: Path, step: int | None = None, say: Callable[[str], None] = print
 def table(found: list[CheckpointInfo]) -> Table:
     """The checkpoints as a table; marks the newest complete one, and the one that draws if that is another."""
     result = Table(*(Column(name, no_wrap=True) for name in ("step", "size", "files", "written")), "state")
-    newest = next((e for e in found if not e.problems), None)
+    now, newest = datetime.now().replace(microsecond=0), next((e for e in found if not e.problems), None)
     best = read_json(newest.folder / BEST)["step"] if newest and (newest.folder / BEST).is_file() else None
     for e in found:
         state = "; ".join(p.replace(f"{e.folder}{os.sep}", "") for p in e.problems) or "complete"
         state += ", draws" * (step_of(e.folder) == best and not e.problems)
-        when = f"{datetime.fromtimestamp(e.written):%Y-%m-%d %H:%M} ({_age(time.time() - e.written)})"
+        when = f"{e.written:%Y-%m-%d %H:%M} ({now - e.written} ago)"
         cells = (str(step_of(e.folder)), decimal(e.bytes), str(e.files), when, state + ", newest" * (e is newest))
         result.add_row(*map(escape, cells), style="bold" if e is newest else "red" if e.problems else None)
     return result
-
-
-def _age(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length:.0f} {unit} ago"
-    return "just now"
 
 
 def load(folder: Path, modules: dict[str, nn.Module], ranks: Ranks) -> dict[str, Any]:

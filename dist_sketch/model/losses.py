@@ -1,21 +1,10 @@
 """The paper's losses (section 3.4) as pure functions that return named terms; always computed in float32 or better."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, l1_loss
 
 WINDOW = 7  # px, of SSIM
-
-
-class GeneratorLoss(NamedTuple):
-    """Scalars; `total` is the one to differentiate."""
-
-    total: Tensor
-    bce: Tensor
-    l1: Tensor
-    ssim: Tensor | None  # 1 - SSIM; None where it has no weight
 
 
 def bce(logits: Tensor, target: float) -> Tensor:
@@ -29,7 +18,7 @@ def bce(logits: Tensor, target: float) -> Tensor:
 
 def generator_loss(
     fake_logits: Tensor, fake: Tensor, sketch: Tensor, lambda_l1: float, lambda_ssim: float, scale: float
-) -> GeneratorLoss:
+) -> dict[str, Tensor]:
     """scale * (BCE(D(line, fake), 1) + lambda_l1 * L1(fake, sketch) + lambda_ssim * (1 - SSIM(fake, sketch))).
 
     The paper has no SSIM term (lambda_ssim 0); Zhao et al. (2017) proposed it in addition to L1.
@@ -38,14 +27,18 @@ def generator_loss(
         fake_logits: D's logits for the drawn sketch, (B, 1, h, w).
         fake: drawn sketch (B, C, H, W) in [-1, 1].
         sketch: real sketch, like `fake`.
+
+    Returns:
+        Scalars by the names under which they are logged: the loss, its BCE, its L1 and, if that has a weight, 1 - SSIM.
     """
     adversarial = bce(fake_logits, 1.0)
     distance = l1_loss(_wide(fake), _wide(sketch))
     total = adversarial + lambda_l1 * distance
-    dissimilarity = 1 - ssim(fake, sketch) if lambda_ssim else None
-    if dissimilarity is not None:
-        total = total + lambda_ssim * dissimilarity
-    return GeneratorLoss(scale * total, adversarial, distance, dissimilarity)
+    terms = {"loss/g_bce": adversarial, "loss/g_l1": distance}
+    if lambda_ssim:
+        terms["loss/g_ssim"] = 1 - ssim(fake, sketch)
+        total = total + lambda_ssim * terms["loss/g_ssim"]
+    return terms | {"loss/g": scale * total}
 
 
 def ssim(fake: Tensor, sketch: Tensor) -> Tensor:

@@ -84,16 +84,8 @@ class Up(nn.Sequential):
 class Generator(nn.Module):
     """U-Net: six halvings, five doublings with skips, a last upsampling convolution and tanh.
 
-    Args:
-        channels: of the line and of the sketch; 3 or 1.
-        dropout: rate of the channel dropout in the up blocks.
-        norm: "batch" is the paper's.
-        width: channels of the first block, 64 in the paper; the others grow with it.
-        upsample: "transposed" is the paper's.
-        detail: channels of an extra last block at full size, which also gets the line image. The paper's U-Net has no
-            skip connection at this size; the first U-Net has one (Ronneberger et al. 2015). 0: no such block.
-        noise: channels of Gaussian noise that this block also gets (as in Karras et al. 2019), so that it can draw what
-            the line does not determine: the grain of the paper. New noise in training, fixed noise otherwise.
+    `core.config.GeneratorConfig` explains the arguments; their defaults are the paper's. The paper's U-Net has no skip
+    connection at full size, which the block of `detail` adds. Its `noise` is new in training and fixed otherwise.
     """
 
     def __init__(
@@ -201,7 +193,7 @@ def check_config(config: Config, size: int, batch: int) -> None:
 
     Args:
         size: width and height of the images, px.
-        batch: pairs per rank and step.
+        batch: pairs in one forward pass of a rank.
 
     Raises:
         UserError: the bottleneck is 1 x 1 and the norm needs more than one value a channel.

@@ -19,9 +19,8 @@ from huggingface_hub.errors import HFValidationError
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from dist_sketch.core import config as cfg
 from dist_sketch.core import fileio, folders
-from dist_sketch.core.config import Config, DenoiseConfig
+from dist_sketch.core.config import Config, DenoiseConfig, from_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.model import checkpoint, networks
 from dist_sketch.model.weights import load_weights, to_8bit
@@ -68,17 +67,10 @@ def weights_file(folder: Path) -> Path:
     return average if average.is_file() else folder / WEIGHTS
 
 
-def weights_sha256(folder: Path) -> str:
-    """The hash of the file of the weights that draw, in the folder of a checkpoint or an export."""
-    return fileio.sha256(weights_file(folder))
-
-
 def _facts(saved: Any, folder: Path) -> dict[str, Any]:
-    try:
-        if isinstance(saved["config"], dict) and isinstance(saved["facts"]["size"], int):
-            return saved["facts"]
-    except (KeyError, TypeError):
-        pass
+    match saved:
+        case {"config": dict(), "facts": {"size": int()} as facts}:
+            return facts
     raise UserError(f"{folder / SETTINGS}: is not the configuration of a run or of an exported generator")
 
 
@@ -103,14 +95,14 @@ class SketchGenerator(
         super().__init__()
         facts = _facts(saved, folder)
         self.saved, self.calibration = saved, calibration
-        self.config = cfg.from_dict(Config, saved["config"], str(folder / SETTINGS))
+        self.config = from_dict(Config, saved["config"], str(folder / SETTINGS))
         self.size: int = facts["size"]
         self.step: int = facts.get("step", 0)
         self.chosen: bool = facts.get("chosen", False)
         self.denoise = DenoiseConfig()
         if calibration is not None:
             values = calibration.get("denoise") if isinstance(calibration, dict) else calibration
-            self.denoise = cfg.from_dict(DenoiseConfig, values, str(folder / DENOISE))
+            self.denoise = from_dict(DenoiseConfig, values, str(folder / DENOISE))
         self.net = networks.generator(self.config)
         self.compact = False  # when saved
 
@@ -132,9 +124,9 @@ class SketchGenerator(
         saved = fileio.read_json(run / SETTINGS)
         saved["facts"] = {**_facts(saved, run), "step": step}
         if (run / STATUS).is_file():  # a run; in an export this was stored when it was written
-            by_kid = cfg.from_dict(Config, saved["config"], str(run / SETTINGS)).checkpoint.choose == "kid"
+            by_kid = from_dict(Config, saved["config"], str(run / SETTINGS)).checkpoint.choose == "kid"
             saved["facts"]["chosen"] = by_kid and fileio.read_json(run / STATUS).get("draws") == step
-        calibration = fileio.read_json(run / DENOISE) if (run / DENOISE).is_file() else None
+        calibration = fileio.read_json(run / DENOISE, default=None)
         model = cls(saved, calibration, run)
         load_weights(weights_file(folder), model.net)
         return model.eval()
@@ -216,7 +208,8 @@ def export(
         with folders.replaced(out) as folder:
             model.save_pretrained(folder)
             if card is not None:  # rounded weights draw a little differently from those that they were made of
-                fileio.write_atomic(folder / CARD, card(model, weights_sha256(folder if compact else weights[0])))
+                drawing = weights_file(folder if compact else weights[0])
+                fileio.write_atomic(folder / CARD, card(model, fileio.sha256(drawing)))
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e
     return model

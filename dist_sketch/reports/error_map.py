@@ -3,7 +3,6 @@
 All portraits are framed alike, so a pixel shows about the same part of the face in each of them.
 """
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,18 +81,13 @@ def error_map(output: Path, variant: str) -> ErrorMap:
     return ErrorMap(count, mean, l1, dissimilarity, ink / count, on_ink / whole if whole else 0.0)
 
 
-def coloured(plane: Plane, top: float) -> str:
-    """A map as the data URI of a PNG: black is 0, the brightest colour is `top` or more."""
+def coloured(plane: Plane) -> tuple[str, float]:
+    """A map as the data URI of a PNG in which black is 0, and the value from which on it has the brightest colour."""
+    top = float(np.quantile(plane, TOP_QUANTILE))
     shades = matplotlib.colormaps[COLOUR_MAP](np.clip(plane / max(top, 1e-9), 0, 1), bytes=True)
-    return _png(shades[..., :3])
+    return data_uri(Image.fromarray(shades[..., :3]), "png"), top
 
 
 def gray(plane: Plane) -> str:
     """A gray picture as the data URI of a PNG."""
-    return _png(np.rint(plane).clip(0, 255).astype(np.uint8))
-
-
-def _png(array: NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return data_uri("png", buffer.getvalue())
+    return data_uri(Image.fromarray(np.rint(plane).clip(0, 255).astype(np.uint8)), "png")

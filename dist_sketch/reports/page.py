@@ -4,16 +4,18 @@ import base64
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from dist_sketch.core.fileio import read_json
+from dist_sketch.core.fileio import flat
+from dist_sketch.metrics.definitions import BASELINES, METRICS
 
 # Shown if `checkpoint.choose` selected the weights on the very pairs that are scored.
 OPTIMISTIC = "The weights were selected by KID on these same pairs, so the scores are slightly optimistic."
+SPLITS = {"val": "validation", "train": "training", "test": "test"}
 VARIANT_FOLDERS = {"raw": "raw", "denoised": "sketch"}  # folders of an output that hold the drawings
 
 
@@ -23,8 +25,9 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=loader, autoescape=template.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True
     )
-    for function in (number, flat, breakable, escape_markdown, embed):
+    for function in (number, flat, conjoin, breakable, escape_markdown, embed):
         environment.filters[function.__name__] = function
+    environment.globals |= {"METRICS": METRICS, "BASELINES": BASELINES, "SPLITS": SPLITS, "OPTIMISTIC": OPTIMISTIC}
     return environment.get_template(template).render(**values)
 
 
@@ -41,31 +44,14 @@ def escape_markdown(text: str) -> str:
     return text.replace("<", "&lt;")
 
 
-def number(value: float | None, digits: int) -> str:
-    """A number as text; None is a dash."""
-    return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """The leaves of a nested dict as (dotted key, value)."""
-    leaves = []
-    for key, value in tree.items():
-        leaves += flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
-    return leaves
+def number(value: float | None, digits: int, sign: Literal["+", "-"] = "-") -> str:
+    """A number as text, with `sign` "+" also with the sign of positive ones; None is a dash."""
+    return "–" if value is None else f"{value:{sign},.{digits}f}".replace("-", "−")
 
 
 def conjoin(words: list[str]) -> str:
     """Joins words as in "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def optional_json(file: Path) -> Any:
-    """The content of a JSON file; None if there is no such file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    return read_json(file) if file.is_file() else None
 
 
 def find_picture(folder: Path, name: str, px: int, small: bool) -> str:
@@ -85,11 +71,11 @@ def embed(file: Path, px: int, small: bool = False) -> str:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""
     picture.thumbnail((px, px), Image.Resampling.LANCZOS)
+    return data_uri(picture, "webp", lossless=not small and px <= 256, quality=60 if small else 92)
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """The picture as a data URI; `options` are Pillow's for this kind of file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", lossless=not small and px <= 256, quality=60 if small else 92)
-    return data_uri("webp", buffer.getvalue())
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    """The content of a picture file, such as "png", as a data URI."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

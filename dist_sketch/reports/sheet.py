@@ -7,10 +7,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import write_atomic
+from dist_sketch.core.fileio import read_json, write_atomic
 from dist_sketch.data import pixels
 from dist_sketch.data.image_files import read_image
-from dist_sketch.reports.page import optional_json
 
 COLUMNS = {"line": "line", "sketch": "drawn", "real": "real"}  # folder of the output -> label above the column
 ACROSS = 2  # faces beside each other
@@ -30,7 +29,7 @@ def write_sheet(out: Path, names: list[str], file: Path) -> None:
     format = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg"}.get(file.suffix.lower())
     if format is None:
         raise UserError(f"{file}: a sheet is a .png or .jpg file")
-    infer = optional_json(out / "infer.json") or {}
+    infer = read_json(out / "infer.json", default={})
     if "names" not in infer or not (out / "real").is_dir():
         raise UserError(f"{out}: has no drawings with real sketches; run `dist-sketch infer ... --out {out}` first")
     names = names or infer["names"][:4]

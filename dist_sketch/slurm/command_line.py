@@ -26,7 +26,6 @@ class DoctorCommand:
     """For example: train --nodes=4 --gpus-per-node=8 shards=shards/faces out=runs/faces --train.epochs 200."""
 
     def run(self) -> int:
-        """Runs the command."""
         return 2 if doctor.report(submit.read_requests(self.arguments)) else 0
 
 
@@ -47,7 +46,6 @@ class SubmitCommand:
     """Submit even if `dist-sketch doctor` finds a problem."""
 
     def run(self) -> int:
-        """Runs the command."""
         requests = submit.read_requests(self.arguments)
         bad = doctor.report(requests)
         if bad and not self.force and not self.dry_run:
@@ -78,7 +76,6 @@ class LegCommand:
     """How often the job may requeue itself before it stops; SLURM's own requeues do not count."""
 
     def run(self) -> int:
-        """Runs the command."""
         if not self.command:
             raise UserError("leg: there is nothing to run; give the step after two dashes: -- srun ...")
         return attempt.run_attempt(self.folder, list(self.command), then=self.then, most_requeues=self.requeues)
@@ -100,7 +97,6 @@ class NodeCommand:
     """Shards to copy first to this node's own disk ($SLURM_TMPDIR or $TMPDIR), where they are verified."""
 
     def run(self) -> int:
-        """Runs the command."""
         return node_launcher.run_node(
             self.command, processes=self.procs, port=self.port, logs=self.logs, stage=self.stage
         )
@@ -116,7 +112,6 @@ class LogsCommand:
     """How many of the last lines of that log to show."""
 
     def run(self) -> int:
-        """Runs the command."""
         print(rank_logs.describe(self.folder, self.lines))
         return 0
 

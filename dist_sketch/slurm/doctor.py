@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
-from dist_sketch.commands import infer, pack, train
+from dist_sketch.commands.data import PackCommand
+from dist_sketch.commands.infer import InferCommand
+from dist_sketch.commands.train import TrainCommand, preset
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
@@ -73,7 +75,7 @@ def _pack(request: Request, made: Sequence[Path]) -> Iterator[Check]:
         more = f", {len(problems)} file(s) cannot be used: {problems[0].why}" if problems else ""
         return f"{len(pairs)} pairs{more}"
 
-    yield _options(request, pack.PackCommand, source)
+    yield _options(request, PackCommand, source)
     yield _try("source", count)
     if (Path(out) / "manifest.json").exists():
         yield _shards(Path(out))
@@ -83,8 +85,7 @@ def _train(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     words = ["--data.shards", request.setting("shards"), "--out", request.setting("out"), *request.options]
     if request.setting("config"):
         words = ["--config", request.setting("config"), *words]
-    default = train.preset(words)
-    given = tyro.cli(train.TrainCommand, prog="dist-sketch train", args=words, default=default)
+    given = tyro.cli(TrainCommand, prog="dist-sketch train", args=words, default=preset(words))
     yield from _training(request, cfg.validate(given.settings), Path(request.setting("out")), made)
 
 
@@ -178,7 +179,7 @@ def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
         yield Check("array", "note", f"tasks {array} of {parts} parts; the merge needs all of them")
     elif array:
         yield Check("array", "bad", f"--array={array}: must be 1-N, or give parts=N")
-    yield _options(request, infer.InferCommand, "--run", str(run), "--input", str(source))
+    yield _options(request, InferCommand, "--run", str(run), "--input", str(source))
     yield _fid("FID and KID are left out of the scores")
     yield _cpus(request, _ranks_per_node(request), "one per rank; more of them remove noise and write files")
 
@@ -230,7 +231,7 @@ def _number(name: str, text: str) -> int:
 
 
 def _shards(shards: Path, made: Sequence[Path] = ()) -> Check:
-    from dist_sketch.data import pack as packing
+    from dist_sketch.data import pack
     from dist_sketch.data.manifest import read_manifest
 
     def verify() -> str:
@@ -239,7 +240,7 @@ def _shards(shards: Path, made: Sequence[Path] = ()) -> Check:
         size = sum(file["bytes"] for file in files) / GB
         counts = ", ".join(f"{name} {split['count']}" for name, split in splits.items())
         if size <= HASHED_GB:
-            packing.verify(shards)
+            pack.verify(shards)
             return f"{shards}: every hash is right ({counts})"
         for file in files:
             path = shards / file["file"]

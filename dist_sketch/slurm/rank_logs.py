@@ -71,12 +71,6 @@ def open_log(folder: Path, name: str) -> IO[bytes] | None:
     return file
 
 
-def read_status(run: Path) -> dict[str, Any]:
-    """The run's status.json; {} if there is none."""
-    file = run / "status.json"
-    return read_json(file) if file.is_file() else {}
-
-
 def read_attempts(run: Path) -> list[dict[str, Any]]:
     """How each attempt ended, as `dist-sketch leg` recorded it; skips lines that were cut off while being written."""
     attempts = []
@@ -137,7 +131,7 @@ def describe(run: Path, lines: int = 30) -> str:
     Raises:
         UserError: there is neither a status nor a log.
     """
-    status, attempts = read_status(run), read_attempts(run)
+    status, attempts = read_json(run / "status.json", default={}), read_attempts(run)
     if not status and not (run / "logs").is_dir():
         raise UserError(f"{run}: has neither status.json nor logs/: is it the folder of a run?")
     state = status.get("state", "not begun")

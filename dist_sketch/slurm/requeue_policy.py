@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.fileio import read_json
 from dist_sketch.slurm import rank_logs
 from dist_sketch.slurm.rank_logs import Failure
 
@@ -36,7 +37,7 @@ class AttemptEnd(NamedTuple):
 
 def attempt_end(run: Path, *, code: int, since: float, warned: bool) -> AttemptEnd:
     """Reads from the run's folder how an attempt ended that began at `since`, s since 1970."""
-    status = rank_logs.read_status(run)
+    status = read_json(run / "status.json", default={})
     fresh = status.get("time", 0.0) >= since
     return AttemptEnd(
         status, fresh, code, warned, launched=fresh or rank_logs.newest_attempt(run)[0] == rank_logs.this_attempt()

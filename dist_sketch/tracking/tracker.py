@@ -1,14 +1,17 @@
-"""What a training run logs: `metrics.jsonl` (the full record), `status.json`, and W&B (which may fail)."""
+"""What a run records: `metrics.jsonl` (the full record), `status.json`, W&B (which may fail), versions of the code."""
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dist_sketch import __version__
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import finite, write_atomic, write_json
 from dist_sketch.core.ranks import Ranks
@@ -118,3 +121,25 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     return sorted(found.values(), key=lambda record: record["step"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what is computed."""
+    names = ("dist-sketch", "torch", "torchvision", "accelerate", "webdataset", "pillow", "scikit-image")
+    return {n: version(n) for n in names} | {"cuda": torch.version.cuda or ""}
+
+
+def revision() -> str:
+    """The commit of this checkout, with "+dirty" if tracked files differ; without a checkout the package's version."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent:  # another project's checkout
+            return __version__
+        return git("rev-parse", "HEAD") + "+dirty" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return __version__

@@ -8,27 +8,22 @@ from torch import Tensor
 
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json
+from dist_sketch.core.fileio import read_json, sha256
 from dist_sketch.data import pixels
-from dist_sketch.data.image_files import read_image
 from dist_sketch.data.manifest import manifest_hash
 from dist_sketch.metrics.definitions import METRICS
 from dist_sketch.metrics.similarity import l1, ssim
 from dist_sketch.model import pretrained
-from dist_sketch.tracking.provenance import revision, versions
+from dist_sketch.tracking.tracker import revision, versions
 from dist_sketch.tracking.wandb_run import MOST_ROWS, Artifact, WandbRun, dataset, fragments, new_id
 
 COLUMNS = ("name", "line", "raw", "denoised", "real", "raw/ssim", "denoised/ssim", "raw/l1", "denoised/l1")
 
 
 def generator(run: Path, weights: Path) -> Artifact:
-    """The generator of a run or an export, identified by the run's id and the hash of its weights.
-
-    Args:
-        weights: the folder of the checkpoint or of the export.
-    """
+    """The generator whose `weights` are in this folder of a run's checkpoint or an export; named by the run's id."""
     run_id = read_json(run / pretrained.SETTINGS)["facts"].get("run_id", "unknown")
-    return Artifact(kind="model", name=f"generator-{run_id}", sha256=pretrained.weights_sha256(weights))
+    return Artifact(kind="model", name=f"generator-{run_id}", sha256=sha256(pretrained.weights_file(weights)))
 
 
 def drawn(out: Path, track: TrackConfig, *, seconds: float | None = None, again: bool = False) -> None:
@@ -39,9 +34,10 @@ def drawn(out: Path, track: TrackConfig, *, seconds: float | None = None, again:
         again: continue the W&B run that logged this folder before.
     """
     try:
+        from dist_sketch.inference.scoring import read_output  # takes seconds to import, which `pack` does not need
+
         about = read_json(out / "infer.json")
-        scores = out / "metrics.json"
-        result = read_json(scores) if scores.is_file() else None
+        result = read_json(out / "metrics.json", default=None)
         names = about.pop("names")
         settings = {**about, "images": len(names), "code": revision(), "versions": versions()}
         if result is not None:
@@ -55,7 +51,7 @@ def drawn(out: Path, track: TrackConfig, *, seconds: float | None = None, again:
                 return
             shown = {f"{kind}/{m.key}": result[kind][m.key] for kind in ("raw", "denoised") for m in METRICS}
             log.summary({k: v for k, v in shown.items() if v is not None})
-            log.table("pairs", COLUMNS, [pair_row(n, *_images(out, about, n)) for n in names[:MOST_ROWS]])
+            log.table("pairs", COLUMNS, [pair_row(n, **read_output(out, about, n)) for n in names[:MOST_ROWS]])
     except Exception as e:
         print(f"warning: W&B gets no log of {out} ({type(e).__name__}: {e})")
 
@@ -70,12 +66,6 @@ def _used(about: dict[str, Any]) -> list[Artifact]:
         source = Path(about["input"])
         found.append(dataset(source, manifest_hash(source)))
     return found
-
-
-def _images(out: Path, about: dict[str, Any], name: str) -> list[Tensor]:
-    suffix = {"line": "png", "raw": about["format"], "sketch": about["format"], "real": "png"}
-    files = [out / folder / f"{name}.{end}" for folder, end in suffix.items()]
-    return [pixels.resize(pixels.from_image(read_image(f), 3), about["size"], about["size"]) for f in files]
 
 
 def pair_row(name: str, line: Tensor, raw: Tensor, denoised: Tensor, real: Tensor) -> list[Any]:

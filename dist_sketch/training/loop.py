@@ -4,9 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from dist_sketch.core import config as cfg
 from dist_sketch.core import folders
-from dist_sketch.core.config import Config
+from dist_sketch.core.config import Config, validate
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.signals import StopRequest
 from dist_sketch.data.loader import Batch
@@ -41,7 +40,7 @@ def train(
     Raises:
         UserError: anything that the user can mend.
     """
-    cfg.validate(config)
+    validate(config)
     with Ranks(expect_world_size=expect_world_size, timeout_s=config.train.rank_timeout_s) as ranks:
         facts = ranks.main_decides(lambda: setup.resolve(config, ranks))
         assert config.data.shards is not None
@@ -49,7 +48,7 @@ def train(
         config = replace(config, data=replace(config.data, shards=config.data.shards.resolve()))
         previous = ranks.main_decides(lambda: setup.previous_attempt(out, config, facts))
         if previous:
-            facts["device"] = setup.devices(previous["device"], facts["device"])
+            facts["device"] = previous["device"]
         if ranks.is_main:
             setup.show(config, facts, out, previous)
         if dry_run:
@@ -82,7 +81,7 @@ def loop(run: Run) -> int:
                 must_stop = False
                 if run.log.due(state.step) or end_of_epoch or run.checkpoint_due(end_of_epoch):
                     must_stop = run.log.read(state)
-                progress.update(state.step, state.epoch, epochs, run.log.latest)
+                progress.show(state.step, state.epoch, epochs, run.log.latest)
                 if end_of_epoch:
                     finish_epoch(run)
                 if must_stop or run.checkpoint_due(end_of_epoch):
@@ -90,7 +89,7 @@ def loop(run: Run) -> int:
                 if must_stop:
                     run.write_status("stopped")
                     run.tracker.close(exit_code=STOPPED)
-                    progress.say(f"stopped at step {state.step}; the same command goes on from there")
+                    progress.console.print(f"stopped at step {state.step}; the same command goes on from there")
                     return STOPPED
     from dist_sketch.training import closing  # its filters take half a second to import; a start need not wait for that
 
@@ -104,8 +103,8 @@ def train_batch(run: Run, batch: Batch) -> None:
     """One step on this rank's share of a batch: decide what to train, then train it."""
     state = run.state
     decision = decide(state.policy, run.config.conditional, step=state.step, epoch=state.epoch)
-    for sentence in batch.bad:
-        print(f"warning: left out: {sentence}")
+    for message in batch.bad:
+        print(f"warning: left out: {message}")
     line, sketch = (to_float(i.to(run.ranks.device, non_blocking=True)) for i in (batch.line, batch.sketch))
     measured = run.step(line, sketch, decision, bad=len(batch.bad), stop=run.stop.asked, blank=batch.blank)
     run.log.add(decision, state.epoch, measured, batch.keys)

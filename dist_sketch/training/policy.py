@@ -5,8 +5,8 @@ run decides as an uninterrupted one would. `decide` chooses what a step trains; 
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from dist_sketch.core.config import ConditionalConfig
 
@@ -37,10 +37,6 @@ class PolicyState:
     epoch_sum: float = 0.0
     epoch_count: int = 0
     epoch_mean: float | None = None  # of loss_d, over the last finished epoch in which D trained
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the checkpoint."""
-        return asdict(self)
 
 
 def decide(state: PolicyState, config: ConditionalConfig, *, step: int, epoch: int) -> Decision:
@@ -80,13 +76,10 @@ def _paper(state: PolicyState, config: ConditionalConfig, epoch: int) -> Decisio
 def observe(
     state: PolicyState, config: ConditionalConfig, *, epoch: int, loss_d: float, loss_g: float, decision: Decision
 ) -> PolicyState:
-    """The state after a step.
+    """The state after a step of epoch `epoch`.
 
-    Args:
-        epoch: of that step.
-        loss_d: mean over all ranks; measured also while D was locked.
-        loss_g: likewise. If one of them is not finite, both are ignored.
-        decision: what the step trained.
+    The losses are means over all ranks, measured also while a network was locked. If one of them is not finite, both
+    are ignored.
     """
     state = _rolled(state, epoch)
     if not (math.isfinite(loss_d) and math.isfinite(loss_g)):

@@ -1,16 +1,16 @@
-"""Everything that one training run consists of on this rank: built new, or as its newest checkpoint has it."""
+"""All parts of a training run on this rank, built new or restored from its newest checkpoint."""
 
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dist_sketch.core import config as cfg
 from dist_sketch.core import fileio
-from dist_sketch.core.config import Config, TrackConfig
+from dist_sketch.core.config import Config, TrackConfig, to_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks, lost_peer
 from dist_sketch.core.signals import SCHEDULER_SIGNALS, StopRequest
@@ -19,9 +19,9 @@ from dist_sketch.data.shards import Shards
 from dist_sketch.model import checkpoint
 from dist_sketch.tracking.tracker import Speed, Tracker
 from dist_sketch.tracking.wandb_run import WandbRun, dataset
-from dist_sketch.training.state import RunState
+from dist_sketch.training.policy import PolicyState
 from dist_sketch.training.step import Step
-from dist_sketch.training.step_log import StepLog
+from dist_sketch.training.step_log import RunState, StepLog
 from dist_sketch.training.validation import Validation
 
 
@@ -37,7 +37,7 @@ class Run:
         self.step = Step(config, ranks, facts["precision"], self.total_steps)
         torch.manual_seed(config.train.seed + 1 + ranks.rank)  # each rank draws its own dropout
         self.state = self._resume()
-        settings = {"config": cfg.to_dict(config), "facts": facts}
+        settings = {"config": to_dict(config), "facts": facts}
         ranks.main_decides(lambda: fileio.write_json(out / "config.json", settings))
         shards = Shards(config.data.shards, "train")
         self.loader = Loader(
@@ -74,7 +74,8 @@ class Run:
             self.step.set_statistics(saved["statistics"][self.ranks.rank])
         if self.ranks.is_main:
             print(f"resumed from {folder}")
-        state = RunState.from_dict(saved["place"])
+        place = saved["place"]
+        state = RunState(**{**place, "policy": PolicyState(**place["policy"])})
         best = state.best_step
         if best is not None and self.ranks.main_decides(lambda: checkpoint.verify(checkpoint.folder(self.out, best))):
             state.best_kid = state.best_step = None  # the best weights are lost, so the next validation sets the mark
@@ -101,7 +102,7 @@ class Run:
     def save(self) -> None:
         """Writes a checkpoint of the current step."""
         with self.step.averaged() as own_statistics:
-            saved: dict[str, Any] = {"step": self.step.state_dict(), "place": self.state.to_dict()}
+            saved: dict[str, Any] = {"step": self.step.state_dict(), "place": asdict(self.state)}
             saved["statistics"] = self.ranks.gather(own_statistics.cpu())
             keep, best = self.config.checkpoint.keep, self.state.best_step
             checkpoint.save(self.out, self.state.step, self.step.modules(), saved, self.ranks, keep, best)

@@ -7,9 +7,8 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from dist_sketch.core import config as cfg
 from dist_sketch.core import fileio
-from dist_sketch.core.config import Config
+from dist_sketch.core.config import Config, difference, from_dict, items
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock, refuse_foreign, tidy
 from dist_sketch.core.precision import resolve_precision
@@ -19,7 +18,7 @@ from dist_sketch.data.manifest import manifest_hash, read_manifest
 from dist_sketch.data.shards import Shards
 from dist_sketch.metrics import inception
 from dist_sketch.model import networks
-from dist_sketch.tracking.provenance import revision, versions
+from dist_sketch.tracking.tracker import revision, versions
 from dist_sketch.tracking.wandb_run import new_id
 
 THEN = ", then "  # stands between the devices of a run that was continued on another one
@@ -81,7 +80,7 @@ def check(config: Config, shards: Shards, world_size: int) -> None:
 
 
 def previous_attempt(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """What lies in `out`: None for a new run, else its status, number of epochs and device.
+    """What lies in `out`: None for a new run, else its status, number of epochs, and devices up to this attempt's.
 
     Raises:
         UserError: `out` is something else, or a run with another configuration.
@@ -90,23 +89,20 @@ def previous_attempt(out: Path, config: Config, facts: dict[str, Any]) -> dict[s
         refuse_foreign(out, "a run folder")
         return None
     saved = fileio.read_json(out / "config.json")
-    old = cfg.from_dict(Config, saved["config"], str(out / "config.json"))
-    changes = cfg.difference(old, config)
+    old = from_dict(Config, saved["config"], str(out / "config.json"))
+    changes = difference(old, config)
     if saved["facts"]["manifest_sha256"] != facts["manifest_sha256"]:
         changes.append("data.shards: another data set (its manifest differs)")
     if saved["facts"]["precision"] != facts["precision"]:
         changes.append(f"train.precision: {saved['facts']['precision']} -> {facts['precision']} (resolved)")
     if changes:
-        raise UserError(
-            f"{out}: holds a run with another configuration; choose another --out, or undo:\n  " + "\n  ".join(changes)
-        )
-    status = fileio.read_json(out / "status.json") if (out / "status.json").exists() else {}
-    return {"status": status, "epochs": old.train.epochs, "device": saved["facts"].get("device")}
-
-
-def devices(before: str | None, now: str) -> str:
-    """The devices that a run was trained on, for its facts: those of earlier attempts, then this one's."""
-    return now if before is None else before if before.split(THEN)[-1] == now else before + THEN + now
+        undo = "\n  ".join(changes)
+        raise UserError(f"{out}: holds a run with another configuration; choose another --out, or undo:\n  {undo}")
+    status = fileio.read_json(out / "status.json", default={})
+    device, now = saved["facts"].get("device", facts["device"]), facts["device"]
+    if device.split(THEN)[-1] != now:
+        device += THEN + now
+    return {"status": status, "epochs": old.train.epochs, "device": device}
 
 
 def claim(out: Path, config: Config, facts: dict[str, Any], lock: Lock) -> str:
@@ -127,12 +123,11 @@ def claim(out: Path, config: Config, facts: dict[str, Any], lock: Lock) -> str:
 
 def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, Any] | None) -> None:
     """Prints every setting that is not the default, then the facts; warns where more epochs change the rates."""
-    default = dict(cfg.items(Config()))
-    lines = {"out": out} | {k: v for k, v in cfg.items(config) if v != default[k]}
+    default = dict(items(Config()))
+    lines = {"out": out} | {k: v for k, v in items(config) if v != default[k]}
     lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256")}
-    Console(soft_wrap=True, highlight=False).print(
-        "\n".join(f"[bold]{k:28}[/bold] {escape(str(v))}" for k, v in lines.items())
-    )
+    text = "\n".join(f"[bold]{k:28}[/bold] {escape(str(v))}" for k, v in lines.items())
+    Console(soft_wrap=True, highlight=False).print(text)
     if previous and config.optim.decay and previous["epochs"] < config.train.epochs:
         print(
             f"warning: the learning rates were planned to reach 0 after {previous['epochs']} epochs and now reach it "

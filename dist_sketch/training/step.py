@@ -33,6 +33,11 @@ NORMS = ("norm/d", "norm/g")  # gradient norms; equal on all ranks
 COUNTS = ("pairs", "nonfinite", "bad", "stop")
 NAMES = (*MEANS, *NORMS, *COUNTS)
 
+STATEFUL = ("optimizer_g", "optimizer_d", "scaler_g", "scaler_d")  # attributes of a `Step` with a state of their own
+
+
+Measures = dict[str, Tensor]  # by name: weighted sums over a rank's micro-batches
+
 
 class Measured(NamedTuple):
     """What a step measured; still on the device."""
@@ -48,9 +53,6 @@ class MicroBatch(NamedTuple):
     sketch: Tensor
     weight: float  # of its mean loss in the mean over the rank's share of the batch
     last: bool  # only the last backward averages the gradients over the ranks
-
-
-Measures = dict[str, Tensor]  # by name: weighted sums over a rank's micro-batches
 
 
 class Step:
@@ -104,7 +106,9 @@ class Step:
             stop: whether this process was asked to stop.
             blank: all samples were bad: `line` and `sketch` are empty pages whose weight is 0.
         """
-        self._set_learning_rates()
+        factor = learning_rate_factor(self.config.optim.decay, self.steps, self.total)
+        self.optimizer_g.param_groups[0]["lr"] = self.config.optim.lr_g * factor
+        self.optimizer_d.param_groups[0]["lr"] = self.config.optim.lr_d * factor
         batches = self._split(line, sketch, blank)
         statistics = torch.cat(self.statistics) if self.statistics else None
         fake = self._draw(batches[0], decision.train_g) if len(batches) == 1 else None  # used in both turns
@@ -114,15 +118,12 @@ class Step:
         if decision.train_g:
             self._average(batches)
         result = self._reduce(measured, 0 if blank else len(line), bad, stop)
-        if statistics is not None:
-            self._keep_statistics(statistics, skipped=(result.reduced[NAMES.index("nonfinite")] > 0) | blank)
+        if statistics is not None:  # a blank step's, and NaN, would stay in the running statistics for ever
+            skipped = (result.reduced[NAMES.index("nonfinite")] > 0) | blank
+            now = torch.cat(self.statistics)
+            self.set_statistics(torch.where(skipped | ~now.isfinite(), statistics, now))
         self.steps += 1
         return result
-
-    def _set_learning_rates(self) -> None:
-        factor = learning_rate_factor(self.config.optim.decay, self.steps, self.total)
-        self.optimizer_g.param_groups[0]["lr"] = self.config.optim.lr_g * factor
-        self.optimizer_d.param_groups[0]["lr"] = self.config.optim.lr_d * factor
 
     def _split(self, line: Tensor, sketch: Tensor, blank: bool) -> list[MicroBatch]:
         line, sketch = (x.to(self.dtype, memory_format=torch.channels_last) for x in (line, sketch))
@@ -145,8 +146,11 @@ class Step:
         for batch in batches:
             if train:
                 self._backward_d(batch, self._draw(batch, False) if fake is None else fake.detach(), measured)
-            else:
-                self._measure_d(batch, measured)
+                continue
+            # The fake term of a locked D is measured in G's turn, where D is evaluated anyway.
+            with self._autocast(), torch.no_grad():
+                logits = self.d(batch.line, batch.sketch)
+            _add(measured, _terms("real", losses.bce(logits, 1.0), logits), batch.weight)
         if train:
             _add(measured, {"norm/d": self._update(self.optimizer_d, self.scaler_d)})
 
@@ -166,13 +170,6 @@ class Step:
             self.scaler_d.scale(_nan_if_not_finite(loss) * batch.weight).backward()
         _add(measured, _terms("real", loss_real, real_logits) | _terms("fake", loss_fake, fake_logits), batch.weight)
 
-    @torch.no_grad()
-    def _measure_d(self, batch: MicroBatch, measured: Measures) -> None:
-        """The real term of a locked D; its fake term is measured in G's turn, where D is evaluated anyway."""
-        with self._autocast():
-            logits = self.d(batch.line, batch.sketch)
-        _add(measured, _terms("real", losses.bce(logits, 1.0), logits), batch.weight)
-
     def _turn_g(self, batches: list[MicroBatch], fake: Tensor | None, decision: Decision, measured: Measures) -> None:
         """Trains G, or measures a locked one."""
         # D is frozen and used without DDP: else G's backward would also compute and all-reduce D's gradients.
@@ -191,11 +188,10 @@ class Step:
         with self._autocast(), torch.set_grad_enabled(decision.train_g):
             logits = self.d(batch.line, fake)
         c = self.config.loss
-        loss = losses.generator_loss(logits, fake, batch.sketch, c.lambda_l1, c.lambda_ssim, c.scale)
+        terms = losses.generator_loss(logits, fake, batch.sketch, c.lambda_l1, c.lambda_ssim, c.scale)
         if decision.train_g:
-            self.scaler_g.scale(_nan_if_not_finite(loss.total) * batch.weight).backward()
-        terms = {"loss/g": loss.total, "loss/g_bce": loss.bce, "loss/g_l1": loss.l1}
-        _add(measured, terms if loss.ssim is None else terms | {"loss/g_ssim": loss.ssim}, batch.weight)
+            self.scaler_g.scale(_nan_if_not_finite(terms["loss/g"]) * batch.weight).backward()
+        _add(measured, terms, batch.weight)
         if not decision.train_d:
             _add(measured, _terms("fake", losses.bce(logits.detach(), 0.0), logits), batch.weight)
 
@@ -239,11 +235,6 @@ class Step:
             with self._autocast():
                 self.ema(batch.line)
 
-    def _keep_statistics(self, before: Tensor, skipped: Tensor) -> None:
-        """Restores the running statistics after a blank step or one with NaN, which would stay in them for ever."""
-        now = torch.cat(self.statistics)
-        self.set_statistics(torch.where(skipped | ~now.isfinite(), before, now))
-
     def _reduce(self, measured: Measures, pairs: int, bad: int, stop: bool) -> Measured:
         zero = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         values = torch.stack([measured.get(n, zero) for n in (*MEANS, *NORMS)])
@@ -284,18 +275,12 @@ class Step:
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizers, scalers and counters; the networks are saved separately."""
-        return {
-            "optimizer_g": self.optimizer_g.state_dict(),
-            "optimizer_d": self.optimizer_d.state_dict(),
-            "scaler_g": self.scaler_g.state_dict(),
-            "scaler_d": self.scaler_d.state_dict(),
-            "steps": self.steps,
-            "updates_g": self.updates_g,
-        }
+        own = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        return own | {"steps": self.steps, "updates_g": self.updates_g}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        for name in ("optimizer_g", "optimizer_d", "scaler_g", "scaler_d"):
+        for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
         self.steps, self.updates_g = state["steps"], state["updates_g"]
 

@@ -3,6 +3,7 @@
 On GPUs the host reads only every few steps, because each reading waits for the device.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +14,34 @@ from dist_sketch.core.errors import SharedError
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.model import checkpoint
 from dist_sketch.tracking.tracker import Speed, Tracker
-from dist_sketch.training.policy import Decision, observe
-from dist_sketch.training.state import RunState
+from dist_sketch.training.policy import Decision, PolicyState, observe
 from dist_sketch.training.step import Measured, learning_rate_factor, read
+
+# Counts of a `RunState` that each line of the log holds
+SKIPPED = ("policy_d", "policy_g", "nonfinite", "overflow_d", "overflow_g", "bad")
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """`step` steps are done; the next batch is number `batch` of epoch `epoch`. Its fields are saved by their names."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    policy: PolicyState = field(default_factory=PolicyState)
+    sums: dict[str, float] = field(default_factory=dict)  # of this epoch's losses, for their means
+    reason: str = ""  # of the last decision of the policy
+    locked_d: int = 0  # steps in which D was locked, since the last line of the log
+    locked_g: int = 0
+    policy_d: int = 0  # the same over the whole run
+    policy_g: int = 0
+    bad: int = 0  # samples that were left out
+    nonfinite: int = 0  # steps in which a loss was not finite
+    overflow_d: int = 0  # steps in which the losses were finite, but D's gradients were not
+    overflow_g: int = 0
+    void_in_a_row: int = 0  # newest steps in a row that were not finite in any of these ways
+    best_kid: float | None = None  # lowest KID of the validations so far
+    best_step: int | None = None  # the step of that validation
 
 
 class UnreadStep(NamedTuple):
@@ -28,12 +54,7 @@ class UnreadStep(NamedTuple):
 
 
 class StepLog:
-    """The host's view of the steps.
-
-    Args:
-        out: the run's folder.
-        total_steps: of the whole run, for the learning rates.
-    """
+    """The host's view of the steps."""
 
     def __init__(self, config: Config, out: Path, ranks: Ranks, tracker: Tracker, speed: Speed, total_steps: int):
         self._config, self._out, self._ranks = config, out, ranks
@@ -140,12 +161,7 @@ class StepLog:
             "lock/g": state.locked_g / interval,
             "lr/g": config.optim.lr_g * factor,
             "lr/d": config.optim.lr_d * factor,
-            "skipped/policy_d": state.policy_d,
-            "skipped/policy_g": state.policy_g,
-            "skipped/nonfinite": state.nonfinite,
-            "skipped/overflow_d": state.overflow_d,
-            "skipped/overflow_g": state.overflow_g,
-            "skipped/bad": state.bad,
+            **{f"skipped/{name}": getattr(state, name) for name in SKIPPED},
         }
         images = (step + 1) * config.data.batch_size
         self._tracker.log(

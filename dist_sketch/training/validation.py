@@ -1,8 +1,8 @@
 """Draws fixed pairs during a run: scores of the validation split, sample pictures, training pairs for calibration."""
 
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from dist_sketch.core.errors import SharedError
 from dist_sketch.core.fileio import write_atomic
-from dist_sketch.core.precision import eval_mode, full_float32
+from dist_sketch.core.precision import full_float32
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pixels
 from dist_sketch.data.shards import BadSample, Sample, Shards
 from dist_sketch.metrics import fid_kid, inception, similarity
 
 Features = dict[int, NDArray[np.float32]]  # by their number, one image's
+DrawnPair = tuple[Sample, Tensor, Tensor]  # a sample, what was drawn for its line, its real sketch; uint8 (C, H, W)
 
 
 def _inception(ranks: Ranks, most: int) -> inception.Inception | None:
@@ -52,18 +53,12 @@ def _distances(rows: list[tuple[int, Features, Features]]) -> dict[str, float]:
 def draw(generator: nn.Module, lines: Tensor, device: torch.device) -> Tensor:
     """Draws uint8 lines (B, C, H, W) with running statistics and without dropout: uint8 sketches of the same shape."""
     dtype = next(generator.parameters()).dtype
-    with eval_mode(generator), full_float32(device):
+    was_training = generator.training
+    generator.eval()
+    with full_float32(device):
         fake = generator(pixels.to_float(lines.to(device)).to(dtype, memory_format=torch.channels_last))
+    generator.train(was_training)
     return pixels.to_uint8(fake).cpu()
-
-
-class DrawnPair(NamedTuple):
-    """A validation pair with what was drawn for it; uint8 (C, H, W)."""
-
-    name: str
-    line: Tensor
-    raw: Tensor
-    real: Tensor
 
 
 class Validation:
@@ -81,8 +76,7 @@ class Validation:
     """
 
     def __init__(self, training: Shards, channels: int, ranks: Ranks, skip_bad: int = 0, fid: int | None = None):
-        self._ranks, self._channels, self._skip_bad = ranks, channels, skip_bad
-        self._fid = fid
+        self._ranks, self._channels, self._skip_bad, self._fid = ranks, channels, skip_bad, fid
         if fid == 2048 and not all(ranks.gather(inception.find() is not None)):
             raise SharedError(f"checkpoint.choose = 'kid': a rank's machine has no Inception weights; {inception.WAYS}")
         self._inception: inception.Inception | None = None
@@ -90,14 +84,6 @@ class Validation:
         self._training = self._shards = training
         if training.paired.get("val"):
             self._shards = Shards(training.folder, "val")
-
-    def _read(self, shards: Shards, i: int) -> tuple[Sample, Tensor] | BadSample:
-        try:
-            sample = shards.read(i, self._channels)
-        except BadSample as e:
-            return e
-        assert sample.sketch is not None
-        return sample, sample.sketch
 
     def scores(self, generator: nn.Module, limit: int) -> dict[str, float]:
         """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank; FID and KID of them.
@@ -111,13 +97,13 @@ class Validation:
         sums = torch.zeros(4, dtype=torch.float64)
         features: list[tuple[int, Features, Features]] = []
         for i in self._ranks.share(min(limit or len(self._shards), len(self._shards))):
-            pair = self._read(self._shards, i)
-            if isinstance(pair, BadSample):
-                print(f"warning: left out: {pair}")
+            try:
+                _, fake, real = self._drawn(generator, self._shards, i)
+            except BadSample as e:
+                print(f"warning: left out: {e}")
                 sums[3] += 1
                 continue
-            fake = pixels.to_rgb(draw(generator, pair[0].line[None], self._ranks.device)[0])
-            real = pixels.to_rgb(pair[1])
+            fake, real = pixels.to_rgb(fake), pixels.to_rgb(real)
             if self._inception is not None and self._fid:
                 if i not in self._real:
                     self._real[i] = _features(self._inception, real, self._fid)
@@ -138,28 +124,28 @@ class Validation:
 
     def picture(self, generator: nn.Module, count: int, path: Path) -> None:
         """Writes rows of line | drawn | real for the first `count` pairs that can be read."""
-        rows = [torch.cat((p.line, p.raw, p.real), dim=2) for p in self.draw(generator, count)]
+        rows = [torch.cat((s.line, raw, real), dim=2) for s, raw, real in self.draw(generator, count)]
         if rows:
             write_atomic(path, pixels.encode(torch.cat(rows, dim=1)))
 
     def draw(self, generator: nn.Module, count: int) -> list[DrawnPair]:
         """The first `count` pairs that can be read, drawn."""
-        pairs = (self._read(self._shards, i) for i in range(len(self._shards)))
-        found = []
-        for sample, sketch in islice((p for p in pairs if not isinstance(p, BadSample)), count):
-            raw = draw(generator, sample.line[None], self._ranks.device)[0]
-            found.append(DrawnPair(sample.name, sample.line, raw, sketch))
-        return found
+        return list(islice(self._readable(generator, self._shards, range(len(self._shards))), count))
 
-    def draw_training_pairs(self, generator: nn.Module, count: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Drawn and real sketches, uint8 (3, H, W) each, of up to `count` training pairs spread over the split."""
+    def draw_training_pairs(self, generator: nn.Module, count: int) -> list[DrawnPair]:
+        """Up to `count` training pairs that can be read, spread over the split, drawn."""
         count = min(count, len(self._training))
-        raw, real = [], []
-        for i in range(count):
-            pair = self._read(self._training, i * len(self._training) // count)
-            if isinstance(pair, BadSample):  # training has reported and counted it already
+        places = (i * len(self._training) // count for i in range(count))
+        return list(self._readable(generator, self._training, places))
+
+    def _readable(self, generator: nn.Module, shards: Shards, places: Iterable[int]) -> Iterator[DrawnPair]:
+        for i in places:
+            try:
+                yield self._drawn(generator, shards, i)
+            except BadSample:  # scoring, or training, has reported it
                 continue
-            sample, sketch = pair
-            raw.append(pixels.to_rgb(draw(generator, sample.line[None], self._ranks.device)[0]))
-            real.append(pixels.to_rgb(sketch))
-        return raw, real
+
+    def _drawn(self, generator: nn.Module, shards: Shards, i: int) -> DrawnPair:
+        sample = shards.read(i, self._channels)
+        assert sample.sketch is not None
+        return sample, draw(generator, sample.line[None], self._ranks.device)[0], sample.sketch

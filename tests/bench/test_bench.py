@@ -22,11 +22,11 @@ from dist_sketch.bench import infer as bench_infer
 from dist_sketch.bench import loader as bench_loader
 from dist_sketch.bench import metrics as bench_metrics
 from dist_sketch.bench import paper_way
-from dist_sketch.bench import scaling as bench_scaling
 from dist_sketch.bench import step as bench_step
-from dist_sketch.bench.measure import BenchReport, Figure, interleaved, rates
+from dist_sketch.bench.measure import BenchReport, interleaved, rates
 from dist_sketch.bench.options import BenchOptions
 from dist_sketch.commands.bench import SUBJECTS
+from dist_sketch.core.config import GeneratorConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
@@ -115,8 +115,6 @@ def test_a_locked_network_sends_nothing(printed: tuple[str, dict[str, Any]], alo
         for name, net in (("D", step.d), ("G", step.g)):
             row = found[f"bytes of {name} reduced a step, {name} locked"]
             assert (row["value"], row["baseline"]) == (0, 4 * sum(p.numel() for p in net.parameters()))
-    assert "on paper, not measured" in printed[0]
-    assert found["on paper: 1 GPU(s), 100 Gb/s Ethernet a node"]["ratio"] == 1
 
 
 @pytest.mark.parametrize(
@@ -159,17 +157,17 @@ def test_missing_weights_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_figure_is_a_median_and_its_ratio_is_better_above_one() -> None:
-    def figure(*values: list[float] | float, lower_is_better: bool = False) -> Figure:
+    def figure(ours: list[float], baseline: list[float], unit: str = "s") -> dict[str, Any]:
         report = BenchReport(SMALL, None)
-        report.add("name", *values, "unit", "baseline", lower_is_better=lower_is_better)
+        report.add("name", ours, baseline, unit, "baseline")
         return report.figures[0]
 
-    faster = figure([4.0, 6.0, 20.0], [2.0, 2.0, 10.0])
-    assert (faster.value, faster.low, faster.high, faster.baseline, faster.ratio) == (6, 4, 20, 2, 2)
-    less = figure(10.0, 40.0, lower_is_better=True)
-    assert (less.ratio, less.rounds) == (4, 1)
-    assert figure(0.0, 5.0, lower_is_better=True).ratio == math.inf
-    assert figure(0.0, 0.0).ratio == 1
+    faster = figure([4.0, 6.0, 20.0], [2.0, 2.0, 10.0], "images/s")
+    assert [faster[k] for k in ("value", "low", "high", "baseline", "ratio")] == [6, 4, 20, 2, 2]
+    less = figure([10.0], [40.0])
+    assert (less["ratio"], less["rounds"]) == (4, 1)
+    assert figure([0.0], [5.0])["ratio"] == math.inf
+    assert figure([0.0], [0.0])["ratio"] == 1
 
 
 def test_variants_take_turns_and_a_slow_comparison_ends_early() -> None:
@@ -181,44 +179,31 @@ def test_variants_take_turns_and_a_slow_comparison_ends_early() -> None:
     assert [len(t) for t in interleaved(variants, BenchOptions(repeats=3, budget_s=0.0)).values()] == [1, 1]
 
 
-def test_the_model_on_paper() -> None:
-    link = bench_scaling.Link("", gb_s=10.0, latency_s=1e-3)
-    assert bench_scaling.ring(1, 1e9, link) == 0
-    assert bench_scaling.ring(4, 1e9, link) == pytest.approx(2 * 3 / 4 * 0.1 + 6e-3)
-    in_node = [bench_scaling.all_reduce(n, 1e9, link) for n in (1, 2, 8)]
-    assert in_node == [bench_scaling.ring(n, 1e9, bench_scaling.NVLINK) for n in (1, 2, 8)]
-    assert bench_scaling.all_reduce(32, 1e9, link) == pytest.approx(in_node[2] + bench_scaling.ring(4, 1e9, link))
-    assert bench_scaling.step_time(1.0, 0.2, 0.0) == pytest.approx(1.2)
-    assert bench_scaling.step_time(1.0, 0.2, 0.5) == 1
-    assert bench_scaling.step_time(1.0, 0.7, 0.5) == pytest.approx(1.2)
-
-
 # ---------------------------------------------------------------- the baselines are fair
 
 
 def test_the_paper_s_step_computes_what_ours_computes(alone: Ranks) -> None:
-    config = bench_step.settings(4, dropout=0.0)
-    ours, paper = bench_step.build(config, alone, "no"), bench_step.build_paper(config, CPU)
+    config = bench_step.settings(4, generator=GeneratorConfig(dropout=0.0))
+    ours, paper = bench_step.build(config, alone, "no"), paper_way.PaperStep(config, CPU)
     line, sketch = bench_step.batch(4, 64, CPU)
     measured = read(ours(line, sketch, BOTH, bad=0, stop=False).reduced)
-    for name, value in paper(line, sketch).items():
+    for name, value in paper(line, sketch, BOTH).items():
         assert measured[name] == pytest.approx(value, rel=1e-4), name
     before = [p.clone() for p in paper.d.parameters()]
-    assert set(paper(line, sketch, train_d=False)) == {"loss/g", "loss/g_bce", "loss/g_l1"}
+    assert set(paper(line, sketch, bench_step.LOCKS["D locked"])) == {"loss/g", "loss/g_bce", "loss/g_l1"}
     assert all(map(torch.equal, before, paper.d.parameters()))
 
 
 def test_operations_are_counted_as_by_hand(alone: Ranks) -> None:
     """Convolutions in the paper's layers at 256 px: 44 GFLOP for an image, and 47 if D is not frozen."""
-    line, sketch = (torch.rand(2, 3, 256, 256) for _ in range(2))
+    pairs = (torch.rand(2, 3, 256, 256), torch.rand(2, 3, 256, 256))
     config = bench_step.settings(2)
-    ours = bench_step.ours(bench_step.build(config, alone, "no"), line, sketch, BOTH, 1)
-    paper = bench_step.paper(bench_step.build_paper(config, CPU), line, sketch, BOTH, 1)
-    assert bench_step._flops(ours) / 2 == pytest.approx(44e9, rel=0.03)
-    assert bench_step._flops(paper) / 2 == pytest.approx(47e9, rel=0.03)
-    variants, flops = bench_step._convolutions(SMALL, CPU, ["no"])
-    for name, go in variants.items():
-        assert bench_step._flops(go) == flops[name]
+    ours = bench_step.repeated(bench_step.build(config, alone, "no"), pairs)
+    paper = bench_step.repeated(paper_way.PaperStep(config, CPU), pairs)
+    assert bench_step.count_flops(ours) / 2 == pytest.approx(44e9, rel=0.03)
+    assert bench_step.count_flops(paper) / 2 == pytest.approx(47e9, rel=0.03)
+    (convolution,) = bench_step.plain_convolutions(SMALL, CPU, ["no"]).values()  # 2 x 32 x 32 x 32
+    assert bench_step.count_flops(convolution) == 3 * 2 * (2 * 32 * 32) * (32 * 32 * 9)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +226,7 @@ def test_the_folder_of_jpegs_gives_the_packed_pixels(sources: tuple[Path, Path])
 
 def test_the_plain_loop_draws_what_infer_draws(tmp_path: Path, alone: Ranks) -> None:
     generator, shards = bench_infer.write_generator(SMALL, tmp_path), bench_infer.write_lines(SMALL, tmp_path)
-    assert paper_way.infer(generator, shards, "val", tmp_path / "plain", 4, CPU) == 8
+    paper_way.infer(generator, shards, "val", tmp_path / "plain", 4, CPU)
     assert inference.infer(generator, shards, tmp_path / "ours", InferOptions(batch_size=4)) is None
     for folder in ("raw", "sketch", "line"):
         names = sorted(p.name for p in (tmp_path / "plain" / folder).iterdir())
@@ -270,7 +255,7 @@ def ratio(variants: dict[str, Callable[[], object]], clock: Callable[[], float] 
 def test_the_loader_is_quicker_than_a_folder_of_large_jpegs(sources: tuple[Path, Path]) -> None:
     report = BenchReport(BenchOptions(pairs=4, batch_size=4, repeats=3), None)
     bench_loader.per_core(report, *sources)
-    found = {f.name: f.ratio for f in report.figures}
+    found = {f["name"]: f["ratio"] for f in report.figures}
     assert found["streaming from shards"] > 3
     assert found["decoded in memory"] > 40  # streaming alone has about 10
 
@@ -283,12 +268,12 @@ def test_the_frechet_distance_of_few_images_needs_no_matrix_square_root() -> Non
 
 def test_the_step_is_no_slower_than_the_paper_s(alone: Ranks) -> None:
     """If bf16 is fast here. Otherwise both are float32, and ours only has to be comparable."""
-    line, sketch = bench_step.batch(4, 128, CPU)
+    pairs = bench_step.batch(4, 128, CPU)
     config = bench_step.settings(4)
     step = bench_step.build(config, alone, resolve_precision("auto", CPU))
     variants = {
-        "baseline": bench_step.paper(bench_step.build_paper(config, CPU), line, sketch, BOTH, 1),
-        "ours": bench_step.ours(step, line, sketch, BOTH, 1),
+        "baseline": bench_step.repeated(paper_way.PaperStep(config, CPU), pairs),
+        "ours": bench_step.repeated(step, pairs),
     }
     assert ratio(variants) > (1.0 if FAST else 0.5)
 

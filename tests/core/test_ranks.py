@@ -14,7 +14,7 @@ from support.ranked import Result, run, start
 from torch import nn
 
 from dist_sketch.core.errors import SharedError, UserError
-from dist_sketch.core.precision import eval_mode, full_float32
+from dist_sketch.core.precision import full_float32
 from dist_sketch.core.ranks import Ranks, expectations, lost_peer
 
 
@@ -123,21 +123,6 @@ def test_full_float32_is_neither_halved_nor_tf32() -> None:
     assert torch.backends.cudnn.conv.fp32_precision == before  # training's precision is its own affair
 
 
-def test_eval_mode_puts_the_mode_back() -> None:
-    net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(1))
-    with eval_mode(net) as inside:
-        assert inside is net
-        assert not any(m.training for m in net.modules())
-    assert all(m.training for m in net.modules())
-    with pytest.raises(ZeroDivisionError), eval_mode(net):
-        raise ZeroDivisionError
-    assert net.training
-    net.eval()
-    with eval_mode(net):
-        pass
-    assert not net.training
-
-
 # ---------------------------------------------------------------- the expected number of processes
 
 
@@ -187,8 +172,7 @@ def expected(monkeypatch: pytest.MonkeyPatch, device: str, **env: str) -> dict[i
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    found = expectations(None, device)
-    return {n: [source for source, _, fits in found if not fits(n)] for n in range(1, 17)}
+    return {n: [source for source, count in expectations(None, device, n) if count != n] for n in range(1, 17)}
 
 
 def test_what_slurm_allotted_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:

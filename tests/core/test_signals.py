@@ -7,7 +7,7 @@ import pytest
 from conftest import SMALL, Run
 
 from dist_sketch.core.fileio import read_json
-from dist_sketch.core.signals import StopRequest, before_job_s_end
+from dist_sketch.core.signals import StopRequest, before_job_end
 
 
 @pytest.mark.parametrize("value", [None, "", "Unknown", "0", "1000"])
@@ -15,7 +15,7 @@ def test_no_end_or_one_that_is_over(value: str | None, monkeypatch: pytest.Monke
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
     if value is not None:
         monkeypatch.setenv("SLURM_JOB_END_TIME", value)
-    assert before_job_s_end(120) == float("inf")
+    assert before_job_end(120) == float("inf")
 
 
 @pytest.mark.parametrize(("left", "before"), [(14400, 120), (480, 120), (60, 15)])
@@ -23,7 +23,7 @@ def test_so_long_before_the_end(left: int, before: int, monkeypatch: pytest.Monk
     now = int(time.time())
     monkeypatch.setattr(time, "time", lambda: now)
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(now + left))
-    assert now + left - before_job_s_end(120) == before
+    assert now + left - before_job_end(120) == before
 
 
 def test_the_clock_asks() -> None:

@@ -27,8 +27,10 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock
 from dist_sketch.data import pack, recipe
 from dist_sketch.experiments import measures, planning, presets
-from dist_sketch.experiments.claims import Values, judge, rule
+from dist_sketch.experiments.claims import Values, judge
 from dist_sketch.experiments.presets import Claim
+from dist_sketch.reports.compare.scores import CONFIDENCE, t_quantile
+from dist_sketch.reports.page import render
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -707,8 +709,9 @@ def test_a_verdict_s_sentence_holds_the_figures() -> None:
     rows = [Values("8", "a", {0: 50.0}), Values("20", "b", {0: 60.0}), Values("100", "c", {0: 45.0})]
     sentence = "FID-2048: 8 50.0, 20 60.0, 100 45.0; +20.0 % and −25.0 %: 1 of 2 steps as claimed"
     assert judge(claim, rows) == (ONE, sentence)
-    assert "With one seed" in rule(1)
-    assert "a difference must exceed 4.3 standard errors (12.7 if paired)" in rule(2)
+    rules = [render("rule.j2", seeds=seeds, confidence=CONFIDENCE, t_quantile=t_quantile) for seeds in (1, 2)]
+    assert "With one seed" in rules[0]
+    assert "a difference must exceed 4.3 standard errors (12.7 if paired)" in rules[1]
 
 
 # Real trainings

@@ -317,11 +317,3 @@ def test_calibrate_takes_nothing_where_everything_harms():
     assert all(r["allowed"] == (r["ssim"] == 1) for r in rows)
     assert [r["allowed"] for r in rows if r["filter"] == "bilateral"] == [False] * 8
     assert (chosen.gray, chosen.filter, chosen.shadows) == (True, "none", False)
-
-
-def test_calibrate_needs_matching_pairs():
-    page = tensor(drawing())
-    with pytest.raises(UserError, match="2 pairs or more, of one size; got 1 outputs, 1 sketches"):
-        calibrate([page], [page])
-    with pytest.raises(UserError, match="got 2 outputs, 2 sketches, sizes "):
-        calibrate([page, page], [page, page[:, :32]])

@@ -20,7 +20,7 @@ from dist_sketch.data import pixels
 from dist_sketch.data.shards import Sample
 from dist_sketch.inference.denoise import denoise
 from dist_sketch.inference.infer import _behind
-from dist_sketch.inference.postprocess import Postprocess, PostprocessPool
+from dist_sketch.inference.postprocess import Postprocess, worker_map
 
 SIZE = 32
 
@@ -40,8 +40,8 @@ def run(
     out: Path, workers: int, format: str = "png", output_px: int | None = SIZE, gray: bool = True
 ) -> list[torch.Tensor]:
     finish = Postprocess(out=out, denoise=DenoiseConfig(gray=gray), format=format, output_px=output_px)
-    with PostprocessPool(workers) as finishers:
-        return list(finishers.start(finish, *items(7)))
+    with worker_map(workers) as run_in_workers:
+        return list(finish.start(run_in_workers, *items(7)))
 
 
 @pytest.mark.parametrize("format", ["png", "jpg"])
@@ -77,24 +77,18 @@ def test_a_killed_process_is_a_sentence(tmp_path: Path) -> None:
     """Also in a process that listens to SIGTERM, as one that trains does: the others must not inherit that."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
-        _kill_one(tmp_path)
+        with pytest.raises(UserError, match="was killed"):
+            _kill_one(tmp_path)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def _kill_one(tmp_path: Path) -> None:
     finish = Postprocess(out=tmp_path, denoise=DenoiseConfig(), format="png", output_px=SIZE)
-    with PostprocessPool(2) as finishers:
+    with worker_map(2) as run_in_workers:
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
-
-        def draw_on() -> None:
-            for _ in range(50):
-                list(finishers.start(finish, *items(7)))
-
-        with pytest.raises(UserError, match="was killed"):
-            draw_on()
-        with pytest.raises(UserError, match="was killed"):
-            draw_on()
+        for _ in range(50):
+            list(finish.start(run_in_workers, *items(7)))
 
 
 def runs(pid: int) -> bool:
@@ -107,8 +101,8 @@ def runs(pid: int) -> bool:
 def test_processes_end_with_the_one_that_draws() -> None:
     script = """
 import time
-from dist_sketch.inference.postprocess import PostprocessPool
-with PostprocessPool(2):
+from dist_sketch.inference.postprocess import worker_map
+with worker_map(2):
     print("ready", flush=True)
     time.sleep(60)
 """

@@ -11,6 +11,7 @@ from pytorch_fid import fid_score
 from pytorch_fid import inception as pytorch_fid
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.fileio import sha256
 from dist_sketch.metrics import inception
 
 WHEEL_WEIGHTS = inception._wheel()
@@ -34,7 +35,7 @@ def pth(state, tmp_path_factory):
     """That state dict as a file, named by its hash as torch hub wants it."""
     path = tmp_path_factory.mktemp("weights") / "unnamed.pth"
     torch.save(state, path)
-    return path.rename(path.with_name(f"pt_inception-{inception._digest(path, 'sha256')[:8]}.pth"))
+    return path.rename(path.with_name(f"pt_inception-{sha256(path)[:8]}.pth"))
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def test_another_training_of_the_same_network_is_refused(state, tmp_path):
 
 
 def test_damaged_copies_are_refused(monkeypatch, pth, tmp_path):
-    monkeypatch.setattr(inception, "WHEEL_SHA1", "0" * 40)
+    monkeypatch.setattr(inception, "WHEEL_SHA256", "0" * 64)
     with pytest.raises(UserError, match=r"default_1\.pt: is missing or damaged; `pip install --force-reinstall"):
         inception.find()
     in_hub(monkeypatch, pth, tmp_path)

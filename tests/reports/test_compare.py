@@ -25,9 +25,8 @@ from dist_sketch.core.config import Config, to_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_json
 from dist_sketch.metrics.definitions import METRICS
-from dist_sketch.reports.compare import comparison
+from dist_sketch.reports.compare import comparison, tables
 from dist_sketch.reports.compare import plot as compare_plot
-from dist_sketch.reports.compare import runs as compare_runs
 from dist_sketch.reports.compare.results import Result, read, read_all
 from dist_sketch.reports.compare.scores import (
     Effect,
@@ -497,7 +496,11 @@ def test_verdicts(three: list[Path], tmp_path: Path, output: Make) -> None:
     ]
     (sentence,) = comparison.write([three[6], three[0]], out)
     assert sentence.startswith("base-s0 against one, denoised: one seed each, so any difference may be mere noise: "
-                               "SSIM (−0.040), PSNR (+0.00), ")  # fmt: skip
+                               "SSIM (−0.040).")  # fmt: skip
+    twin = output("twin", ssim=0.64, conditional__timer=9)
+    assert comparison.write([three[6], twin], out) == [
+        "twin against one, denoised: equal in all digits that are shown."
+    ]
     assert comparison.write(three[:3], out) == ["There is only one setting, so there is nothing to compare it with."]
     none = output("none", conditional__timer=9)
     write_scores(none, raw={}, denoised={})
@@ -510,9 +513,9 @@ def test_scores_stand_with_their_spread_and_context(three: list[Path], page: Cal
     assert rows["base"][:3] == ["3", "0.630 ± 0.036", "20.00 ± 0.00"]
     assert rows["good"][0:2] == ["3", "0.800 ± 0.010"]
     assert rows["one"][:2] == ["1", "0.640"]
-    assert rows["a blank page"][:2] == ["", "0.100"]
-    assert rows["the input itself"][:2] == ["", "0.200"]
-    assert "real training sketches" not in rows  # nothing is known of them here
+    assert rows["blank page"][:2] == ["", "0.100"]
+    assert rows["input line"][:2] == ["", "0.200"]
+    assert "other real sketches" not in rows  # nothing is known of them here
     assert re.findall(r'<td class="best"[^>]*>(0\.\d+)<small>', html)[0] == "0.800"
     against = {tuple(row[:2]): row[2:] for row in table(html, "", "", "SSIM ↑")}
     assert against["good", "denoised"][0] == "+0.170 better"
@@ -532,8 +535,8 @@ def test_what_is_no_better_than_a_blank_page_is_marked(output: Make, page: Calla
     html = page(output("a", ssim=0.2), output("b", ssim=0.21, loss__lambda_l1=8.0))
     rows = {row[0]: row[2] for row in table(html, "", "seeds", "SSIM ↑")}
     assert (rows["a"], rows["b"]) == ("0.200†", "0.210")
-    assert 'title="Not better than the input itself">0.200†' in html
-    assert "† Not better than a blank page or than the untouched input." in Parsed(html).text
+    assert 'title="Not better than the input line">0.200†' in html
+    assert "† Not better than the blank page or the input line." in Parsed(html).text
 
 
 def test_only_what_differs_is_shown_and_the_seeds_always(three: list[Path], page: Callable) -> None:
@@ -578,31 +581,33 @@ def test_runs_learn_and_cost(run: Make, page: Callable, output: Make) -> None:
     assert set(cost) == {"a", "b", "c"}
 
 
-def test_a_run_without_records_has_no_figures(run: Make) -> None:
+def test_a_run_without_records_has_no_figures(run: Make, page: Callable) -> None:
     folder = run("a")
     (folder / "metrics.jsonl").unlink()
     (folder / "status.json").unlink()
-    found = compare_runs.summarize("a", read(folder))
+    found = tables.summarize("a", read(folder))
     shown = [found[key] for key in ("state", "step", "loss_g", "train_s", "locked_d")]
     assert shown == ["no history", 0, None, None, None]
-    assert compare_runs.learning_table([found]).rows[0][4].text == "–"
+    assert table(page(folder), "", "state", "epochs")[0][4] == "–"
 
 
 def test_a_share_counts_steps_not_lines(run: Make) -> None:
     folder = run("a")
     lines = [{"kind": "train", "step": 10, "lock/d": 1, "lock/g": None}, {"kind": "train", "step": 40, "lock/d": 0.5}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    found = compare_runs.summarize("a", read(folder))
+    found = tables.summarize("a", read(folder))
     assert (found["locked_d"], found["locked_g"]) == (0.625, None)
     assert {found[key] for key in ("images_per_s", "train_s", "val_ssim", "best_epoch")} == {None}
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(None, "–"), (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (83, "1 min 23 s"), (7320, "2 h 02 min")],
-)
-def test_durations(seconds: float | None, words: str) -> None:
-    assert compare_runs.duration(seconds) == words
+def test_durations(run: Make, page: Callable) -> None:
+    expected = {None: "–", 0.4: "0 s", 59.4: "59 s", 59.6: "1 min 00 s", 83: "1 min 23 s", 7320: "2 h 02 min"}
+    folders = []
+    for i, seconds in enumerate(expected):
+        folders.append(run(f"r{i}", train__epochs=50 + i))
+        record = {"kind": "train", "step": 40} | ({"speed/images_per_s": 40 * 8 / seconds} if seconds else {})
+        (folders[-1] / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    assert [row[3] for row in table(page(*folders), "", "processes")] == list(expected.values())
 
 
 def test_tables_are_written_as_csv(three: list[Path], page: Callable, tmp_path: Path) -> None:

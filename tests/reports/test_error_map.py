@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from dist_sketch.core.fileio import write_json
 from dist_sketch.reports import error_map, report
 
 SIZE = 32
+REST = {"run": "/gone", "step": 1, "config": {}, "input": "/gone", "split": "val", "output_size": "network", "mode": {},
+        "denoise": {}}  # fmt: skip
 
 
 def page(path: Path, *boxes: tuple[int, int, int, int, int]) -> None:
@@ -68,12 +71,17 @@ def test_a_missing_picture_is_named_and_the_report_does_without(out: Path) -> No
     (out / "sketch" / "b.png").unlink()
     with pytest.raises(UserError, match=r"b\.png"):
         error_map.error_map(out, "denoised")
-    assert report.differences(out) is None
+    write_json(out / "infer.json", json.loads((out / "infer.json").read_text()) | REST)
+    assert "Where the drawings differ" not in report.build(out).read_text(encoding="utf-8")
 
 
 def test_colours_go_from_black_to_bright() -> None:
-    uri = error_map.coloured(np.array([[0.0, 0.5, 1.0, 3.0]]), 1.0)
+    plane = np.zeros((10, 100), np.float32)
+    plane[0, :4] = [0.0, 0.5, 1.0, 3.0]
+    plane[1, :10] = 1.0
+    uri, top = error_map.coloured(plane)
+    assert top == 1
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
-        brightness = np.array(image).astype(int).sum(axis=2)[0]
+        brightness = np.array(image).astype(int).sum(axis=2)[0, :4]
     assert brightness[0] < 20
     assert list(np.sign(np.diff(brightness))) == [1, 1, 0]

@@ -11,7 +11,7 @@ from dist_sketch.__main__ import parse
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DataConfig, GeneratorConfig, OptimConfig
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import write_json
+from dist_sketch.core.fileio import sha256, write_json
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.model import checkpoint, networks, pretrained
 from dist_sketch.model.pretrained import CARD_MARKER
@@ -39,8 +39,8 @@ def run(tmp_path: Path) -> Path:
 
 def about(folder: Path, **changes: object) -> dict[str, object]:
     """infer.json."""
-    sha256 = pretrained.weights_sha256(folder / "checkpoints/step-00000010")
-    found = {"run": str(folder), "step": 10, "weights_sha256": sha256, "split": "val", "names": ["1"]}
+    weights = sha256(pretrained.weights_file(folder / "checkpoints/step-00000010"))
+    found = {"run": str(folder), "step": 10, "weights_sha256": weights, "split": "val", "names": ["1"]}
     return found | {"denoise": DENOISE, "mode": {"statistics": "running"}} | changes
 
 
@@ -129,7 +129,7 @@ def test_scores_of_rounded_weights_are_those_of_the_export_itself(tmp_path: Path
     with pytest.raises(UserError, match=rf"--scores {scored}: was drawn with other weights"):
         export(run, "--out", made, "--compact", "--scores", scored)  # drawn by the run
     export(run, "--out", made, "--compact")
-    write_json(scored / "infer.json", about(run, weights_sha256=pretrained.weights_sha256(made)))
+    write_json(scored / "infer.json", about(run, weights_sha256=sha256(pretrained.weights_file(made))))
     export(made, "--out", made, "--compact", "--scores", scored)
     assert "n = 105 in every score" in (made / "README.md").read_text(encoding="utf-8")
 

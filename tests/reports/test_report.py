@@ -157,30 +157,42 @@ def test_rows_show_the_worst_first(out):
 
 def test_best_of_raw_and_denoised_is_marked(out):
     change(out / "metrics.json", raw=scores(ssim=0.7, fid_2048=80.0))
-    rows = {r["metric"].key: r["cells"] for r in report.score_rows(json.loads((out / "metrics.json").read_text()))}
-    assert [best for _, best in rows["ssim"]] == [True, False, False, False, False]
-    assert [best for _, best in rows["fid_2048"]] == [False, True, False, False, False]  # lower is better
-    assert not any(best for _, best in rows["kid"])  # a draw
-    assert re.findall(r'class="best[^>]*>(\S+?)</td>', page(out)) == ["0.700", "71.9"]
+    marked = re.findall(r'class="best[^>]*>(\S+?)</td>', page(out))
+    assert marked == ["0.700", "71.9"]  # raw in SSIM, denoised in FID, where lower is better; the others are draws
 
 
-def test_verdicts_name_what_is_not_beaten():
-    made = metrics(denoised=scores(ssim=0.5, kid=None), raw=scores(psnr=21.0))
-    found = report.verdicts(made)
-    assert found[0] == ("bad", "The denoised output does not beat the input itself in SSIM (0.500 against 0.592).")
-    assert found[1] == ("good", "The raw output beats the blank page and the input in every metric.")
-    assert found[2] == ("note", "Noise removal worsens SSIM and PSNR.")
-    made["denoised"] = scores(ssim=0.331, fid_2048=142.7)  # a draw is not a win
-    assert report.verdicts(made)[0][1] == (
-        "The denoised output does not beat the blank page in SSIM (0.331 against 0.331), nor the input itself in SSIM "
+def verdicts(out: Path, **changes: object) -> list[tuple[str, str]]:
+    """(mood, sentence) of each verdict on the page of these scores."""
+    write_json(out / "metrics.json", metrics(**changes))
+    (block,) = re.findall(r'<ul class="verdicts">(.*?)</ul>', page(out), flags=re.S)
+    return re.findall(r'<li class="(\w+)">(.*?)</li>', block)
+
+
+def test_verdicts_name_what_is_not_beaten(out):
+    found = verdicts(out, denoised=scores(ssim=0.5, kid=None), raw=scores(psnr=21.0))
+    assert found == [
+        ("bad", "The denoised output does not beat the input line in SSIM (0.500 against 0.592)."),
+        ("good", "The raw output beats the blank page and the input line in every metric."),
+        ("note", "Noise removal worsens SSIM and PSNR."),
+    ]
+    found = verdicts(out, denoised=scores(ssim=0.331, fid_2048=142.7))  # a draw is not a win
+    assert found[0][1] == (
+        "The denoised output does not beat the blank page in SSIM (0.331 against 0.331), nor the input line in SSIM "
         "(0.331 against 0.592) and FID-2048 (142.7 against 142.7)."
     )
-    assert report.verdicts(metrics(raw=scores()))[-1] == ("note", "Noise removal changes no metric.")
+    assert verdicts(out, raw=scores())[-1] == ("note", "Noise removal changes no metric.")
 
 
-def test_scores_of_the_pairs_that_chose_the_weights_are_told():
-    assert "selected by KID" in report.verdicts(metrics(), optimistic=True)[-1][1]
-    assert not any("selected by KID" in sentence for _, sentence in report.verdicts(metrics()))
+def test_differences_that_do_not_show_are_none(out):
+    made = verdicts(out, raw=scores(ssim=0.6404, psnr=20.2), denoised=scores(ssim=0.6396, kid=0.03104))
+    assert made[-1] == ("note", "Noise removal improves PSNR.")
+    assert re.findall(r'class="best[^>]*>(\S+?)</td>', page(out)) == ["20.25"]
+
+
+def test_scores_of_the_pairs_that_chose_the_weights_are_told(out):
+    assert not any("selected by KID" in sentence for _, sentence in verdicts(out))
+    change(out / "infer.json", chosen_on_these=True)
+    assert "selected by KID" in verdicts(out)[-1][1]
 
 
 def test_missing_figures_are_dashes_with_a_reason(out):
@@ -274,7 +286,11 @@ def test_line_only_input(out):
         file.unlink()
     (out / "real").rmdir()
     parsed = Parsed(page(out))
-    assert "12 validation portraits" in parsed.text
+    assert " 12 portraits " in parsed.text  # a plain folder has no splits
+    source = out.parent / "in"
+    (source / "val_line").mkdir(parents=True)
+    change(out / "infer.json", input=str(source))
+    assert " 12 validation portraits " in Parsed(page(out)).text
     assert "There are no scores: the input had only lines" in parsed.text
     assert "A sample" in parsed.text
     alts = {a["alt"].split(" of ")[0] for t, a in parsed.tags if t == "img"}
@@ -321,9 +337,10 @@ def test_what_the_noise_removal_was_chosen_on(out, rows, sentence):
     run = Path(json.loads((out / "infer.json").read_text())["run"])
     used = json.loads((out / "infer.json").read_text())["denoise"]
     write_json(run / "denoise.json", {"denoise": used, "pairs": 24, "candidates": rows})
-    assert report.calibration(run, used) == sentence
-    assert (sentence or "These steps turned the raw output") in Parsed(page(out)).text
-    assert report.calibration(run, used | {"strength": 3.0}) is None  # the drawings were made with something else
+    before = "These steps turned the raw output into the denoised one."
+    assert f" {' '.join(filter(None, (before, sentence)))} gray conversion" in Parsed(page(out)).text
+    change(out / "infer.json", denoise=used | {"strength": 3.0})  # the drawings were made with something else
+    assert f" {before} gray conversion" in Parsed(page(out)).text
 
 
 def test_where_the_drawings_differ(out):
@@ -341,6 +358,8 @@ def test_run_is_gone(out):
     assert f"The run's history {run / 'metrics.jsonl'} is missing or empty" in parsed.text
     assert "conditional.timer 3 2" in parsed.text  # infer.json remembers the configuration
     assert not any(tag == "svg" for tag, _ in parsed.tags)
+    (run / "generator.safetensors").touch()
+    assert "An exported generator has no training history." in Parsed(page(out)).text
 
 
 def test_larger_jpegs_are_scaled_and_lost_pictures_shown_as_lost(out):

@@ -95,7 +95,7 @@ class Job:
         wait_until(holds_in_time, what, lambda: self.printed()[1])
 
     def gone(self) -> float:
-        """Waits until nothing is left of it, which is soon compared with `train.rank_timeout_s`; returns the seconds."""
+        """Waits until nothing is left of it: no rank waits `train.rank_timeout_s` for another. Returns the seconds."""
         started = time.monotonic()
         wait_until(lambda: self.launcher.poll() is not None, "the launcher's end", lambda: self.printed()[1])
         wait_until(lambda: not any(processes(self.run)), "the job's end", lambda: str([*processes(self.run)]))

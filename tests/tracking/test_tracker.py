@@ -15,8 +15,7 @@ from support import ranked
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks
-from dist_sketch.tracking.provenance import revision, versions
-from dist_sketch.tracking.tracker import Speed, Tracker, read_metrics
+from dist_sketch.tracking.tracker import Speed, Tracker, read_metrics, revision, versions
 from dist_sketch.tracking.wandb_run import WandbRun
 from dist_sketch.training.progress import ProgressBar
 
@@ -149,12 +148,11 @@ def git(folder: Path, *arguments: str) -> str:
 
 def test_the_revision_is_the_checkout_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dist_sketch import __version__
-    from dist_sketch.tracking import provenance
 
     package = tmp_path / "dist_sketch" / "tracking"
     package.mkdir(parents=True)
     (package / "track.py").write_text("")
-    monkeypatch.setattr(provenance, "__file__", str(package / "track.py"))
+    monkeypatch.setattr("dist_sketch.tracking.tracker.__file__", str(package / "track.py"))
     assert revision() == __version__  # no checkout
     git(tmp_path, "init", "-q")
     assert revision() == __version__  # nothing is committed
@@ -168,7 +166,7 @@ def test_the_revision_is_the_checkout_s_own(tmp_path: Path, monkeypatch: pytest.
     assert revision() == f"{commit}+dirty"
     inner = tmp_path / "venv" / "dist_sketch" / "tracking"
     inner.mkdir(parents=True)
-    monkeypatch.setattr(provenance, "__file__", str(inner / "track.py"))
+    monkeypatch.setattr("dist_sketch.tracking.tracker.__file__", str(inner / "track.py"))
     assert revision() == __version__  # somebody else's checkout, into which the package is installed
     monkeypatch.setenv("PATH", "")
     assert revision() == __version__
@@ -223,8 +221,8 @@ def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, is_main: bool) -> 
     with ProgressBar(6, 8, 2, is_main) as progress:
         for step in (3, 4, 5, 6):
             values = {"loss/d": 1.25, "loss/g": 2.5, "loss/g_l1": 0.125} if step > 3 else {}
-            progress.update(step, (step - 1) // 3, 2, values)
-        progress.say("[saved] step 6")
+            progress.show(step, (step - 1) // 3, 2, values)
+        progress.console.print("saved step 6")
     return out.getvalue()
 
 
@@ -233,7 +231,7 @@ def test_a_log_file_gets_a_line_an_epoch(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [" ".join(s.split()) for s in said if s] == [
         "epoch 1/2 step 3",
         "epoch 2/2 step 4 D 1.250 G 2.500 L1 0.1250",
-        "[saved] step 6",
+        "saved step 6",
     ]
 
 

@@ -24,8 +24,7 @@ from support.wandb_server import Kept, Server
 from dist_sketch.core.folders import Lock
 from dist_sketch.data.manifest import manifest_hash
 from dist_sketch.tracking import wandb_run
-from dist_sketch.tracking.provenance import versions
-from dist_sketch.tracking.tracker import read_metrics
+from dist_sketch.tracking.tracker import read_metrics, versions
 from dist_sketch.tracking.wandb_run import fragments
 
 NO_ACCOUNT = {"NETRC": os.devnull, "WANDB_MODE": "offline"}

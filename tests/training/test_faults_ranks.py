@@ -49,14 +49,14 @@ def pauses(prefix: str, *places: str) -> None:
 
 
 def waits_late() -> None:
-    """Hook: after 100 steps the process waits until it is asked to stop, so that it is not done before the test acts."""
+    """Hook: after 45 steps the process waits until it is asked to stop: it cannot end before the test disturbs it."""
     from dist_sketch.training import loop
     from dist_sketch.training.run import Run
 
     train_batch = loop.train_batch
 
     def waiting(run: Run, batch: Any) -> None:
-        while run.state.step == 100 and not run.stop.asked:
+        while run.state.step == 45 and not run.stop.asked:
             time.sleep(0.01)
         train_batch(run, batch)
 
@@ -111,7 +111,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, forks: Forks, options: tu
     return run
 
 
-LONG = ("--train.epochs", 40, "--checkpoint.interval-steps", 7)
+LONG = ("--train.epochs", 20, "--checkpoint.interval-steps", 7)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def long(tmp_path_factory: pytest.TempPathFactory, forks: Forks, options: tuple[
     for ended in forks.run_ranks(2, *options, *LONG, "--out", run):
         assert ended.code == 0, ended.err
     found = outcome(run)
-    assert found.status == ("finished", 40 * STEPS)
+    assert found.status == ("finished", 20 * STEPS)
     return found
 
 
@@ -154,7 +154,7 @@ def test_killed_in_training_the_job_ends_and_the_run_goes_on_bit_equal(
 ) -> None:
     run = tmp_path / "run"
     command = (*options, *LONG, "--data.workers", 1)
-    step = random.Random(seed).randrange(4, 50)
+    step = random.Random(seed).randrange(4, 30)
     disturbed = job(run, *command, hook=("test_faults_ranks", "waits_late"))
     disturbed.wait_for(lambda: last_step(run) >= step, f"step {step}")
     if who == "rank 0, saving":

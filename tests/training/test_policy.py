@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby, pairwise
 
 import pytest
@@ -295,7 +295,7 @@ def test_the_state_survives_json_with_the_same_decisions(
 ) -> None:
     decisions, states = run(config, losses, epoch_steps=epoch_steps)
     cut = data.draw(st.integers(1, len(losses) - 1))
-    text = json.dumps(states[cut - 1].to_dict(), allow_nan=False)
+    text = json.dumps(asdict(states[cut - 1]), allow_nan=False)
     resumed, end = run(config, losses[cut:], epoch_steps=epoch_steps, start=cut, state=PolicyState(**json.loads(text)))
     assert resumed == decisions[cut:]
     assert end[-1] == states[-1]

@@ -31,6 +31,7 @@ def scores(ranks: Ranks) -> ranked.Result:
     state = torch.get_rng_state()
     found = {str(limit): validation.scores(net, limit) for limit in (*LIMITS, 0)}
     assert torch.equal(state, torch.get_rng_state())
+    assert net.training
     return found
 
 

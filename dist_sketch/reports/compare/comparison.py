@@ -9,12 +9,10 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_atomic
 from dist_sketch.reports.compare import plot, tables
 from dist_sketch.reports.compare.results import Result, read_all
-from dist_sketch.reports.compare.runs import cost_table, learning_table, summarize
 from dist_sketch.reports.compare.scores import RULE, Group, comparable, groups
-from dist_sketch.reports.compare.tables import Cell, PageTable
+from dist_sketch.reports.compare.tables import Cell
 from dist_sketch.reports.page import OPTIMISTIC, VARIANT_FOLDERS, conjoin, embed, find_picture, render
 
-LONG = 24  # letters; a column of a caller's table with longer cells holds text, not numbers
 MAX_FACES = 6
 MAX_SAMPLES = 12  # pictures of training runs without outputs
 
@@ -28,13 +26,6 @@ class Section:
     rows: Sequence[Sequence[str]] = ()
     text: Sequence[str] = ()  # paragraphs below the table
     pictures: Sequence[tuple[str, list[tuple[str, Path]]]] = ()  # rows: label, (caption, image file)
-
-    @property
-    def table(self) -> PageTable | None:
-        """The table, in which columns of text are marked."""
-        kinds = ["words" * (max(map(len, column)) > LONG) for column in zip(*self.rows, strict=True)]
-        rows = [[Cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in self.rows]
-        return PageTable("", self.columns, rows) if self.columns else None
 
 
 def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Sequence[Section] = ()) -> list[str]:
@@ -55,51 +46,39 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
     results = read_all(paths)
     seed_groups = groups(results)
     runs = _runs(results, seed_groups)
-    summaries = [summarize(run.name, run.result) for run in runs]
+    summaries = [tables.summarize(run.name, run.result) for run in runs]
     files = tables.csv_files(results, seed_groups, summaries)
     others = [f"{len(seed_groups) - 4} more"] * (len(seed_groups) > 4)
     said = verdicts(results, seed_groups)
     config = tables.settings_table(seed_groups)
-    content = {
+    content: dict[str, Any] = {
         "title": title or conjoin([*(g.label for g in seed_groups[:4]), *others]),
-        "subject": subject(results, seed_groups),
+        "Cell": Cell,
+        "results": results,
+        "groups": seed_groups,
+        "summaries": summaries,
         "verdicts": said,
         "sections": sections,
         "config": config,
         "score_sections": tables.score_sections(results, seed_groups),
-        "learned": learning_table(summaries),
-        "cost": cost_table(summaries),
+        "plots": [plot.draw(runs, width) for width in (10.0, 5.0)],
+        "runs": [run for run in runs if run.result.records],
+        "look": plot.look,
+        "unlocked": [run.name for run in runs if run.result.records and not plot.strips([run])],
+        "faces": faces(seed_groups),
+        "find_picture": find_picture,
+        "folders": VARIANT_FOLDERS,
+        "samples": samples(seed_groups),
+        "rule": RULE,
+        "losses_differ": any(str(row[0]).startswith("loss.") for row in config.rows),
+        "files": [page.with_suffix(".md").name, *(f"{page.stem}-{name}.csv" for name in files)],
     }
-    html = render(
-        "compare.html.j2",
-        **content,
-        groups=seed_groups,
-        results=results,
-        plots=[plot.draw(runs, width) for width in (10.0, 5.0)],
-        runs=[run for run in runs if run.result.records],
-        look=plot.look,
-        unlocked=[run.name for run in runs if run.result.records and not plot.strips([run])],
-        faces=faces(seed_groups),
-        samples=samples(seed_groups),
-        rule=RULE,
-        losses_differ=any(row[0].text.startswith("loss.") for row in config.rows),
-        files=[page.with_suffix(".md").name, *(f"{page.stem}-{name}.csv" for name in files)],
-    )
+    html = render("compare.html.j2", **content)
     for name, text in files.items():
         write_atomic(page.with_name(f"{page.stem}-{name}.csv"), text)
     write_atomic(page.with_suffix(".md"), render("compare.md.j2", **content))
     write_atomic(page, html)
     return [sentence for _, sentence in said]
-
-
-def subject(results: list[Result], seed_groups: list[Group]) -> str:
-    """What is compared, in one line."""
-    outputs = sum(r.kind == "output" for r in results)
-    counts = [(outputs, "output"), (len(results) - outputs, "training run")]
-    kinds = conjoin([f"{n} {kind}{'s' * (n > 1)}" for n, kind in counts if n])
-    settings = f" of {len(seed_groups)} settings" if len(seed_groups) > 1 else " of one setting"
-    seeds = {len(g.results) for g in seed_groups}
-    return kinds + settings + (f", {seeds.pop()} seeds each" if len(seeds) == 1 and seeds != {1} else "")
 
 
 def verdicts(results: list[Result], seed_groups: list[Group]) -> list[tuple[str, str]]:
@@ -131,13 +110,9 @@ def _runs(results: list[Result], seed_groups: list[Group]) -> list[plot.RunCurve
 def faces(seed_groups: list[Group]) -> dict[str, Any]:
     """The same faces drawn by the first seed of each group: evenly spread, chosen without looking at the scores."""
     drawn = [(g.label, g.results[0]) for g in seed_groups if g.results[0].kind == "output"]
-    if not drawn:
-        return {"rows": [], "names": [], "why": ""}
-    first = drawn[0][1]
-    common = [n for n in first.names if all(n in r.names for _, r in drawn)]
-    mixed = any("other pictures" in reason for _, r in drawn for reason in comparable(r, first))
-    if mixed or not common:
-        return {"rows": [], "names": [], "why": "These outputs show different faces, so none are compared here."}
+    common = [n for n in drawn[0][1].names if all(n in r.names for _, r in drawn)] if drawn else []
+    if any("other pictures" in reason for _, r in drawn for reason in comparable(r, drawn[0][1])):
+        common = []
     chosen = [common[i * len(common) // MAX_FACES] for i in range(MAX_FACES)] if len(common) > MAX_FACES else common
     px = 256 if len(drawn) <= 4 else 160
     scored = {label: {i["name"]: i for i in (r.scores or {"images": []})["images"]} for label, r in drawn}
@@ -146,15 +121,8 @@ def faces(seed_groups: list[Group]) -> dict[str, Any]:
         """A picture that all outputs have in common, from the first one that still has it."""
         return next((uri for _, r in drawn if (uri := find_picture(r.path / folder, name, px, False))), "")
 
-    rows = []
-    for name in chosen:
-        cells = []
-        for label, r in drawn:
-            pictures = {v: find_picture(r.path / folder, name, px, False) for v, folder in VARIANT_FOLDERS.items()}
-            own = scored[label].get(name, {})
-            cells.append((label, [(v, uri, own.get(v, {})) for v, uri in pictures.items()]))
-        rows.append({"name": name, "line": shared("line", name), "real": shared("real", name), "cells": cells})
-    return {"rows": rows, "names": [label for label, _ in drawn], "why": ""}
+    rows = [{"name": name, "line": shared("line", name), "real": shared("real", name)} for name in chosen]
+    return {"rows": rows, "drawn": drawn, "scored": scored, "px": px}
 
 
 def samples(seed_groups: list[Group]) -> list[tuple[str, str]]:

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from dist_sketch.core.config import FREE, REMOVED, Config, to_dict
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json
-from dist_sketch.reports.page import flat, optional_json
+from dist_sketch.core.fileio import flat, read_json
 from dist_sketch.tracking.tracker import read_metrics
 
 
@@ -110,7 +109,7 @@ def _history(run: Path) -> dict[str, Any]:
         "config": _with_defaults(saved["config"]),
         "facts": saved.get("facts") or {},
         "records": read_metrics(run),
-        "status": optional_json(run / "status.json") or {},
+        "status": read_json(run / "status.json", default={}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Tables and verdicts of a comparison: what differs, scores over seeds, differences."""
+"""Tables and verdicts of a comparison: what differs, scores over seeds, differences, how each run went."""
 
 import csv
 import io
@@ -6,8 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dist_sketch.core.config import Config, items
-from dist_sketch.metrics.definitions import METRICS, Metric
+from dist_sketch.core.fileio import flat
+from dist_sketch.metrics.definitions import BASELINES, METRICS, Metric
 from dist_sketch.reports.compare.results import Result
 from dist_sketch.reports.compare.scores import (
     Group,
@@ -18,11 +21,11 @@ from dist_sketch.reports.compare.scores import (
     score,
     seed_scores,
 )
-from dist_sketch.reports.page import conjoin, flat, number
+from dist_sketch.reports.curves import points
+from dist_sketch.reports.page import conjoin, number, render
 
 VARIANTS = ("denoised", "raw")
-BASELINES = {"blank": "a blank page", "input": "the input itself", "reference": "real training sketches"}
-SPLITS = {"val": "validation ", "train": "training ", "test": "test "}
+TITLES = {"denoised": "Denoised", "raw": "Raw", "val": "Last scores", "best": "Best scores"}
 VARIANT_LABELS = {"val": "last"}  # of the validation during training
 HIDDEN_FACTS = ("run_id", "steps", "global_batch", "wandb")  # prefixes of facts that are redundant or uninteresting
 HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")  # of a commit or a file: its first 12 digits are shown
@@ -42,57 +45,30 @@ class PageTable(NamedTuple):
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    baselines: Sequence[Sequence[Cell]] = ()  # further rows, which are not ranked
+    rows: Sequence[Sequence[str | Cell]]
+    baselines: Sequence[Sequence[str | Cell]] = ()  # further rows, which are not ranked
     notes: Sequence[str] = ()
 
 
-class ScoreSection(NamedTuple):
-    """Tables of scores that may be compared with each other."""
-
-    title: str
-    tables: list[PageTable]
-    notes: list[str]
-
-
-def cells(*values: str | Cell) -> list[Cell]:
-    """A row of a table."""
-    return [v if isinstance(v, Cell) else Cell(v) for v in values]
-
-
-def score_sections(results: list[Result], groups: list[Group]) -> list[ScoreSection]:
-    """The tables of scores, one section for each set of results whose scores may be compared."""
+def score_sections(results: list[Result], groups: list[Group]) -> list[tuple[Result, list[PageTable]]]:
+    """The first result and the tables of each set of results whose scores may be compared."""
     sections = []
     for members in comparable_sets(results):
         part = [g for g in groups if g.results[0] in members]
         first = members[0]
-        variants: Sequence[str]
-        if first.scores is None:
-            variants = ("val",)
-            title, notes = "Validation during training", ["Of raw drawings, without noise removal."]
-            tables = [score_table("Last scores", part, "val"), score_table("Best scores", part, "best")]
-        else:
-            variants, notes = VARIANTS, _fid_notes(first.scores["settings"].get("fid") or {})
-            split = SPLITS.get(first.infer.get("split") or "", "")
-            title = f"Scores of {first.scores['n']:,} {split}portraits at {first.scores.get('size')} px"
-            tables = [score_table(v.capitalize(), part, v) for v in VARIANTS]
+        variants = VARIANTS if first.scores else ("val",)
+        tables = [score_table(part, variant) for variant in (VARIANTS if first.scores else ("val", "best"))]
         if len(part) > 1:
             tables.append(difference_table(f"Against {part[0].label}", part, variants))
         if len(members) > len(part):
             tables.append(seed_table("Each seed by itself", members, variants))
         if _scored_metrics(variants, members):
-            sections.append(ScoreSection(title, tables, notes))
+            sections.append((first, tables))
     return sections
 
 
-def _fid_notes(fid: dict[str, Any]) -> list[str]:
-    sha = str(fid.get("weights_sha256") or "")[:12]
-    weights = [f"FID's weights {sha}; resize {fid.get('resize')}."] if sha else []
-    return weights + ([f"{fid['note']}."] if fid.get("note") else [])
-
-
-def _heading(metric: Metric) -> str:
-    return f"{metric.label} {'↑' if metric.sign > 0 else '↓'}"
+def _headings(metrics: list[Metric]) -> list[str]:
+    return [f"{m.label} {m.arrow}" for m in metrics]
 
 
 def _scored_metrics(variants: Iterable[str], results: list[Result]) -> list[Metric]:
@@ -100,21 +76,21 @@ def _scored_metrics(variants: Iterable[str], results: list[Result]) -> list[Metr
     return [m for m in METRICS if any(score(r, v, m.key) is not None for r in results for v in variants)]
 
 
-def score_table(title: str, groups: list[Group], variant: str) -> PageTable:
+def score_table(groups: list[Group], variant: str) -> PageTable:
     """Mean scores of comparable groups, and the baselines."""
     metrics = _scored_metrics([variant], [r for g in groups for r in g.results])
-    rows = []
+    rows: list[list[str | Cell]] = []
     for group in groups:
         name = Cell(group.label, hint=conjoin([r.name for r in group.results]))
-        rows.append(cells(name, str(len(group.results)), *(_score_cell(group, groups, variant, m) for m in metrics)))
+        rows.append([name, str(len(group.results)), *(_score_cell(group, groups, variant, m) for m in metrics)])
     baselines = []
     for base, label in BASELINES.items():
         values = [score(groups[0].results[0], base, m.key) for m in metrics]
         if any(v is not None for v in values):
-            baselines.append(cells(label, "", *(number(v, m.digits) for v, m in zip(values, metrics, strict=True))))
-    beaten = any(cell.text.endswith("†") for row in rows for cell in row)
-    notes = ["† Not better than a blank page or than the untouched input."] * beaten
-    return PageTable(title, ["", "seeds", *map(_heading, metrics)], rows, baselines, notes)
+            baselines.append([label, "", *(number(v, m.digits) for v, m in zip(values, metrics, strict=True))])
+    beaten = any(cell.text.endswith("†") for row in rows for cell in row if isinstance(cell, Cell))
+    notes = ["† Not better than the blank page or the input line."] * beaten
+    return PageTable(TITLES[variant], ["", "seeds", *_headings(metrics)], rows, baselines, notes)
 
 
 def _score_cell(group: Group, groups: list[Group], variant: str, m: Metric) -> Cell:
@@ -130,7 +106,7 @@ def _score_cell(group: Group, groups: list[Group], variant: str, m: Metric) -> C
     return Cell(
         number(mean, m.digits) + "†" * bool(beaten_by),
         kind="best" if best else "",
-        hint=f"Not better than {conjoin(beaten_by)}" if beaten_by else "",
+        hint=f"Not better than the {conjoin(beaten_by)}" if beaten_by else "",
         small="" if sd is None else f"± {number(sd, m.digits)}",
     )
 
@@ -142,24 +118,23 @@ def seed_table(title: str, results: list[Result], variants: Sequence[str]) -> Pa
     for r in results:
         for v in variants:
             scores = [number(score(r, v, m.key), m.digits) for m in metrics]
-            rows.append(cells(r.name, str(r.seed), VARIANT_LABELS.get(v, v), *scores))
-    return PageTable(title, ["", "seed", "", *map(_heading, metrics)], rows)
+            rows.append([r.name, str(r.seed), VARIANT_LABELS.get(v, v), *scores])
+    return PageTable(title, ["", "seed", "", *_headings(metrics)], rows)
 
 
 def difference_table(title: str, groups: list[Group], variants: Sequence[str]) -> PageTable:
     """How far each group is above the first one."""
     metrics = _scored_metrics(variants, [r for g in groups for r in g.results])
-    rows = []
+    rows: list[list[str | Cell]] = []
+    kinds = set()
     for group in groups[1:]:
         for variant in variants:
-            row = cells(group.label, VARIANT_LABELS.get(variant, variant))
-            for m in metrics:
-                row.append(_difference_cell(group, groups[0], variant, m))
-            rows.append(row)
-    kinds = {cell.kind for row in rows for cell in row}
+            differences = [_difference_cell(group, groups[0], variant, m) for m in metrics]
+            kinds |= {cell.kind for cell in differences}
+            rows.append([group.label, VARIANT_LABELS.get(variant, variant), *differences])
     notes = ["Noise: the spread of the seeds alone explains such a difference."] * ("noise" in kinds)
     notes += ["One seed: a difference between one seed each may be mere noise."] * ("unknown" in kinds)
-    return PageTable(title, ["", "", *map(_heading, metrics)], rows, notes=notes)
+    return PageTable(title, ["", "", *_headings(metrics)], rows, notes=notes)
 
 
 def _difference_cell(group: Group, other: Group, variant: str, m: Metric) -> Cell:
@@ -168,12 +143,7 @@ def _difference_cell(group: Group, other: Group, variant: str, m: Metric) -> Cel
         return Cell("–")
     mood = effect.mood(m.sign)
     hint = "" if effect.error is None else f"standard error {number(effect.error, m.digits)}"
-    return Cell(_signed(effect.mean, m.digits), mood, hint, "one seed" if mood == "unknown" else mood)
-
-
-def _signed(difference: float, digits: int) -> str:
-    text = number(difference, digits)
-    return text if text.startswith("−") else f"+{text}"
+    return Cell(number(effect.mean, m.digits, "+"), mood, hint, "one seed" if mood == "unknown" else mood)
 
 
 def verdict(group: Group, other: Group) -> tuple[str, str]:
@@ -183,26 +153,24 @@ def verdict(group: Group, other: Group) -> tuple[str, str]:
         (mood, sentence): "good" or "bad" if all differences beyond noise are better, or worse; "warn" if no verdict is
         possible; otherwise "note".
     """
-    reasons = comparable(group.results[0], other.results[0])
-    pair = f"{group.label} against {other.label}"
-    if reasons:
-        return "warn", f"{pair}: no verdict, because their scores cannot be compared ({'; '.join(reasons)})."
-    variant, kind = ("denoised", "denoised") if group.results[0].scores else ("val", "validation during training")
-    labels: dict[str, list[str]] = {}  # mood -> metrics with their differences
+    variant = "denoised" if group.results[0].scores else "val"
+    found: dict[str, list[str]] = {"better": [], "worse": [], "noise": [], "unknown": [], "equal": []}
     for m in _scored_metrics([variant], [*group.results, *other.results]):
         if (effect := difference(group, other, variant, m.key)) is not None:
-            kind_of_effect = effect.mood(m.sign)
-            label = m.label if kind_of_effect == "noise" else f"{m.label} ({_signed(effect.mean, m.digits)})"
-            labels.setdefault(kind_of_effect, []).append(label)
-    if not labels:
-        return "warn", f"{pair}: no verdict, because nothing was scored in both."
-    parts = [f"{mood} in {conjoin(labels[mood])}" for mood in ("better", "worse") if mood in labels]
-    if "noise" in labels:
-        parts.append(f"within the seeds' noise in {'' if parts else 'all of '}{conjoin(labels['noise'])}")
-    if "unknown" in labels:
-        parts.append(f"one seed each, so any difference may be mere noise: {', '.join(labels['unknown'])}")
-    mood = {(True, False): "good", (False, True): "bad"}.get(("better" in labels, "worse" in labels), "note")
-    return mood, f"{pair}, {kind}: {'; '.join(parts)}."
+            kind = effect.mood(m.sign)
+            shows = kind == "noise" or round(effect.mean, m.digits) != 0
+            label = m.label if kind == "noise" else f"{m.label} ({number(effect.mean, m.digits, '+')})"
+            found[kind if shows else "equal"].append(label)
+    sentence = render(
+        "verdict.j2",
+        pair=f"{group.label} against {other.label}",
+        reasons=comparable(group.results[0], other.results[0]),
+        variant=variant,
+        scored=any(found.values()),
+        **found,
+    )
+    mood = {(True, False): "good", (False, True): "bad"}.get((bool(found["better"]), bool(found["worse"])), "note")
+    return mood if any(found.values()) else "warn", sentence
 
 
 def settings_table(groups: list[Group]) -> PageTable:
@@ -216,7 +184,7 @@ def settings_table(groups: list[Group]) -> PageTable:
         # A fact that is unknown for some results, such as those whose run is gone, is not a difference.
         different = {text for column in texts for text in column if key in order or text != "–"}
         if key == "train.seed" or len(different) > 1:
-            rows.append(cells(key, *(HASH.sub(r"\1", ", ".join(column)) for column in texts)))
+            rows.append([key, *(HASH.sub(r"\1", ", ".join(column)) for column in texts)])
     notes = ["Nothing else differs."] * (len(rows) == 1)
     return PageTable("What differs", ["setting", *(g.label for g in groups)], rows, notes=notes)
 
@@ -233,6 +201,54 @@ def _show(setting: Any) -> str:
     if isinstance(setting, bool):
         return "on" if setting else "off"
     return "–" if setting in (None, "") else f"{setting:g}" if isinstance(setting, float) else str(setting)
+
+
+def summarize(name: str, result: Result) -> dict[str, Any]:
+    """How a run went, in the columns of the CSV file; None for what its records do not say."""
+    train = [r for r in result.records if r["kind"] == "train"]
+    ends = [r for r in result.records if r["kind"] == "epoch"] or train[-1:]
+    scored = [r for r in result.records if isinstance(r.get("val/ssim"), int | float)]
+    best = max(scored, key=lambda r: r["val/ssim"], default=None)
+    steps = np.diff([0, *(r["step"] for r in train)])
+    batch = result.config.get("data.batch_size") or 0
+    speed = points(train, "step", "speed/images_per_s")[1]
+
+    def locked(net: str) -> float | None:
+        """The mean over steps, not over records, which may stand for different numbers of steps."""
+        known = [(r[net], s) for r, s in zip(train, steps, strict=True) if isinstance(r.get(net), int | float)]
+        return float(np.average([v for v, _ in known], weights=[s for _, s in known])) if known else None
+
+    def last(records: list[dict[str, Any]], key: str) -> Any:
+        return next((r[key] for r in reversed(records) if r.get(key) is not None), None)
+
+    def over_steps(key: str, function: Any) -> float | None:
+        values = points(train, "step", key)[1]
+        return float(function(values)) if len(values) else None
+
+    epoch = last(ends, "epoch")
+    return {
+        "name": name,
+        "state": str(result.status.get("state") or ("unknown" if result.records else "no history")),
+        "step": result.steps_done,
+        "steps": result.steps,  # planned
+        "epochs": None if epoch is None else epoch + 1,
+        "images": last(result.records, "images"),
+        "loss_g": last(ends, "loss/g"),  # mean over the last epoch
+        "loss_d": last(ends, "loss/d"),
+        "val_ssim": score(result, "val", "ssim"),
+        "best_ssim": score(result, "best", "ssim"),
+        "best_epoch": None if best is None else best.get("epoch", -1) + 1,
+        "val_l1": score(result, "val", "l1"),
+        "locked_d": locked("lock/d"),  # share of the steps
+        "locked_g": locked("lock/g"),
+        "device": str(result.facts.get("device") or ""),
+        "world_size": result.facts.get("world_size"),
+        "images_per_s": over_steps("speed/images_per_s", np.median),
+        # Without the breaks between two starts of the run.
+        "train_s": float(sum(steps) * batch * np.mean(1 / speed[speed > 0])) if (speed > 0).any() else None,
+        "data_wait": over_steps("speed/data_wait", np.median),  # share of that time
+        "memory_mb": over_steps("speed/memory_mb", np.max),
+    }
 
 
 def csv_files(results: list[Result], groups: list[Group], runs: list[dict[str, Any]]) -> dict[str, str]:

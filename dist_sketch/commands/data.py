@@ -1,4 +1,4 @@
-"""`dist-sketch pack` and `verify` on the command line."""
+"""`dist-sketch synth`, `pack` and `verify`."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,6 +9,31 @@ import tyro
 
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.tracking.wandb_run import is_off
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthCommand:
+    """Draw procedural portraits: DIR/{train,val}_{line,sketch}/N.jpg. The same seed always gives the same files."""
+
+    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
+    """Folder for the pairs."""
+    count: int = 64
+    """Training pairs."""
+    val: int = 16
+    """Validation pairs, in addition."""
+    size: int = 256
+    """Width and height, px."""
+    seed: int = 0
+    """Another seed draws other people."""
+    workers: int | None = None
+    """Processes; default: one for each core."""
+
+    def run(self) -> int:
+        from dist_sketch.data.synthetic import dataset as synth
+
+        synth.write(self.folder, count=self.count, val=self.val, size=self.size, seed=self.seed, workers=self.workers)
+        print(f"{self.folder}: {self.count} training and {self.val} validation pairs at {self.size} px")
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +66,6 @@ class PackCommand:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def run(self) -> int:
-        """Runs the command."""
         from dist_sketch.data import pack, recipe
 
         began = time.monotonic()
@@ -78,7 +102,6 @@ class VerifyCommand:
     """Folder made by `dist-sketch pack`."""
 
     def run(self) -> int:
-        """Runs the command."""
         from dist_sketch.data import pack
 
         counts = pack.verify(self.shards)
