@@ -27,7 +27,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_that_users_name_is_in_it(site: Path) -> None:
-    patterns = [("launch", "*.toml"), ("launch", "*.yaml"), ("launch", "portrait-*/*"), ("shards", "*.toml"), ("slurm", "*.s*")]
+    patterns = [
+        ("launch", "*.toml"),
+        ("launch", "*.yaml"),
+        ("launch", "portrait-*/*"),
+        ("shards", "*.toml"),
+        ("slurm", "*.s*"),
+    ]
     for folder, pattern in patterns:
         mine = {p.name: p.read_bytes() for p in (ROOT / folder).glob(pattern)}
         assert {p.name: p.read_bytes() for p in (site / "dist_sketch/files" / folder).glob(pattern)} == mine

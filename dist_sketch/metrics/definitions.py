@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -47,7 +48,7 @@ def scores_table(result: dict[str, Any]) -> Table:
         caption += [fid["note"]] if fid["note"] else []
     for why in dict.fromkeys(missing.values()):
         caption.append(f"missing {' and '.join(k for k in missing if missing[k] == why)}: {why}")
-    table = Table(title="Scores against the real sketches", caption="\n".join(caption), caption_justify="left")
+    table = Table(title="Scores against the real sketches", caption=escape("\n".join(caption)), caption_justify="left")
     columns = {"raw": result["raw"], "denoised": result["denoised"], **result["baselines"]}
     table.add_column("")
     for name in columns:

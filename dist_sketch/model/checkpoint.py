@@ -218,7 +218,7 @@ def table(found: list[CheckpointInfo]) -> Table:
     """The checkpoints as a table; marks the newest complete one, and the one that draws if that is another."""
     result = Table(*(Column(name, no_wrap=True) for name in ("step", "size", "files", "written")), "state")
     now, newest = datetime.now().replace(microsecond=0), next((e for e in found if not e.problems), None)
-    best = read_json(newest.folder / BEST)["step"] if newest and (newest.folder / BEST).is_file() else None
+    best = read_json(newest.folder / BEST, default={}).get("step") if newest else None
     for e in found:
         state = "; ".join(p.replace(f"{e.folder}{os.sep}", "") for p in e.problems) or "complete"
         state += ", draws" * (step_of(e.folder) == best and not e.problems)

@@ -360,5 +360,6 @@ def test_table_shows_scores_baselines_and_settings(result, images):
         assert all(f"{scores[m.key]:.{m.digits}f}" in text for m in METRICS)
     assert all(f"{m.label} {'↑' if m.sign > 0 else '↓'}" in text for m in METRICS)
     text = shown(Scorer.result(scored(None, images, [[0, 1]])))
-    assert "missing fid and kid: no weights here" in text
+    assert "missing fid and kid: no Inception weights on this machine; give the file with" in text
+    assert "dist-sketch[fid]" in text
     assert "is small" not in text

@@ -47,8 +47,6 @@ class Ended(NamedTuple):
 
 # ---------------------------------------------------------------- requests to the server
 
-_servers: list[subprocess.Popen[bytes]] = []  # their standard input stays open as long as this process lives
-
 
 @cache
 def address() -> str:
@@ -61,9 +59,13 @@ def address() -> str:
         env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
-    _servers.append(server)
+    assert server.stdin is not None
+    atexit.register(server.wait)
+    atexit.register(server.stdin.close)  # before that: it is the sign to end
     wait_until(lambda: found.exists() or server.poll() is not None, "the start of the server")
-    assert found.exists(), "the server did not start"
+    if not found.exists():
+        shutil.rmtree(found.parent)
+        raise AssertionError("the server did not start; standard error says why")
     return str(found)
 
 

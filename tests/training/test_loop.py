@@ -199,10 +199,10 @@ def test_more_epochs_of_a_run_whose_rates_fall_come_with_a_warning(
     first = cli(*command, "--train.epochs", 1)
     assert first.returncode == 0, first.stderr
     more = cli(*command, "--train.epochs", 2)
-    assert "were to be 0 after 1 epochs, and will be after 2" in more.stdout
+    assert "were planned to reach 0 after 1 epochs and now reach it after 2" in more.stdout
     rates = [r["lr/g"] / 2e-3 for r in read_metrics(tmp_path / "run") if r["kind"] == "train"]
     assert rates == pytest.approx([1, 2 / 3, 1 / 3, 3 / 6, 2 / 6, 1 / 6])
-    assert "were to be 0" not in first.stdout + cli(*command, "--train.epochs", 2).stdout
+    assert "planned to reach 0" not in first.stdout + cli(*command, "--train.epochs", 2).stdout
 
 
 def test_other_data_are_refused(
