@@ -77,8 +77,8 @@ def _write(
     except OSError as e:
         raise UserError(f"{final}: the checkpoint cannot be written ({e.strerror}); free space, then resume") from e
     # Checkpoints of later steps are damaged, else this run would have continued from them; they do not count here.
-    kept = [f for f in _folders(run) if step_of(f) <= step][:keep]
-    for old in _folders(run):
+    kept = [f for f in folders_of(run) if step_of(f) <= step][:keep]
+    for old in folders_of(run):
         if old not in kept and step_of(old) != best:
             going = old.with_name(f".{old.name}.part")  # under its final name a checkpoint must always be complete
             with suppress(OSError):
@@ -98,7 +98,7 @@ def _pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _folders(run: Path) -> list[Path]:
+def folders_of(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, newest first."""
     found = (p for p in (run / FOLDER).glob("step-*") if p.name[5:].isdigit() and p.is_dir())
     return sorted(found, key=step_of, reverse=True)
@@ -130,7 +130,7 @@ def find(run: Path, say: Callable[[str], None] = print, *, until: int | None = N
 
     Damaged ones are reported through `say` and passed over.
     """
-    for folder in _folders(run):
+    for folder in folders_of(run):
         if until is not None and step_of(folder) > until:
             continue
         problems = verify(folder)
@@ -178,7 +178,7 @@ def entries(run: Path, step: int | None = None) -> list[CheckpointInfo]:
     Raises:
         UserError: there is none.
     """
-    folders = _folders(run)
+    folders = folders_of(run)
     if not folders:
         raise UserError(f"{run}: has no checkpoints; is it the folder of a run?")
     chosen = [f for f in folders if step in (None, step_of(f))]

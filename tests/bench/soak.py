@@ -79,7 +79,7 @@ def strike(job: Job, kind: str, draw: random.Random) -> None:
 
 def newest_step(run: Path) -> int:
     """The step of the newest checkpoint; 0 if there is none."""
-    return max((checkpoint.step_of(f) for f in checkpoint._folders(run)), default=0)
+    return max((checkpoint.step_of(f) for f in checkpoint.folders_of(run)), default=0)
 
 
 def disturb(start: Callable[[], Job], run: Path, kind: str, startup_s: float | None, draw: random.Random) -> Fault:

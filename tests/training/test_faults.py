@@ -305,7 +305,7 @@ def killed(
     removals = sum(name in ("unlink", "rmdir") for name, _ in reference.operations)
     hook = ("watch", run, f"{run}.log", at - removals, "before")
     assert forks.run(*options, "--checkpoint.keep", 2, "--out", run, hook=hook).code == -signal.SIGKILL
-    assert [p.name for p in checkpoint._folders(run)] == ["step-00000003", "step-00000002"]
+    assert [p.name for p in checkpoint.folders_of(run)] == ["step-00000003", "step-00000002"]
     assert not (run / "denoise.json").exists()
     return run
 
@@ -347,7 +347,7 @@ def test_when_all_checkpoints_are_damaged_it_says_so_and_starts_anew(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(killed, run)
-    for folder in checkpoint._folders(run):
+    for folder in checkpoint.folders_of(run):
         damage(folder / "state.pt", "a flipped bit")
     again = forks.run(*options, "--out", run)
     assert again.code == 0, again

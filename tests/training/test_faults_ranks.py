@@ -173,7 +173,7 @@ def test_killed_in_training_the_job_ends_and_the_run_goes_on_bit_equal(
         who, "running"
     )
     if status["state"] == "stopped":
-        assert checkpoint.step_of(checkpoint._folders(run)[0]) == last_step(run) == status["step"]
+        assert checkpoint.step_of(checkpoint.folders_of(run)[0]) == last_step(run) == status["step"]
     finish(forks, run, *command)
     assert differences(run, long) == []
 
@@ -284,7 +284,7 @@ def test_asked_to_stop_all_ranks_save_the_same_step_and_go_on_bit_equal(
     assert [(tmp_path / f"rank{rank}.step").read_text() for rank in (0, 1)] == [str(case.step)] * 2
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["step"]) == ("stopped", case.step)
-    assert checkpoint.step_of(checkpoint._folders(run)[0]) == case.step
+    assert checkpoint.step_of(checkpoint.folders_of(run)[0]) == case.step
     assert last_step(run) == case.step
     finish(forks, run, *command)
     assert differences(run, short) == []
@@ -315,7 +315,7 @@ def test_a_checkpoint_holds_what_each_rank_has_of_its_own(
     wait_until((tmp_path / "rank1.0").exists, "step 11", lambda: str([forks.printed(pid) for pid in pids]))
     os.killpg(pids[0], signal.SIGKILL)
     assert [forks.wait(pid).code for pid in pids] == [-signal.SIGKILL] * 2
-    assert checkpoint.step_of(checkpoint._folders(run)[0]) == 10
+    assert checkpoint.step_of(checkpoint.folders_of(run)[0]) == 10
     finish(forks, run, *options, *SHORT)
     assert differences(run, short) == []
 
@@ -452,4 +452,4 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(
 def weights(run: Path, name: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(checkpoint._folders(run)[0] / f"{name}.safetensors")
+    return load_file(checkpoint.folders_of(run)[0] / f"{name}.safetensors")
