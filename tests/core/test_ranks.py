@@ -20,7 +20,7 @@ from dist_sketch.core.ranks import Ranks, expectations, lost_peer
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Ranks]:
-    """One process, on the CPU also where there is a GPU."""
+    """One process, on the CPU even if there is a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         yield Ranks(expect_world_size=1)
@@ -137,7 +137,7 @@ def test_another_number_of_processes_is_refused(alone: Ranks, monkeypatch: pytes
     monkeypatch.setenv("WORLD_SIZE", "2")  # the launcher started two, each of which believes that it is alone
     with pytest.raises(UserError, match=SENTENCE.format(1, 2)):
         Ranks()
-    assert Ranks(expect_world_size=1).world_size == 1  # what the user expects wins over the launcher's word
+    assert Ranks(expect_world_size=1).world_size == 1  # the user's option overrides what the launcher says
 
 
 def test_the_launcher_s_mixed_precision_is_declined_with_a_word(
@@ -162,7 +162,7 @@ def test_every_rank_is_told_about_the_wrong_number(tmp_path: Path) -> None:
         assert process.stdout.startswith("UserError: 2 process(es) work together, 3 were expected")
 
 
-# ---------------------------------------------------------------- SLURM's word
+# ---------------------------------------------------------------- what SLURM says
 
 
 def expected(monkeypatch: pytest.MonkeyPatch, device: str, **env: str) -> dict[int, list[str]]:
@@ -205,7 +205,7 @@ def test_slurm_s_word_is_checked_and_the_command_is_named(alone: Ranks, monkeypa
 
 
 def child_loses_a_peer(ranks: Ranks) -> Result:
-    """Rank 1 leaves without a word; what the others get is told apart from errors of their own."""
+    """Rank 1 leaves silently; the others can tell the resulting error from errors of their own."""
     if ranks.rank == 1:
         raise UserError("goodbye")
     try:

@@ -1,4 +1,4 @@
-"""Being asked to stop by the clock: a SLURM job's end."""
+"""A run stops by the clock, before the SLURM job's time is over."""
 
 import time
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_the_clock_asks() -> None:
 
 
 def test_a_run_saves_itself_before_the_job_s_end(cli: Run, shards: Path, tmp_path: Path) -> None:
-    """Without any signal; and the next leg, with time enough, finishes it."""
+    """It needs no signal for that."""
     train = ("train", "--data.shards", shards, *SMALL, "--train.epochs", 4, "--out", tmp_path)
     end = time.time() + 1000
     done = cli(*train, "--stop-before-end-s", 998, SLURM_JOB_END_TIME=str(end))

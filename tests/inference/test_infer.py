@@ -91,7 +91,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, cli: Run, run: Path, out: Pa
     return {5: out, 2: folder}
 
 
-# A loader that asked these would draw a part.
+# A loader that read these variables would draw only a part.
 FOREIGN = {"WORKER": "1", "NUM_WORKERS": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "7", "SLURM_LOCALID": "3"}
 
 
@@ -116,7 +116,7 @@ def test_any_number_of_ranks_draws_and_scores_every_input_once(
 def test_evaluate_gives_the_same_numbers_from_the_files(
     tmp_path: Path, cli: Run, cli_ranks: Run, out: Path, odd: Path
 ) -> None:
-    """On one rank and on three, the last of which has no training sketch to set beside its own two images."""
+    """On one rank and on three, of which the last has no training sketch but two images of its own."""
     found = []
     for name, start in (("one", cli), ("three", partial(cli_ranks, 3))):
         shutil.copytree(out, tmp_path / name)
@@ -305,7 +305,7 @@ def test_parts_make_what_one_job_makes(tmp_path: Path, cli: Run, run: Path, shar
     assert done.returncode == 0, done.stderr
     done = cli("merge", target)
     assert done.returncode == 0, done.stderr
-    again = cli("merge", target)  # of a job that was started again
+    again = cli("merge", target)  # as when the job is started again
     assert (again.returncode, again.stdout) == (0, done.stdout)
     assert "nothing to do" in cli(*infer, "--part", "2/2").stdout
     assert pictures(target, *FOLDERS) == pictures(out, *FOLDERS)

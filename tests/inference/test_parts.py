@@ -1,4 +1,4 @@
-"""An inference in parts: an exact partition, and a union that is what one job would have made."""
+"""An inference in parts: each input is in one part, and together they give what one job gives."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Finishing pictures in processes: the same files as without, in order, and an end when something dies."""
+"""Pictures are finished by worker processes: the same files in the same order, and an end if a process dies."""
 
 import multiprocessing
 import os

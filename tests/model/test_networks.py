@@ -151,7 +151,7 @@ def test_widths_upsampling_and_the_block_at_full_size(width: int, upsample: str,
 
 
 def test_resize_draws_no_checkerboard() -> None:
-    """Of an even page an even drawing, away from the border, where a transposed convolution draws a pattern."""
+    """An even page gives an even drawing except at the border; a transposed convolution would draw a pattern."""
     torch.manual_seed(0)
     patterns = {}
     for upsample in ("transposed", "resize"):
@@ -306,7 +306,7 @@ def test_a_size_that_is_no_multiple_of_64_is_refused(shape: tuple[int, int]) -> 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("norm", NORMS)
 def test_check_config_refuses_exactly_what_cannot_train(size: int, batch: int, norm: str) -> None:
-    """It raises, or its bottleneck says the same of every line."""
+    """Whether it raises an error, or its bottleneck is the same for all lines."""
     chosen = config(norm=norm, channels=1)
     torch.manual_seed(0)
     x = torch.rand(batch, 1, size, size)

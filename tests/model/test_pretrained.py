@@ -53,7 +53,7 @@ def lines() -> torch.Tensor:
 
 
 class Trap:
-    """Leaves a folder behind where it is unpickled."""
+    """Makes a folder if it is unpickled."""
 
     def __init__(self, place: Path):
         self.place = place
@@ -122,7 +122,7 @@ def test_an_export_is_the_generator_that_draws_and_nothing_else(run: Path, expor
     assert weights == (newest / "ema.safetensors").read_bytes()
     assert weights != (newest / "generator.safetensors").read_bytes()
     mine, theirs = (json.loads((f / "config.json").read_text()) for f in (exported, run))
-    theirs["config"]["data"]["shards"] = None  # a path of this machine is nobody else's business
+    theirs["config"]["data"]["shards"] = None  # a path of one machine means nothing elsewhere
     assert mine == {"config": theirs["config"], "facts": theirs["facts"] | {"step": STEPS[-1], "chosen": False}}
     mine, theirs = (json.loads((f / "denoise.json").read_text()) for f in (exported, run))
     assert mine == theirs

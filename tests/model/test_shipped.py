@@ -1,4 +1,4 @@
-"""The trained generator that comes with dist_sketch: small, whole, found by its name, and it draws."""
+"""The trained generator that comes with dist_sketch: it is small and complete, is found by its name, and draws."""
 
 import re
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_folder_wins_over_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_it_draws_along_the_line_and_adds_tone(tmp_path: Path, cli: Run) -> None:
-    """Faces that it has not seen, of another kind than those it was trained on."""
+    """On faces of another kind than those in its training."""
     assert cli("synth", tmp_path / "faces", "--count", 8, "--val", 0, "--size", 256, "--seed", 5).returncode == 0
     lines = tmp_path / "faces" / "train_line"
     done = cli("infer", "--run", NAME, "--input", lines, "--out", tmp_path / "out", cwd=tmp_path)
@@ -77,4 +77,4 @@ def test_in_python(tmp_path: Path) -> None:
     with torch.no_grad():
         page = model(torch.ones(1, 1, SIZE, SIZE))
     assert page.shape == (1, 1, SIZE, SIZE)
-    assert page.mean() > 0.5  # of a blank page a blank page
+    assert page.mean() > 0.5  # a blank page stays blank

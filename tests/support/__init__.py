@@ -1,4 +1,4 @@
-"""What several test files share: servers, jobs, comparisons of outcomes."""
+"""What several test files share: processes, jobs, hooks, comparisons of results, a W&B server."""
 
 import os
 import sys

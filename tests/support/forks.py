@@ -1,4 +1,4 @@
-"""Runs of the command line without the seconds that its imports take.
+"""Runs commands without the seconds that their imports take.
 
 A server has imported the whole package; it forks a process for each command. Such a process is like any other: it has
 its own signals, output files, environment and working directory, and can be killed. The server has one thread and has
@@ -61,7 +61,7 @@ def address() -> str:
     )
     assert server.stdin is not None
     atexit.register(server.wait)
-    atexit.register(server.stdin.close)  # before that: it is the sign to end
+    atexit.register(server.stdin.close)  # runs before the wait; without its input the server ends
     wait_until(lambda: found.exists() or server.poll() is not None, "the start of the server")
     if not found.exists():
         shutil.rmtree(found.parent)
@@ -70,7 +70,7 @@ def address() -> str:
 
 
 def ask(address: str, request: dict[str, Any], descriptors: list[int] | None = None) -> Any:
-    """The server's answer. `preloaded` has the same few lines, because it has to start quickly."""
+    """The server's answer. `preloaded` repeats these lines because it must not import this module, which is slow."""
     with socket.socket(socket.AF_UNIX) as caller:
         caller.connect(address)
         socket.send_fds(caller, [json.dumps(request).encode() + b"\n"], descriptors or [])

@@ -1,4 +1,4 @@
-"""What a forked process does before its command line starts: it waits, or fails, at a chosen place of the program.
+"""Hooks make a forked process wait or fail at a chosen place of the program; they run before its command does.
 
 A place is MODULE:NAME[.NAME]:COUNT: before the COUNT-th call of a function of dist_sketch.
 """
@@ -14,7 +14,7 @@ from dist_sketch.core.errors import UserError
 
 
 def pauses(prefix: str, *places: str) -> None:
-    """At the N-th of the places (from 0) the process leaves the file PREFIX.N and waits for the file PREFIX.N.go."""
+    """At place number N (from 0) the process writes the file PREFIX.N, and waits until the file PREFIX.N.go exists."""
 
     def pause(file: Path) -> None:
         file.touch()
@@ -35,7 +35,7 @@ def raises(place: str, kind: str) -> None:
 
 
 def at(place: str, act: Callable[[], None]) -> None:
-    """Acts at a place."""
+    """Calls `act` when the process comes to a place."""
     module, name, count = place.split(":")
     *owners, name = name.split(".")
     owner = importlib.import_module(f"dist_sketch.{module}")

@@ -22,7 +22,7 @@ from support.forks import shrink, wait_until
 
 
 class Process(NamedTuple):
-    """One that names the run's folder in its command line."""
+    """A process that has the run's folder in its command line."""
 
     pid: int
     parent: int
@@ -30,7 +30,7 @@ class Process(NamedTuple):
 
 
 def processes(run: Path) -> Iterator[Process]:
-    """All of a job: launcher, ranks, their loaders' workers."""
+    """All processes of a job: launcher, ranks, workers of their loaders."""
     for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError):  # gone meanwhile, or no process
             pid = int(entry.name)
@@ -119,9 +119,9 @@ def with_tiny_networks(hook: tuple[object, ...] = ("", "")) -> tuple[str, ...]:
 
 
 def _main(hook: str) -> None:
-    """The hook (JSON), then the command line.
+    """Calls the hook (JSON), then runs the command.
 
-    The networks are made small when the process listens to signals, as early as in the real command.
+    The imports for the tiny networks wait until the process listens to signals, as in the real command.
     """
     from dist_sketch.__main__ import main
     from dist_sketch.core.signals import StopRequest

@@ -1,4 +1,4 @@
-"""The real networks with very few channels: their checkpoints take kilobytes, under the names of all their weights."""
+"""The real networks with very few channels: all weights have their names, but a checkpoint takes only kilobytes."""
 
 import importlib
 from importlib.util import find_spec

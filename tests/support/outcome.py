@@ -1,4 +1,4 @@
-"""What a run has left, compared with what the undisturbed run has left."""
+"""Compares what a disturbed run has written with what the undisturbed run has written."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from dist_sketch.model import checkpoint
 
 
 class Outcome(NamedTuple):
-    """All that a run has left, but for times and names of processes."""
+    """All that a run has written, except times and process ids."""
 
     status: tuple[str, int]
     files: set[str]
@@ -29,7 +29,7 @@ def outcome(run: Path) -> Outcome:
 
 
 def content(file: Path) -> Any:
-    """Bytes; but pickled ones tell, too, which equal values are the same object: so their values."""
+    """The bytes of a file; of a pickled one the values, because its bytes also depend on which objects are shared."""
     return _plain(torch.load(file, weights_only=True)) if file.suffix == ".pt" else file.read_bytes()
 
 
@@ -56,7 +56,7 @@ def differences(run: Path, reference: Outcome) -> list[str]:
 
 
 def half_files(run: Path) -> list[str]:
-    """What is not whole under its final name; there may never be any."""
+    """Files that are incomplete although they have their final names; there must never be any."""
     found = [p for folder in checkpoint._folders(run) for p in checkpoint.verify(folder)]
     for path in (p for p in run.glob("*.json") if not p.name.startswith(".")):
         try:

@@ -1,4 +1,4 @@
-"""Scores of two inferences, compared."""
+"""Compares the scores of two inferences."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""One decision: ranks whose own losses say different things lock and train alike, skip alike, and stay equal.
+"""All ranks take the same decisions and keep equal weights, although their own losses differ.
 
 The children run the real training loop on tiny data with losses that the test dictates, each rank's on its own side of
 every threshold. The negative control decides from a rank's own losses: the same check must then fail.
@@ -50,7 +50,7 @@ POLICY = cfg.ConditionalConfig(
 
 
 def own_losses(step: int, rank: int, world: int) -> tuple[float, float]:
-    """(D, G) as this rank sees them. G's grow on the first ranks and shrink on the last where D's do the contrary."""
+    """(D, G) of this rank. On the first ranks D's are below and G's above the means, on the last ranks vice versa."""
     d, g = MEANS[step]
     side = SPREAD * (2 * rank / (world - 1) - 1)
     return d * (1 + side), g * (1 - side)
@@ -115,7 +115,7 @@ def child_agrees(ranks: Ranks) -> Result:
 
 
 def child_decides_for_itself(ranks: Ranks) -> Result:
-    """The fault that the vector is there to exclude: a rank's policy reads its own losses."""
+    """The fault that the reduced vector prevents: each rank's policy reads its own losses."""
     plain = loop.stepping.read
     count = 0
 
@@ -181,13 +181,13 @@ def test_ranks_decide_and_skip_alike_and_stay_equal(shards: Path, tmp_path: Path
 
 
 def test_a_decision_of_a_rank_s_own_would_be_noticed(shards: Path, tmp_path: Path) -> None:
-    """The negative control: other backwards on other ranks hang, mix gradients, or end in an error."""
+    """The negative control: if ranks train different networks, they hang, mix gradients, or end in an error."""
     (tmp_path / "run").mkdir()
     env = {"SHARDS": str(shards), "RUN": str(tmp_path / "run" / "run")}
     try:
         ended = start(2, child_decides_for_itself, tmp_path / "run", **env)
     except subprocess.TimeoutExpired:
-        assert read_metrics(tmp_path / "run" / "run")  # it hung, after it had begun
+        assert read_metrics(tmp_path / "run" / "run")  # it hung in training, not before
         return
     if any(process.returncode for process in ended):
         return

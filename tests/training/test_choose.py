@@ -1,4 +1,4 @@
-"""`checkpoint.choose = "kid"`: whichever weights have the lowest KID draw, through kills, damage and several ranks.
+"""`checkpoint.choose = "kid"`: the weights with the lowest KID draw, also after kills and damage and on several ranks.
 
 The networks are tiny (`forks`), and KID is what the test says: lowest at the end of one epoch in the middle.
 """
@@ -40,7 +40,7 @@ def lowest_kid_after(epoch: str) -> None:
         finish(run)
 
     loop.finish_epoch = finish_epoch
-    for name in ("_inception", "_features"):  # seconds that nothing here depends on
+    for name in ("_inception", "_features"):  # these take seconds, and no test here needs them
         setattr(validation, name, lambda *_: "a stand-in")
     validation._distances = lambda _: {"val/kid": 0.25 + abs(now[0] - int(epoch))}
 
@@ -113,7 +113,7 @@ def test_a_best_that_is_damaged_is_no_bar_for_those_to_come(
     weights.write_bytes(weights.read_bytes()[:-1])
     more = forks.run(*options, "--train.epochs", EPOCHS + 2, "--out", run, hook=HOOK)
     assert more.code == 0, more.err
-    assert status(run)["draws"] == (EPOCHS + 1) * STEPS  # the better one of the two that came
+    assert status(run)["draws"] == (EPOCHS + 1) * STEPS  # the better one of the two new ones
     assert what_draws(run)[0] == f"step-{(EPOCHS + 1) * STEPS:08d}"
 
 

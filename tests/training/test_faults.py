@@ -1,4 +1,4 @@
-"""One process that dies, or whose disk fails, at any point of a run: the plain command ends it as if nothing had been.
+"""A process dies, or its disk fails, at any point of a run: the same command, started again, gives the same result.
 
 The networks are tiny (`forks`), everything else is real: a whole run from the command line, its files, its signals.
 """
@@ -111,7 +111,7 @@ def small_files(size: str) -> None:
 
 
 def hold(marker: str) -> None:
-    """Hook: the process stays where it is after its second step."""
+    """Hook: the process stops working after its second step."""
     from dist_sketch.training.step_log import StepLog
 
     read = StepLog.read
@@ -253,10 +253,10 @@ def test_a_disk_that_refuses_is_a_sentence_and_costs_nothing(
         where = f"{how} from operation {at} ({name} {path}): "
         ended = forks.run(*options, "--out", run, hook=("watch", run, f"{run}.log", at, how))
         if ((path == ".lock" and name == "write") or name in ("unlink", "rmdir")) and how == "hiccup":
-            wrong = [f"is no reason to fail: {ended}"] * (ended.code != 0)  # a courtesy, and what is not needed
+            wrong = [f"is no reason to fail: {ended}"] * (ended.code != 0)  # nothing depends on these files
         else:
             wrong = _no_sentence(ended, run)
-            # Who looks must not believe that it still runs, if that can be written.
+            # Nobody must believe that it still runs, if its end can be written.
             if how == "hiccup" and at > reference.operations.index(("replace", "status.json")) + 1:
                 status = json.loads((run / "status.json").read_text())
                 wrong += [f"status.json: {status}"] * (status["state"] != "failed" or str(run) not in status["reason"])
@@ -298,7 +298,7 @@ def test_the_kernel_refuses_larger_files(
 def killed(
     tmp_path_factory: pytest.TempPathFactory, forks: Forks, options: tuple[Any, ...], reference: Reference
 ) -> Path:
-    """A run with checkpoints at steps 2 and 3 that was killed when only the last words were missing; read only."""
+    """A run with checkpoints at steps 2 and 3, killed before its last file was written; read only."""
     run = tmp_path_factory.mktemp("killed") / "run"
     at = next(n for n, (_, path) in enumerate(reference.operations, 1) if path.startswith(".denoise"))
     # keep = 2: nothing is removed
@@ -374,7 +374,7 @@ def test_one_process_at_a_time_works_in_a_run(
     )
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
 
-    # In the first one's group: else the kernel ends a stopped worker of which nobody is left to wake it.
+    # In the group of the first one: the kernel would end a stopped worker whose group has no other process.
     waiting = forks.start(*command, group=first, hook=("patience", TIMEOUT_S))
     lock = str(run / ".lock")
     wait_until(
@@ -383,7 +383,7 @@ def test_one_process_at_a_time_works_in_a_run(
     time.sleep(0.5)
     assert forks.poll(waiting) is None
     (worker,) = children(first)
-    os.kill(worker, signal.SIGSTOP)  # it would live on for some seconds; it may not keep the lock
+    os.kill(worker, signal.SIGSTOP)  # it outlives its parent, and must not keep the lock
     try:
         os.kill(first, signal.SIGKILL)
         assert forks.wait(first).code == -signal.SIGKILL

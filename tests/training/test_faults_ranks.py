@@ -1,4 +1,4 @@
-"""Several processes of which one dies, is signalled or raises, and runs that go on with another number of them.
+"""One of several processes dies, gets a signal or raises an error; and runs continue on another number of processes.
 
 The networks are tiny (`forks`); processes, launcher, signals and files are real.
 """
@@ -140,7 +140,7 @@ def job() -> Iterator[Callable[..., Job]]:
 
 
 def finish(forks: Forks, run: Path, *arguments: object) -> None:
-    """The same command again, to the end."""
+    """Runs the same command again, to the end."""
     for ended in forks.run_ranks(2, *arguments, "--out", run):
         assert ended.code == 0, ended
         assert "warning: saved on" not in ended.out
@@ -168,7 +168,7 @@ def test_killed_in_training_the_job_ends_and_the_run_goes_on_bit_equal(
     disturbed.gone()
     assert disturbed.launcher.returncode != 0
     status = json.loads((run / "status.json").read_text())
-    # Who is left says what happened; and it saves when it is the launcher that is gone.
+    # The ranks that are left record what happened; if only the launcher is gone, they save first.
     assert status["state"] == {"rank 1": "failed", "launcher": "stopped", "launcher, asked": "stopped"}.get(
         who, "running"
     )
@@ -219,20 +219,20 @@ def short(tmp_path_factory: pytest.TempPathFactory, forks: Forks, options: tuple
 
 
 class Case(NamedTuple):
-    """A request to stop."""
+    """A request to stop, sent while a rank waits at a known place."""
 
-    step: int  # that all ranks shall have done at the end
+    step: int  # the last step of all ranks
     pausing: int  # the rank that waits
-    places: tuple[str, ...]  # at which it waits
-    signals: tuple[signal.Signals, ...]  # that are sent at each place
-    to: int | None = 1  # rank; None: the whole group of processes
+    places: tuple[str, ...]  # where it waits
+    signals: tuple[signal.Signals, ...]  # sent at each place
+    to: int | None = 1  # the rank that gets them; None: the whole group of processes
     workers: int = 0
 
 
 TERM, USR2, INT = signal.SIGTERM, signal.SIGUSR2, signal.SIGINT
 CASES = {
     "in training": Case(4, 1, ("training.loop:train_batch:4",), (TERM,)),
-    # The first one has begun step 7 without knowing.
+    # Rank 0 gets the signal after it has begun step 7.
     "in training, to the first": Case(8, 1, ("training.loop:train_batch:7",), (USR2,), to=0),
     "in validation": Case(4, 1, ("training.validation:Validation.scores:1",), (USR2,)),
     "while samples are drawn": Case(7, 0, ("training.validation:Validation.picture:1",), (USR2,)),
@@ -294,7 +294,7 @@ def test_asked_to_stop_all_ranks_save_the_same_step_and_go_on_bit_equal(
 def test_ranks_that_have_nothing_to_do_leave_together(
     tmp_path: Path, forks: Forks, options: tuple[Any, ...], finished: Path, words: tuple[str, ...]
 ) -> None:
-    """One that left alone would abort the others, and a launcher would call the job failed."""
+    """If one rank left alone, the others would abort, and a launcher would report that the job failed."""
     hooks = {1: ("pauses", tmp_path / "rank1", "core.ranks:Ranks.__exit__:1")}
     pids = forks.start_ranks(2, *options, "--train.epochs", 1, *words, "--out", finished, hooks=hooks)
     wait_until((tmp_path / "rank1.0").exists, "rank 1 leaves", lambda: str([forks.printed(pid) for pid in pids]))
@@ -308,7 +308,7 @@ def test_ranks_that_have_nothing_to_do_leave_together(
 def test_a_checkpoint_holds_what_each_rank_has_of_its_own(
     tmp_path: Path, forks: Forks, options: tuple[Any, ...], short: Outcome
 ) -> None:
-    """Running statistics, for one: a few steps after a kill, that they had been averaged would still be seen."""
+    """For example the running statistics: had they been averaged, the next steps would differ."""
     run = tmp_path / "run"
     hooks = {1: ("pauses", tmp_path / "rank1", "training.loop:train_batch:11")}
     pids = forks.start_ranks(2, *options, *SHORT, "--out", run, hooks=hooks)
@@ -333,7 +333,7 @@ OURS = "ValueError: on purpose\nThis is a fault of dist_sketch{}, not of your in
     [
         (0, "training.loop:train_batch:3", 2),
         (1, "training.loop:train_batch:3", 2),
-        (0, "training.validation:Validation.picture:1", 6),  # the other one waits for what it decides
+        (0, "training.validation:Validation.picture:1", 6),  # rank 1 waits for rank 0's decision
         (1, "training.validation:Validation.scores:1", 3),
     ],
 )
@@ -393,7 +393,7 @@ def test_the_launcher_ends_a_job_of_which_a_rank_raises(
 
 
 def raises_on_rank_1() -> None:
-    """Hook of a launched job: all its ranks have it."""
+    """Hook of a launched job, whose ranks all have the same hook."""
     if os.environ["RANK"] == "1":
         raises(HERE, "ValueError")
 

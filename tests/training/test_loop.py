@@ -12,12 +12,12 @@ import pytest
 import torch
 from conftest import SMALL, TINY, Run, launch, write_pairs
 from safetensors.numpy import load_file
-from skimage.metrics import structural_similarity
 from support import forks
 
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.data.shards import Shards
 from dist_sketch.inference.denoise import denoise
+from dist_sketch.metrics import similarity
 from dist_sketch.model import checkpoint
 from dist_sketch.model.pretrained import SketchGenerator
 from dist_sketch.tracking.tracker import read_metrics
@@ -88,7 +88,7 @@ def test_a_run_leaves_what_is_promised(finished: Path) -> None:
 
 
 def test_the_weights_of_the_lowest_kid_draw(tmp_path: Path, cli: Run, options: tuple[Any, ...]) -> None:
-    """High rates at first, so that a later epoch is not the better one by itself; whichever is best, it draws."""
+    """The rate is so high that the last epoch need not be the best one; the best one draws."""
     run, more = tmp_path / "run", ("--train.validate-fid", "--train.validate-interval-epochs", 1)
     command = (*options, *more, "--checkpoint.choose", "kid", "--checkpoint.keep", 1, "--out", run)
     done = cli(*command, "--optim.lr-g", 0.5, "--optim.lr-d", 1e-5, "--loss.lambda-ssim", 1.0)
@@ -108,7 +108,7 @@ def test_the_weights_of_the_lowest_kid_draw(tmp_path: Path, cli: Run, options: t
 
 
 def gray_ssim_on_training_pairs(run: Path, model: SketchGenerator) -> float:
-    """Of what `model` draws, as the calibration measures it."""
+    """SSIM of the model's drawings of the training pairs, measured as the calibration measures it."""
     shards = Shards(Path(json.loads((run / "config.json").read_text())["config"]["data"]["shards"]), "train")
     found = []
     for i in range(len(shards)):
@@ -118,7 +118,7 @@ def gray_ssim_on_training_pairs(run: Path, model: SketchGenerator) -> float:
             draw(model.net, sample.line[None], torch.device("cpu"))[0], DenoiseConfig(filter="none", shadows=False)
         )
         real = denoise(sample.sketch, DenoiseConfig(filter="none", shadows=False))
-        found.append(structural_similarity(drawn[0].float().numpy(), real[0].float().numpy(), data_range=255))
+        found.append(similarity.ssim(drawn, real))
     return float(np.mean(found))
 
 
@@ -133,7 +133,7 @@ def paused_in_step_5(folder: Path, *arguments: object) -> int:
 def test_killed_in_mid_epoch_it_ends_bit_equal(
     tmp_path: Path, new_cli: Run, options: tuple[Any, ...], finished: Path
 ) -> None:
-    """The second process is a new interpreter: it has another seed of hashes, and so other orders of sets."""
+    """The second process is a new interpreter, which has another hash seed, so that its sets have other orders."""
     run = tmp_path / "run"
     pid = paused_in_step_5(tmp_path, *options, "--out", run)  # the second of epoch 1
     os.kill(pid, signal.SIGKILL)
@@ -279,7 +279,7 @@ def test_a_damaged_validation_sample_has_the_same_budget(tmp_path: Path, cli: Ru
 
 
 def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, cli_ranks: Run, shards: Path) -> None:
-    """A rate that blows the weights up: skipped by all ranks, counted, its pairs named, and ended with a way back."""
+    """Too high a rate: all ranks skip these steps, their pairs are logged, and the error names a good checkpoint."""
     run = tmp_path / "run"
     options = (
         "--optim.lr-g",
@@ -308,7 +308,7 @@ def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, cli_ranks: Run, 
 
 
 def test_a_rank_without_one_good_pair_goes_on(tmp_path: Path, cli_ranks: Run, shards: Path) -> None:
-    """13 pairs, batch 2 on two ranks: the one whose single pair is damaged takes part with an empty page."""
+    """13 pairs, batch 2 on two ranks: a rank whose only pair is damaged takes part with an empty page."""
     damaged = with_a_flipped_bit(shards, tmp_path / "shards", "train-000001.tar")
     options = ("--data.batch-size", 2, "--norm", "none", "--train.epochs", 2, "--data.skip-bad", 2)
     options += ("--data.workers", 1, "--data.no-shuffle")

@@ -30,7 +30,7 @@ def run(
     start: int = 0,
     state: PolicyState | None = None,
 ) -> tuple[list[Decision], list[PolicyState]]:
-    """The loop of a training run, without the training. The state that each step left, beside its decision."""
+    """The loop of a training run, without the training: the state after each step, and the step's decision."""
     state = state or PolicyState()
     decisions, states = [], []
     for step, (loss_d, loss_g) in enumerate(losses, start):
@@ -101,7 +101,7 @@ def paper_by_hand(config: ConditionalConfig, epochs: list[list[float]]) -> list[
 def test_the_paper_s_rule(epochs: list[list[float]], timer: int, threshold: float) -> None:
     config = ConditionalConfig(mode="paper", timer=timer, loss_threshold=threshold)
     means = [sum(e) / 3 for e in epochs]
-    assume(all(abs(m - threshold) > 1e-12 for m in means))  # no quarrel over the last bit of a sum
+    assume(all(abs(m - threshold) > 1e-12 for m in means))  # where rounding decides, either answer is right
     decisions, _ = run(config, [(d, 1.0) for e in epochs for d in e], epoch_steps=3)
     assert flags(decisions, "d") == "".join(str(int(t)) * 3 for t in paper_by_hand(config, epochs))
     assert flags(decisions, "g") == "1" * len(decisions)
@@ -216,7 +216,7 @@ def test_an_opened_network_trains_before_the_judgement_may_close_again(winner: t
 def test_a_rest_that_the_timer_holds_does_not_count(
     winner: tuple[float, float], net: str, unit: str, timer: int, epoch_steps: int
 ) -> None:
-    """Else a judged lock that opens in an epoch of the timer's closes again before its network has trained once."""
+    """Otherwise a judged lock that opens in an epoch of the timer would close again before its network has trained."""
     config = replace(
         QUICK, longest_lock_steps=10, long_steps=10_000, timer=timer, timer_net=net, timer_unit=unit, short_steps=6
     )

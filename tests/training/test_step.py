@@ -155,7 +155,7 @@ def paper_twin(step: Step, config: Config) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
-    """One process, on the CPU also where there is a GPU."""
+    """One process, on the CPU even if there is a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         yield Ranks(expect_world_size=1)
@@ -228,7 +228,7 @@ def poisoned(pair: tuple[Tensor, Tensor], half: int = 0, value: float = float("n
     return copies[0], copies[1]
 
 
-# ---------------------------------------------------------------- Done when 3: the paper's step
+# ---------------------------------------------------------------- the step against the paper's
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_weights_after_one_step_are_the_paper_s_in_float64(ranks: Ranks, norm: s
     torch.manual_seed(1)
     theirs = paper_step(twin.g, twin.d, twin.adam_g, twin.adam_d, *pair)
     for name, value in theirs["measured"].items():
-        # d/real and d/fake are only looked at: their sigmoid is taken in float32
+        # d/real and d/fake are only logged: their sigmoid is computed in float32
         assert ours[name] == pytest.approx(value, rel=1e-6 if name.startswith("d/") else 1e-9), name
     assert distance(weights(step.g) + weights(step.d), weights(twin.g) + weights(twin.d)) < 1e-9
     assert distance(weights(step.g), before[: len(weights(step.g))]) > 1e-3  # it did move
@@ -593,7 +593,7 @@ def test_parts_of_a_batch_give_the_update_of_the_whole(ranks: Ranks, d_backward:
 
 
 def test_a_missing_pair_has_no_gradient_and_no_say_in_the_means(ranks: Ranks) -> None:
-    """Whichever rank misses it: the sum over the pairs that are there is divided by the batch size."""
+    """The sum over the pairs that were read is divided by the batch size, on whichever rank one is missing."""
     seen = []
     for batch_size in (1, 4):
         step = build(settings(norm="instance", data={"batch_size": batch_size}), ranks, "fp64")

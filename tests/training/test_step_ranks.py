@@ -23,15 +23,15 @@ from dist_sketch.training.step import NAMES, Step, read
 
 LOCK_D = Decision(False, True, "D locked")
 LOCK_G = Decision(True, False, "G locked")
-# Each update of G makes a difference grow two- to threefold, also one that comes of summing in another order within one
-# process: after ten of them 1e-16 is 1e-10.
+# Each update of G multiplies a difference by two to three, even one that only comes from the order of a sum: after ten
+# updates 1e-16 has become 1e-10.
 MIXED = (BOTH, LOCK_G, LOCK_D, LOCK_G) * 5
 BATCH = 4
 
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Ranks]:
-    """One process, on the CPU also where there is a GPU."""
+    """One process, on the CPU even if there is a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         yield Ranks(expect_world_size=1)
@@ -128,7 +128,7 @@ def child_invariance(ranks: Ranks) -> Result:
         logged.append(go(step, share(ranks, n, 64, BATCH), decision))
         digests.append(digest(step) if n % 4 == 0 else "")
     weights = {name: sample(list(net.parameters())) for name, net in step.modules().items()}
-    # Pairs 1 to 3 could not be read: of four ranks three have nothing.
+    # Pairs 1 to 3 could not be read, so that three of four ranks have none.
     step = build(settings("group", ema=0.9), ranks, "fp64")
     rest, blank = without_some(ranks, share(ranks, 99, 64, BATCH), {1, 2, 3})
     lossy = read(step(*rest, BOTH, bad=0, stop=False, blank=blank).reduced)
@@ -219,7 +219,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
 
 @pytest.fixture(scope="module")
 def invariance(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Result]]:
-    """By number of ranks: what each of them found."""
+    """What each rank found, by the number of ranks."""
     return {n: run(n, child_invariance, tmp_path_factory.mktemp("invariance")) for n in (1, 2, 4)}
 
 
@@ -235,7 +235,7 @@ def furthest(a: dict[str, list[Tensor]], b: dict[str, list[Tensor]]) -> float:
 def assert_logged_alike(ours: dict[str, float], theirs: dict[str, float]) -> None:
     for name, value in theirs.items():
         if name not in ("bad", "stop"):
-            # d/real and d/fake are only looked at: their sigmoid is taken in float32
+            # d/real and d/fake are only logged: their sigmoid is computed in float32
             assert ours[name] == pytest.approx(value, rel=1e-6 if name.startswith("d/") else 1e-8), name
 
 

@@ -1,4 +1,4 @@
-"""The scores of a run: every pair once whatever the number of ranks, FID-64 as the final scores have it."""
+"""The scores during a run: every pair counts once on any number of ranks, and FID-64 is that of the final scores."""
 
 import os
 from pathlib import Path
