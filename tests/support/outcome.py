@@ -57,7 +57,7 @@ def differences(run: Path, reference: Outcome) -> list[str]:
 
 def half_files(run: Path) -> list[str]:
     """Files that are incomplete although they have their final names; there must never be any."""
-    found = [p for folder in checkpoint._folders(run) for p in checkpoint.verify(folder)]
+    found = [p for folder in checkpoint.folders_of(run) for p in checkpoint.verify(folder)]
     for path in (p for p in run.glob("*.json") if not p.name.startswith(".")):
         try:
             json.loads(path.read_text())
