@@ -28,7 +28,7 @@ class TrainCommand:
     expect_world_size: int | None = None
     """Refuse to start on another number of processes; default: the number that the launcher and SLURM report."""
     stop_before_end_s: float = 120.0
-    """In a SLURM job: save and stop this long before its end, but not before the last quarter of the remaining time."""
+    """In a SLURM job: save and stop this long before its end, at most a quarter of the time left at the start."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:

@@ -49,7 +49,7 @@ class TrainConfig:
     """How long and in which arithmetic."""
 
     epochs: int = 50
-    """EPOCHS: passes over the training split. The only setting that a resumed run may raise."""
+    """EPOCHS: passes over the training split. May be raised when a run is continued."""
     precision: Literal["auto", "no", "bf16", "fp16", "fp64"] = "auto"
     """no: float32; auto: bf16 where the device computes it fast, else float32; fp64: to compare runs exactly."""
     seed: int = 0
@@ -57,7 +57,7 @@ class TrainConfig:
     nonfinite_limit: int = 20
     """Stop after so many steps in a row with a loss or gradient that is not finite; each such step is skipped."""
     sync_interval_steps: int = 0
-    """The host reads the losses, and decides, every so many steps; 0: every step on CPUs, every 16 on GPUs."""
+    """Steps between two readings of the losses, and decisions, by the host; 0: 1 on CPUs, 16 on GPUs."""
     accumulate: int = 1
     """Split each rank's share of a batch into so many micro-batches, to save memory. BatchNorm's statistics are then
     those of a micro-batch."""
@@ -107,7 +107,7 @@ class LossConfig:
     lambda_ssim: float = 0.0
     """Weight of 1 - SSIM beside L1 in the generator's loss (Zhao et al. 2017); 0: none (the paper's)."""
     d_backward: Literal["separate", "joint"] = "separate"
-    """separate: the real term's graph is freed before the fake term's is built (the paper's way)."""
+    """separate: one backward per term, which needs less memory (the paper's way); joint: one for both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class ConditionalConfig:
     loss_threshold: float = 0.02
     """LOSS_THRESHOLD: a discriminator loss below it is 'very small' and may lock D."""
     g_threshold: float = 2.0
-    """A discriminator loss above it means that G is much the stronger and locks G (2 ln 2 = 1.39 is a draw)."""
+    """G is locked when D's loss rises above it: G is then much stronger (2 ln 2 = 1.39: D only guesses)."""
     growth: float = 0.02
     """G's loss 'grows' when its short mean exceeds its long mean by this fraction."""
     hysteresis: float = 1.5

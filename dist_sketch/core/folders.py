@@ -59,8 +59,6 @@ def replaced(folder: Path) -> Iterator[Path]:
             if had_one:
                 os.replace(old, folder)
             raise
-        with suppress(OSError):  # the new folder is whole and in its place, whether the disk confirms it or not
-            sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -78,7 +76,7 @@ def sync(path: Path) -> None:
 def tidy(folder: Path) -> None:
     """Removes what killed processes left half written in a folder; only for the holder of its lock."""
     for part in (*folder.glob(f".*{PART}"), *folder.glob(f"*/.*{PART}")):
-        with suppress(OSError):  # a disk that refuses this will refuse what matters, too
+        with suppress(OSError):  # if the disk is broken, a later write will report it
             shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 

@@ -1,4 +1,4 @@
-"""The only module that knows accelerate and torch.distributed: which process this is, and what all of them agree on."""
+"""All of training's use of accelerate and torch.distributed: which process this is, and what all of them agree on."""
 
 import os
 import sys
@@ -156,7 +156,7 @@ def expectations(wanted: int | None, device: str, actual: int) -> Iterator[tuple
     """Yields the number of processes that the user, or else the launcher and SLURM, expect; each with its source.
 
     Args:
-        actual: the number that work together. A number of SLURM tasks that divides it is not yielded.
+        actual: processes that found each other; SLURM's number of tasks is left out if it divides this.
     """
     env = os.environ
     if wanted is not None:

@@ -4,7 +4,7 @@ RUN/checkpoints/step-NNNNNNNN/
     generator.safetensors, discriminator.safetensors[, ema.safetensors]
     state.pt        optimizers, scalers, policy, position in the epoch: plain tensors, numbers and strings
     rng.pt          random state of each rank
-    best.json       the step whose weights draw; missing if it is this one, or if nothing selects weights
+    best.json       the step with the best KID; missing if it is this one, or if `checkpoint.choose` is not kid
     checkpoint.json step, and size and SHA-256 of each file; written last, before the folder gets its name
 """
 
@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,9 +74,10 @@ def _write(
                 _write_file(new / BEST, json.dumps({"step": best}).encode())
             files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(new.iterdir())}
             _write_file(new / "checkpoint.json", json.dumps({"step": step, "files": files}, indent=2).encode())
+        folders.sync(final.parent)
     except OSError as e:
         raise UserError(f"{final}: the checkpoint cannot be written ({e.strerror}); free space, then resume") from e
-    # Checkpoints of later steps are damaged, else this run would have continued from them; they do not count here.
+    # Later checkpoints are damaged (else the run would have resumed from one), so they do not count.
     kept = [f for f in folders_of(run) if step_of(f) <= step][:keep]
     for old in folders_of(run):
         if old not in kept and step_of(old) != best:
@@ -222,7 +223,7 @@ def table(found: list[CheckpointInfo]) -> Table:
     for e in found:
         state = "; ".join(p.replace(f"{e.folder}{os.sep}", "") for p in e.problems) or "complete"
         state += ", draws" * (step_of(e.folder) == best and not e.problems)
-        when = f"{e.written:%Y-%m-%d %H:%M} ({now - e.written} ago)"
+        when = f"{e.written:%Y-%m-%d %H:%M} ({max(now - e.written, timedelta())} ago)"
         cells = (str(step_of(e.folder)), decimal(e.bytes), str(e.files), when, state + ", newest" * (e is newest))
         result.add_row(*map(escape, cells), style="bold" if e is newest else "red" if e.problems else None)
     return result

@@ -44,8 +44,8 @@ def generator_loss(
 def ssim(fake: Tensor, sketch: Tensor) -> Tensor:
     """Mean structural similarity of (B, C, H, W) in [-1, 1] (Wang et al. 2004), per channel, with uniform windows.
 
-    For training only: uniform windows are cheap to differentiate. What is reported and what choices are based on is
-    `metrics.similarity.ssim`, whose windows are Gaussian.
+    For training only: uniform windows are cheap to differentiate. Reports and choices use `metrics.similarity.ssim`,
+    whose windows are Gaussian.
     """
     x, y = (_wide(i) for i in (fake, sketch))
     mean_x, mean_y, xx, yy, xy = (avg_pool2d(i, WINDOW, stride=1) for i in (x, y, x * x, y * y, x * y))

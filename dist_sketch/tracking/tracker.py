@@ -24,15 +24,11 @@ class Tracker:
     Args:
         run: the run's folder.
         wandb: the W&B run, switched off on the other ranks.
-        step: of the checkpoint that the run resumes from; later lines of `metrics.jsonl` are dropped.
     """
 
-    def __init__(self, run: Path, wandb: WandbRun, *, step: int, is_main: bool):
+    def __init__(self, run: Path, wandb: WandbRun, *, is_main: bool):
         self._run, self.wandb, self._is_main = run, wandb, is_main
         self._path = run / "metrics.jsonl"
-        if is_main and self._path.exists():
-            kept = [line for line, record in _records(self._path) if record["step"] <= step]
-            write_atomic(self._path, "".join(line + "\n" for line in kept))
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Appends one line {"kind", "step", "time", **values}; values with a "/" in their names go to W&B, too."""
@@ -58,6 +54,14 @@ class Tracker:
     def close(self, exit_code: int = 0) -> None:
         """Finishes the W&B run; waits at most the configured timeout."""
         self.wandb.finish(exit_code)
+
+
+def drop_later_lines(run: Path, step: int) -> None:
+    """Removes the lines after `step` from `metrics.jsonl`: a run that resumes from there writes them again."""
+    path = run / "metrics.jsonl"
+    if path.exists():
+        kept = [line for line, record in _records(path) if record["step"] <= step]
+        write_atomic(path, "".join(line + "\n" for line in kept))
 
 
 class Speed:

@@ -24,7 +24,6 @@ FOLDER = "wandb"  # in a run's folder
 STEP_AXIS = "images"  # x axis of all plots: the number of images seen so far is comparable between batch sizes
 MOST_PICTURES = 32  # per run
 MOST_ROWS = 16  # per table
-MOST_CALLS = 1000  # in the queue; W&B takes hundreds per second, so that more of them mean that it is stuck
 FLUSH_S = 2.0  # how far W&B's files may lag behind, for `wandb leet` and for a run that is killed
 
 
@@ -87,6 +86,7 @@ class WandbRun:
         self._run: Any = None
         self._gave_up = False
         self._deadline: float | None = None
+        self._busy_since = float("inf")  # when the running call began
         self._calls: SimpleQueue[tuple[Callable[[], Any], str] | None] = SimpleQueue()
         if is_off(track):
             return
@@ -176,8 +176,8 @@ class WandbRun:
 
     def _call(self, call: Callable[[], Any], optional: str = "") -> None:
         """Queues a call; its failure switches the log off, unless `optional` names what is lost by it."""
-        if self.is_on and self._calls.qsize() >= MOST_CALLS:
-            self._give_up(f"{MOST_CALLS} calls wait for an answer")
+        if self.is_on and time.monotonic() - self._busy_since > self._timeout_s:
+            self._give_up(f"no answer within {self._timeout_s:g} s")
         if self.is_on:
             self._calls.put((call, optional))
 
@@ -192,6 +192,7 @@ class WandbRun:
     def _work(self) -> None:
         """The thread that makes the calls."""
         for call, optional in iter(self._calls.get, None):
+            self._busy_since = time.monotonic()
             try:
                 call()
             except BaseException as e:  # W&B may even raise SystemExit
@@ -199,6 +200,7 @@ class WandbRun:
                     self._give_up(_short(e))
                 elif not self._gave_up:
                     print(f"warning: W&B did not take the {optional} ({_short(e)})")
+            self._busy_since = float("inf")
             if self._gave_up:  # a call that ended too late may have started a run
                 self._run = None
                 _kill_service()
@@ -287,12 +289,12 @@ def _short(error: BaseException) -> str:
 
 
 def _kill_service() -> None:
-    # Private: the public wandb.teardown() waits for W&B's process, however stuck it is, and so does W&B's exit handler.
+    # Private: the public wandb.teardown(), like W&B's exit handler, waits for W&B's process even if that hangs.
     with suppress(Exception):
         connection = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection
         connection._cleanup()  # removes the exit handler
-        connection._finalizer._queue.put(None)  # ends a thread that would print a traceback
         connection._proc._process.kill()
+        connection._finalizer._queue.put(None)  # ends a thread that would print a traceback
 
 
 def new_id() -> str:

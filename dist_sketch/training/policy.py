@@ -17,7 +17,7 @@ class Decision(NamedTuple):
     train_d: bool
     train_g: bool
     reason: str
-    rest: bool = False  # a timer that counts steps skips a network in this step; that is not logged as a lock
+    rest: bool = False  # one network skips this step because of a timer of steps; not logged as a lock
 
 
 BOTH = Decision(True, True, "both train")
@@ -32,7 +32,7 @@ class PolicyState:
     loss_g_long: float | None = None
     judged: str = ""  # "d" or "g": the network that is locked because of the losses; "": none
     held_steps: int = 0  # steps since that lock closed
-    rest_steps: int = 0  # steps that both must still train before a lock may close again
+    rest_steps: int = 0  # steps left in which both must train before the next lock
     epoch: int = 0  # of the last observation; the paper's rule uses means over epochs
     epoch_sum: float = 0.0
     epoch_count: int = 0
@@ -63,8 +63,8 @@ def decide(state: PolicyState, config: ConditionalConfig, *, step: int, epoch: i
 def _paper(state: PolicyState, config: ConditionalConfig, epoch: int) -> Decision:
     """`epoch % TIMER == 0 and mean loss_D of the last epoch > LOSS_THRESHOLD`, as the authors' code had it.
 
-    A locked D is not measured, so once its loss is below the threshold it stays locked for ever. That is a fault of the
-    paper's rule, kept here on purpose.
+    Steps in which D is locked do not count, so once the mean is below the threshold D stays locked for ever. That is a
+    fault of the paper's rule, kept here on purpose.
     """
     if state.epoch_mean is not None and state.epoch_mean <= config.loss_threshold:
         return Decision(False, True, f"D locked: mean loss D {state.epoch_mean:.4g} <= LOSS_THRESHOLD")

@@ -17,7 +17,7 @@ from dist_sketch.core.signals import SCHEDULER_SIGNALS, StopRequest
 from dist_sketch.data.loader import Batch, Loader
 from dist_sketch.data.shards import Shards
 from dist_sketch.model import checkpoint
-from dist_sketch.tracking.tracker import Speed, Tracker
+from dist_sketch.tracking.tracker import Speed, Tracker, drop_later_lines
 from dist_sketch.tracking.wandb_run import WandbRun, dataset
 from dist_sketch.training.policy import PolicyState
 from dist_sketch.training.step import Step
@@ -51,6 +51,8 @@ class Run:
         c = config.train
         fid = None if not c.validate_fid else 2048 if config.checkpoint.choose == "kid" else 64
         self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad, fid)
+        if ranks.is_main:
+            drop_later_lines(out, self.state.step)
         log = WandbRun(
             out,
             config.track if ranks.is_main else TrackConfig(wandb="off"),
@@ -59,7 +61,7 @@ class Run:
             settings={**settings["config"], "facts": facts},
             uses=[dataset(config.data.shards, facts["manifest_sha256"])],
         )
-        self.tracker = Tracker(out, log, step=self.state.step, is_main=ranks.is_main)
+        self.tracker = Tracker(out, log, is_main=ranks.is_main)
         self.speed = Speed(ranks, self.state.step)
         self.log = StepLog(config, out, ranks, self.tracker, self.speed, self.total_steps)
 
@@ -78,7 +80,7 @@ class Run:
         state = RunState(**{**place, "policy": PolicyState(**place["policy"])})
         best = state.best_step
         if best is not None and self.ranks.main_decides(lambda: checkpoint.verify(checkpoint.folder(self.out, best))):
-            state.best_kid = state.best_step = None  # the best weights are lost, so the next validation sets the mark
+            state.best_kid = state.best_step = None  # the best weights are lost: the next validation counts as best
         return state
 
     def batches(self) -> Iterator[Batch]:

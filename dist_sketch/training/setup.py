@@ -80,7 +80,7 @@ def check(config: Config, shards: Shards, world_size: int) -> None:
 
 
 def previous_attempt(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """What lies in `out`: None for a new run, else its status, number of epochs, and devices up to this attempt's.
+    """What lies in `out`: None for a new run, else its status, its epochs, and all devices with the present one.
 
     Raises:
         UserError: `out` is something else, or a run with another configuration.

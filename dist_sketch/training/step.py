@@ -118,7 +118,7 @@ class Step:
         if decision.train_g:
             self._average(batches)
         result = self._reduce(measured, 0 if blank else len(line), bad, stop)
-        if statistics is not None:  # a blank step's, and NaN, would stay in the running statistics for ever
+        if statistics is not None:  # blank pages and NaN must not enter the running statistics
             skipped = (result.reduced[NAMES.index("nonfinite")] > 0) | blank
             now = torch.cat(self.statistics)
             self.set_statistics(torch.where(skipped | ~now.isfinite(), statistics, now))
@@ -227,10 +227,10 @@ class Step:
         if not any(True for _ in self.ema.buffers()):
             return
         self.ema.train()
-        self.ema.training = False  # on the network itself this flag only decides whether it draws random noise
+        self.ema.training = False  # `Generator` itself uses this flag only to choose random or fixed noise
         for module in self.ema.modules():
             if isinstance(module, nn.Dropout2d):
-                module.eval()  # no dropout; the run's random numbers must not depend on whether there is an average
+                module.eval()  # no dropout: it would use up random numbers, so that an average would change the run
         for batch in batches:
             with self._autocast():
                 self.ema(batch.line)
@@ -240,7 +240,7 @@ class Step:
         values = torch.stack([measured.get(n, zero) for n in (*MEANS, *NORMS)])
         own_nonfinite = (~values[: len(MEANS)].isfinite()).any()
         values[: len(MEANS)] *= self.share  # from means over the share to sums over pairs
-        values[len(MEANS) :] /= self.ranks.world_size  # norms are equal on all ranks, so the sum is the norm again
+        values[len(MEANS) :] /= self.ranks.world_size  # equal on all ranks, so divided before the sum
         counts = torch.tensor([pairs, 0, bad, stop], dtype=torch.float64).to(values.device, non_blocking=True)
         counts[1] = own_nonfinite
         return Measured(self.ranks.sum(torch.cat((values, counts))), own_nonfinite)

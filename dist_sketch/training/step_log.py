@@ -39,7 +39,7 @@ class RunState:
     nonfinite: int = 0  # steps in which a loss was not finite
     overflow_d: int = 0  # steps in which the losses were finite, but D's gradients were not
     overflow_g: int = 0
-    void_in_a_row: int = 0  # newest steps in a row that were not finite in any of these ways
+    void_in_a_row: int = 0  # bad steps in a row up to now, of any of these three kinds
     best_kid: float | None = None  # lowest KID of the validations so far
     best_step: int | None = None  # the step of that validation
 

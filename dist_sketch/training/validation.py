@@ -17,7 +17,7 @@ from dist_sketch.data import pixels
 from dist_sketch.data.shards import BadSample, Sample, Shards
 from dist_sketch.metrics import fid_kid, inception, similarity
 
-Features = dict[int, NDArray[np.float32]]  # by their number, one image's
+Features = dict[int, NDArray[np.float32]]  # of one image: dims -> values
 DrawnPair = tuple[Sample, Tensor, Tensor]  # a sample, what was drawn for its line, its real sketch; uint8 (C, H, W)
 
 

@@ -357,7 +357,7 @@ def test_every_fault_leaves_a_whole_export_or_none(
     assert there == new
     # A folder, two files and the folder synced, three renamed (an earlier one before it); where the folder is there
     # already, only a death is noticed.
-    assert failures == 7 + replaces + 3 * isinstance(error, Killed)
+    assert failures == 7 + replaces + 2 * isinstance(error, Killed)
 
 
 # What is read

@@ -15,14 +15,16 @@ from support import ranked
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks
-from dist_sketch.tracking.tracker import Speed, Tracker, read_metrics, revision, versions
+from dist_sketch.tracking.tracker import Speed, Tracker, drop_later_lines, read_metrics, revision, versions
 from dist_sketch.tracking.wandb_run import WandbRun
 from dist_sketch.training.progress import ProgressBar
 
 
 def tracker(run: Path, *, step: int = 0, is_main: bool = True) -> Tracker:
     log = WandbRun(run, TrackConfig(wandb="off"), job="train", run_id="abcd1234", settings={})
-    return Tracker(run, log, step=step, is_main=is_main)
+    if is_main:
+        drop_later_lines(run, step)
+    return Tracker(run, log, is_main=is_main)
 
 
 def lines(run: Path) -> list[str]:

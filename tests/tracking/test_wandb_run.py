@@ -20,7 +20,7 @@ from conftest import face
 
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.tracking import wandb_run
-from dist_sketch.tracking.tracker import Tracker, read_metrics
+from dist_sketch.tracking.tracker import Tracker, drop_later_lines, read_metrics
 from dist_sketch.tracking.wandb_run import Artifact, Fragment, WandbRun, fragments, is_shown
 
 OFFLINE = TrackConfig(wandb="offline", group="tests", timeout_s=0.5)  # for a W&B that misbehaves
@@ -35,7 +35,8 @@ def _not_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tracker(run: Path, settings: TrackConfig, *, step: int = 0) -> Tracker:
     log = WandbRun(run, settings, job="train", run_id="abcd1234", settings={"norm": "batch"})
-    return Tracker(run, log, step=step, is_main=True)
+    drop_later_lines(run, step)
+    return Tracker(run, log, is_main=True)
 
 
 def inspect(folder: Path) -> dict[str, Any]:
@@ -197,17 +198,17 @@ def test_all_calls_at_the_end_share_one_timeout(tmp_path: Path, monkeypatch: pyt
 def test_a_call_that_hangs_does_not_hold_up_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(wandb_run, "MOST_CALLS", 5)
     monkeypatch.setattr(wandb, "init", working(log=hanging))
-    log = WandbRun(tmp_path, TrackConfig(wandb="offline", timeout_s=300), job="train", run_id="a", settings={})
-    began = time.monotonic()
-    for step in range(20):
+    log = WandbRun(tmp_path, TrackConfig(wandb="offline", timeout_s=5), job="train", run_id="a", settings={})
+    step = 0
+    while log.is_on:  # each call returns at once, until the first one hangs for longer than the timeout
         log.log({"loss/d": 1.0}, step)
-    assert time.monotonic() - began < 10  # not 20 * 30
-    assert not log.is_on
+        step += 1
+        time.sleep(0.05)
+    assert step > 10
     log.finish()
     said = capsys.readouterr().out
-    assert said == ("warning: W&B is switched off for this run (5 calls wait for an answer); nothing else is lost\n")
+    assert said == "warning: W&B is switched off for this run (no answer within 5 s); nothing else is lost\n"
 
 
 def test_the_calls_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
