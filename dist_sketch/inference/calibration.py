@@ -26,8 +26,8 @@ def calibrate(
 
     Candidates are no filter, and each filter at four strengths, with and without shadow removal. A candidate is allowed
     if its mean SSIM is not below that of gray alone, of its shadow removal alone and of its filter alone: neither
-    filter nor shadow removal may lower the SSIM. Of the allowed candidates the one whose noise statistics are nearest to
-    those of the real sketches is taken; within 5 % of the nearest, the one with the best SSIM. If its `distance` is
+    filter nor shadow removal may lower the SSIM. Of the allowed candidates the one whose noise statistics are nearest
+    to those of the real sketches is taken; within 5 % of the nearest, the one with the best SSIM. If its `distance` is
     larger than that of gray alone, the next one is tried (of another filter, or weaker), at most TRIALS times.
 
     Args:
