@@ -88,7 +88,6 @@ def parse(arguments: list[str]) -> Callable[[], int]:
 def main() -> None:
     """Runs the command line. A user's mistake gives a message and exit code 2, ours a traceback and exit code 1."""
     redirect()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides DDP's advice against what `core.ranks` needs
     try:
         try:
             command = parse(sys.argv[1:])
@@ -129,9 +128,9 @@ def _explain(error: Exception, rank: int) -> int:
     if isinstance(error, UserError):
         print(f"error{who}: {error}", file=sys.stderr)
         code = USER
-    elif _ranks() and _ranks().lost_peer(error):
+    elif _ranks() and (lost := _ranks().lost_peer(error)):
         time.sleep(FIRST_WORD_S)
-        print(f"error{who}: another rank failed or is gone: its message says why", file=sys.stderr)
+        print(f"error{who}: {lost}", file=sys.stderr)
         return OURS
     else:
         traceback.print_exc()

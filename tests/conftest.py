@@ -15,7 +15,6 @@ from PIL import Image
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "disabled"  # except in tests that are about it
 os.environ.setdefault("WANDB_SILENT", "true")
-os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as in `__main__`, which comes too late here: torch is imported first
 
 import torch
 from support import forks

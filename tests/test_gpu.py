@@ -1,4 +1,7 @@
-"""What only a GPU can show: the CPU's step, no waiting for the device, runs and drawings from the shell."""
+"""What only a GPU can show: the CPU's step, no waiting for the device, runs and drawings from the shell.
+
+CUDA graphs, and several processes on GPUs, are tested in `test_gpu_graphs.py`.
+"""
 
 import itertools
 import json
@@ -12,41 +15,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import TINY, Run
 from PIL import Image
 from support.forks import wait_until
+from support.gpu import DECISIONS, GPU, PRESETS, build, pairs, ranks, weights
 from support.jobs import last_step
-from torch import Tensor, nn
 
-from dist_sketch.bench.step import batch
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DataConfig, GeneratorConfig
-from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pixels
 from dist_sketch.data.synthetic import dataset as synth
 from dist_sketch.model.pretrained import SketchGenerator
 from dist_sketch.tracking.tracker import read_metrics
-from dist_sketch.training.policy import BOTH, Decision
-from dist_sketch.training.step import Step, read
-from dist_sketch.training.validation import draw
+from dist_sketch.training.policy import BOTH
+from dist_sketch.training.step import read
+from dist_sketch.training.validation import drawing
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = GPU
 
 LAUNCH = Path(__file__).parents[1] / "launch"
-DECISIONS = (BOTH, Decision(False, True, "D locked"), Decision(True, False, "G locked"))
-
-
-def ranks(device: str) -> Ranks:
-    with pytest.MonkeyPatch.context() as patch:
-        if device == "cpu":
-            patch.setenv("ACCELERATE_USE_CPU", "true")
-        else:
-            patch.delenv("ACCELERATE_USE_CPU", raising=False)
-        AcceleratorState._reset_state(True)  # one process of each kind in turn
-        found = Ranks(expect_world_size=1)
-    assert found.device.type == device
-    return found
 
 
 def paper(**generator: float) -> Config:
@@ -58,24 +45,10 @@ def portrait() -> Config:
     return replace(config, generator=replace(config.generator, noise=0))  # its numbers are other ones on each device
 
 
-def build(config: Config, on: Ranks, precision: str) -> Step:
-    torch.manual_seed(0)
-    return Step(cfg.validate(config), on, precision, total=100)
-
-
-def pairs(config: Config, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    line, sketch = batch(config.data.batch_size, size, device)
-    c = config.data.channels
-    return line[:, :c], sketch[:, :c]
-
-
-def weights(net: nn.Module) -> Tensor:
-    return torch.cat([p.detach().double().flatten().cpu() for p in net.parameters()])
-
-
 @pytest.mark.parametrize("config", [paper(dropout=0.0), portrait()], ids=["paper", "portrait"])
 def test_a_step_in_float64_is_the_cpu_s(config: Config) -> None:
-    steps = {}
+    # Rates that float32 holds exactly, because the GPU's Adam takes them in float32
+    config, steps = replace(config, optim=cfg.OptimConfig(lr_g=2**-10, lr_d=2**-11)), {}
     for device in ("cpu", "cuda"):
         on = ranks(device)
         step = build(config, on, "fp64")
@@ -92,24 +65,27 @@ def test_a_step_in_float64_is_the_cpu_s(config: Config) -> None:
         assert (steps["cuda"][net] - steps["cpu"][net]).abs().max() < 1e-8
 
 
+@pytest.mark.parametrize("capture", [True, False], ids=["captured", "eager"])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-@pytest.mark.parametrize("preset", [None, "portrait"], ids=["paper", "portrait"])
-def test_a_step_never_waits_for_the_gpu(precision: str, preset: str | None) -> None:
+@PRESETS
+def test_a_step_never_waits_for_the_gpu(precision: str, preset: str | None, capture: bool) -> None:
     config = cfg.load(preset)
     config = replace(config, generator=replace(config.generator, ema=0.99), optim=replace(config.optim, clip_norm=10.0))
     on = ranks("cuda")
-    step = build(config, on, precision)
+    step = build(config, on, precision, capture=capture)
     line, sketch = pairs(config, 128, on.device)
-    for decision in DECISIONS:  # once before: libraries are loaded, and Adam makes its state
-        step(line, sketch, decision, bad=0, stop=False)
+    good = torch.ones(len(line), dtype=torch.bool, device=on.device)
+    for decision in DECISIONS * 2:  # before: libraries are loaded, and graphs recorded
+        step(line, sketch, decision, bad=0, stop=False, good=good)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for decision in DECISIONS:
-            measured = step(line, sketch, decision, bad=0, stop=False)
+            measured = step(line, sketch, decision, bad=1, stop=True, good=good)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert read(measured.reduced)["nonfinite"] == 0
+    assert step.way.startswith("eager") == (precision == "fp16" or not capture), step.way
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -145,8 +121,10 @@ def test_drawings_are_the_cpu_s() -> None:
     """The same grays whatever the device: scores of runs can be compared."""
     lines = torch.stack([pixels.from_image(synth.draw(0, i, 128)[0], 1) for i in range(4)])
     net = SketchGenerator.from_pretrained("portrait-128")
-    cpu = draw(net, lines, torch.device("cpu")).int()
-    gpu = draw(net.to("cuda"), lines, torch.device("cuda")).int()
+    with drawing(net, torch.device("cpu")) as draw:
+        cpu = draw(lines).int()
+    with drawing(net.to("cuda"), torch.device("cuda")) as draw:
+        gpu = draw(lines).int()
     assert (gpu - cpu).abs().max() <= 1
     assert (gpu != cpu).float().mean() < 1e-3
 
@@ -214,4 +192,7 @@ def test_the_bench_measures_it(new_cli: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["machine"]["gpu"] == torch.cuda.get_device_name()
-    assert {f["name"].partition(",")[0] for f in found["figures"]} >= {"fp16", "bf16 (what auto picks)", "no"}
+    names = {f["name"].partition(",")[0] for f in found["figures"]}
+    assert names >= {"fp16", "bf16 (what auto picks)", "no", "CUDA graphs", "GPU idle", "kernels a step"}
+    (way,) = (note["text"] for note in found["notes"] if note["text"].startswith("our step: "))
+    assert not way.startswith("our step: eager"), way

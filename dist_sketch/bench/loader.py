@@ -26,6 +26,7 @@ from dist_sketch.core.config import DataConfig
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pack, pixels, recipe
+from dist_sketch.data.batches import Batches, training_batches
 from dist_sketch.data.loader import Loader
 from dist_sketch.data.manifest import FORMAT, MANIFEST
 from dist_sketch.data.shards import Shards
@@ -131,9 +132,9 @@ def _epoch(loader: Loader) -> None:
         pass
 
 
-def _forever(loader: Loader) -> Iterator[Pairs]:
+def _forever(batches: Batches) -> Iterator[Pairs]:
     for epoch in itertools.count():
-        for batch in loader.epoch(epoch):
+        for batch in batches.epoch(epoch):
             yield batch.line, batch.sketch
 
 
@@ -143,14 +144,19 @@ def _wait(report: BenchReport, jpegs: Path, shards: Path) -> None:
     workers = min(8, len(cores())) if ranks.device.type == "cuda" else 1
     about = f"JPEG folder, {workers} worker(s)"
     step = build(settings(options.batch_size), ranks, resolve_precision("auto", ranks.device))
-    folder = _folder(jpegs, options, workers)
-    streams: dict[str, Iterator[Any]] = {
-        "JPEG folder": itertools.chain.from_iterable(itertools.repeat(folder)),
-        "streaming": _forever(_loader(shards, options, workers=workers, memory_mb=0.0)),
-        "decoded in memory": _forever(_loader(shards, options, workers=workers, memory_mb=DataConfig.memory_mb)),
-    }
+    folder, opened = _folder(jpegs, options, workers), Shards(shards, "train")
+    in_memory = f"{workers} worker(s), decoded in memory"
+    limits = {f"{workers} worker(s), streaming": (0.0, 0.0), in_memory: (DataConfig.memory_mb, 0.0)}  # host, device
+    if ranks.device.type == "cuda":
+        limits["on the GPU"] = (0.0, DataConfig.device_memory_mb)
+    streams: dict[str, Iterator[Any]] = {"JPEG folder": itertools.chain.from_iterable(itertools.repeat(folder))}
+    for name, (memory_mb, device_memory_mb) in limits.items():
+        data = DataConfig(
+            batch_size=options.batch_size, workers=workers, memory_mb=memory_mb, device_memory_mb=device_memory_mb
+        )
+        streams[name] = _forever(training_batches(opened, data, ranks, seed=0))
     for _ in range(2 * options.pairs // options.batch_size):
-        next(streams["decoded in memory"])  # until each pair is decoded
+        next(streams[in_memory])  # until each pair is decoded
     count = 2 if options.quick else 4 * steps_at_once(options, ranks.device)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in streams}
     for _ in range(min(options.repeats, WAIT_ROUNDS)):
@@ -158,8 +164,8 @@ def _wait(report: BenchReport, jpegs: Path, shards: Path) -> None:
             found[name].append(_train(stream, step, count))
     shares = {name: [100 * waited / seconds for waited, seconds in rounds] for name, rounds in found.items()}
     speeds = {name: [count * options.batch_size / seconds for _, seconds in rounds] for name, rounds in found.items()}
-    for name in ("streaming", "decoded in memory"):
-        head = f"training, {workers} worker(s), {name}"
+    for name in limits:
+        head = f"training, {name}"
         report.add(f"{head}: wait for data", shares[name], shares["JPEG folder"], "% of time", about)
         report.add(f"{head}: speed", speeds[name], speeds["JPEG folder"], "images/s", about)
 

@@ -18,8 +18,14 @@ class BenchOptions:
     """After this many seconds a comparison starts no new round, so that slow baselines get fewer than --repeats."""
     steps: int = 0
     """Training steps in one timing; 0: 1 on CPUs, 20 on GPUs."""
+    preset: str | None = None
+    """step: measure the networks and losses of this preset (a name, or a TOML file) instead of the paper's; the batch
+    size is still that of --batch-size."""
     table: bool = False
-    """step: measure images/s over batch sizes; always done on GPUs."""
+    """step: also measure over batch sizes; always done on GPUs."""
+    batch_sizes: tuple[int, ...] = ()
+    """step: batch sizes of that table; default: 2, 4, 8, ... up to what fits into a GPU's memory, on CPUs up to twice
+    --batch-size."""
     loss_steps: int = 100
     """step: steps over which the losses in float32 and in the fast precision are compared."""
     source_size: int = 1024

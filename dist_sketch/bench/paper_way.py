@@ -5,7 +5,7 @@ They are written in the simplest way, as the paper's code is. Where the paper le
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from dist_sketch.data.shards import Sample, Shards
 from dist_sketch.inference.denoise import denoise
 from dist_sketch.metrics import inception
 from dist_sketch.model import networks
+from dist_sketch.model.losses import ssim
 from dist_sketch.model.pretrained import SketchGenerator
 from dist_sketch.training.policy import Decision
 
@@ -34,22 +35,29 @@ class PaperStep:
 
     D is not frozen while G is trained, so that G's backward computes gradients of D that nobody uses. Its weights are
     those that `dist_sketch.bench.step.build` gives to our step.
+
+    Args:
+        tf32: on GPUs, use float32 as torch does by default; else exactly, as our step does.
     """
 
-    def __init__(self, config: Config, device: torch.device):
+    def __init__(self, config: Config, device: torch.device, *, tf32: bool = True):
         torch.manual_seed(0)
         self.g, self.d = networks.generator(config).to(device), networks.discriminator(config).to(device)
         betas = (config.optim.beta1, config.optim.beta2)
         self.adam_g = torch.optim.Adam(self.g.parameters(), config.optim.lr_g, betas)
         self.adam_d = torch.optim.Adam(self.d.parameters(), config.optim.lr_d, betas)
         self.bce, self.l1 = nn.BCELoss(), nn.L1Loss()
-        self.loss = config.loss
+        self.loss, self.tf32 = config.loss, tf32
 
     def __call__(self, line: Tensor, sketch: Tensor, decision: Decision, **ignored: object) -> dict[str, float]:
         """One step on float32 (B, C, H, W) in [-1, 1]; locked networks are not trained. Returns the losses.
 
         It is called like `dist_sketch.training.step.Step`, and ignores that one's other arguments.
         """
+        with default_float32() if self.tf32 else contextlib.nullcontext():
+            return self._step(line, sketch, decision)
+
+    def _step(self, line: Tensor, sketch: Tensor, decision: Decision) -> dict[str, float]:
         output_g = self.g(line)
         losses: dict[str, Tensor] = {}
         if decision.train_d:
@@ -67,10 +75,21 @@ class PaperStep:
             output_d = torch.sigmoid(self.d(line, output_g))
             losses["loss/g_bce"] = self.bce(output_d, torch.ones_like(output_d))
             losses["loss/g_l1"] = self.l1(output_g, sketch)
-            losses["loss/g"] = self.loss.scale * (losses["loss/g_bce"] + self.loss.lambda_l1 * losses["loss/g_l1"])
+            total = losses["loss/g_bce"] + self.loss.lambda_l1 * losses["loss/g_l1"]
+            if self.loss.lambda_ssim:  # not the paper's: a preset may have it, and then both steps do the same work
+                losses["loss/g_ssim"] = (1 - ssim(output_g, sketch)).mean()
+                total = total + self.loss.lambda_ssim * losses["loss/g_ssim"]
+            losses["loss/g"] = self.loss.scale * total
             losses["loss/g"].backward()
             self.adam_g.step()
         return {name: value.item() for name, value in losses.items()}
+
+
+@contextlib.contextmanager
+def default_float32() -> Iterator[None]:
+    """Torch's own default inside the block: on GPUs, float32 convolutions round their inputs to TF32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True, fp32_precision="tf32"):
+        yield
 
 
 class JpegFolder(Dataset[Any]):

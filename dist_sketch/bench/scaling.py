@@ -1,5 +1,6 @@
 """`dist-sketch bench scaling`: several processes beside one, and the cost of communication."""
 
+import copy
 import os
 from collections.abc import Callable
 from functools import partial
@@ -7,19 +8,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from dist_sketch.bench.measure import BenchReport, Times, cores, in_new_processes, interleaved, rates
 from dist_sketch.bench.options import BenchOptions
-from dist_sketch.bench.step import LOCKS, Pairs, batch, build, settings, steps_at_once
+from dist_sketch.bench.step import LOCKS, Pairs, batch, build, repeated, settings, steps_at_once
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
-from dist_sketch.training.policy import BOTH, Decision
+from dist_sketch.training.policy import BOTH
 from dist_sketch.training.step import Step
 
-BUCKET = 25 * 2**20 // 4  # float32 numbers that DDP sends at once
 TIMEOUT_S = 3600.0  # the other ranks wait while the first one works alone
 
 
@@ -65,49 +63,43 @@ def _member(
         os.sched_setaffinity(0, [places[rank]])
         torch.set_num_threads(1)
     with Ranks(expect_world_size=len(places), timeout_s=TIMEOUT_S) as ranks:
-        count = steps_at_once(options, ranks.device)
-        step = build(settings(options.batch_size * len(places)), ranks, resolve_precision("auto", ranks.device))
+        count, precision = steps_at_once(options, ranks.device), resolve_precision("auto", ranks.device)
+        one = copy.copy(ranks)
+        one.world_size = 1  # this process without its peers: it sends nothing
+        whole = settings(options.batch_size * len(places))
+        alone, together = build(settings(options.batch_size), one, precision), build(whole, ranks, precision)
         pairs = batch(options.batch_size, options.size, ranks.device)
-        wrapped, sum_over_ranks = (step.ddp_g, step.ddp_d), ranks.sum
-        weights = (sum(p.numel() for p in net.parameters()) for net in (step.g, step.d))
-        buckets = [bucket for n in weights for bucket in torch.zeros(n, device=ranks.device).split(BUCKET)]
-
-        def train(lock: Decision, alone: bool) -> None:
-            """Takes `count` steps; `alone`: with bare networks, so that nothing is sent."""
-            if alone:
-                step.ddp_g, step.ddp_d = step.g, step.d
-                ranks.sum = lambda values: values  # type: ignore[method-assign]
-            for _ in range(count):
-                step(*pairs, lock, bad=0, stop=False)
-            step.ddp_g, step.ddp_d = wrapped
-            ranks.sum = sum_over_ranks  # type: ignore[method-assign]
+        sent = _sent_bytes(build(whole, ranks, precision, capture=False), pairs)
+        flat = [learner.gradients.flat for learner in (together.learner_g, together.learner_d)]
+        buffers = [torch.zeros_like(b) for b in flat if b is not None]
 
         def reduce() -> None:
-            """Sends what DDP sends in `count` steps that train both networks, in buckets of DDP's size."""
+            """Sends what `count` steps send that train both networks."""
             for _ in range(count):
-                for bucket in buckets:
-                    dist.all_reduce(bucket)
+                for buffer in buffers:
+                    dist.all_reduce(buffer, group=ranks.group_of(buffer))
 
         variants: dict[str, Callable[[], object]] = {}
         for name, lock in LOCKS.items():
-            variants[f"one, {name}"] = partial(train, lock, alone=True) if rank == 0 else lambda: None
-            variants[f"all, {name}"] = partial(train, lock, alone=False)
-        variants["compute"] = partial(train, BOTH, alone=True)
+            variants[f"one, {name}"] = repeated(alone, pairs, lock, count) if rank == 0 else lambda: None
+            variants[f"all, {name}"] = repeated(together, pairs, lock, count)
+        variants["compute"] = repeated(alone, pairs, BOTH, count)
         variants["all-reduce"] = reduce
         times = interleaved(variants, options, ranks=ranks)
-        return {name: [t / count for t in values] for name, values in times.items()}, _sent_bytes(step, pairs)
+        return {name: [t / count for t in values] for name, values in times.items()}, sent
 
 
 def _sent_bytes(step: Step, pairs: Pairs) -> dict[str, dict[str, float]]:
-    """Bytes that each kind of step hands to all-reduce, by network; DDP keeps the counting hooks for good."""
+    """Bytes of gradients that an eager step sends, by kind of step and network; `step` counts them from now on."""
     sent: dict[str, float] = {}
 
-    def counting(net: str, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-        sent[net] += bucket.buffer().nbytes
-        return allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
+    def counted(net: str, average: Callable[[], None], nbytes: int) -> None:
+        sent[net] += nbytes
+        average()
 
-    step.ddp_g.register_comm_hook("G", counting)  # type: ignore[operator]
-    step.ddp_d.register_comm_hook("D", counting)  # type: ignore[operator]
+    for net, learner in {"G": step.learner_g, "D": step.learner_d}.items():
+        flat = learner.gradients
+        flat.average = partial(counted, net, flat.average, flat.nbytes)  # type: ignore[method-assign]
     found: dict[str, dict[str, float]] = {}
     for name, lock in LOCKS.items():
         sent = found[name] = {"G": 0.0, "D": 0.0}

@@ -1,21 +1,25 @@
 """`dist-sketch bench step`: the training step beside the paper's and the machine's limit; its memory and accuracy."""
 
+import gc
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from dist_sketch.bench.measure import BenchReport, Variants, in_new_processes, interleaved, memory, rates
+from dist_sketch.bench import gpu_idle
+from dist_sketch.bench.limit import Limit, count_flops, plain_convolutions
+from dist_sketch.bench.measure import BenchReport, Times, Variants, in_new_processes, interleaved, memory, rates
 from dist_sketch.bench.options import BenchOptions
 from dist_sketch.bench.paper_way import PaperStep
-from dist_sketch.core.config import Config, DataConfig, GeneratorConfig, LossConfig
-from dist_sketch.core.precision import AUTOCAST, resolve_precision
+from dist_sketch.core import config as cfg
+from dist_sketch.core.config import Config
+from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pixels
 from dist_sketch.data.synthetic import dataset as synth
@@ -23,50 +27,67 @@ from dist_sketch.training.policy import BOTH, Decision
 from dist_sketch.training.step import Step, read
 
 LOCKS = {"both train": BOTH, "D locked": Decision(False, True, "bench"), "G locked": Decision(True, False, "bench")}
-JOINT = LossConfig(d_backward="joint")
 PAPER = "paper's step"
+EAGER = "the same step without CUDA graphs"
 MEAN_STEPS = 20  # of the running mean of the losses
+FEW_STEPS = {"cpu": 1, "cuda": 5}  # enough on GPUs that the step has become a CUDA graph
 LOSS_SIZE = 128  # px; at full size the losses would take longer than all other measurements
-# (batch, channels, side) of the plain convolutions; the fastest one is the limit
-SHAPES = {"cpu": ((8, 128, 64), (8, 256, 64), (8, 512, 32)), "cuda": ((64, 256, 64), (64, 512, 32), (32, 1024, 32))}
-QUICK_SHAPES = ((2, 32, 32),)
 
 Pairs = tuple[Tensor, Tensor]  # lines, sketches
 
 
-def settings(batch_size: int, **sections: Any) -> Config:
-    """The paper's configuration, with other `sections` of it."""
-    return Config(data=DataConfig(batch_size=batch_size), **sections)
+def settings(batch_size: int, preset: str | None = None, **sections: Any) -> Config:
+    """The configuration of the paper or of a preset, with this batch size and other `sections` of it."""
+    config = replace(cfg.load(preset), **sections)
+    # No decay of the learning rates: a measurement has no last step.
+    return replace(config, data=replace(config.data, batch_size=batch_size), optim=replace(config.optim, decay=0.0))
 
 
-def build(config: Config, ranks: Ranks, precision: str) -> Step:
+def build(config: Config, ranks: Ranks, precision: str, *, capture: bool = True) -> Step:
     """Our step, with the same weights at each call."""
     torch.manual_seed(0)
-    return Step(config, ranks, precision)
+    return Step(config, ranks, precision, capture=capture)
 
 
-def batch(count: int, size: int, device: torch.device, first: int = 0) -> Pairs:
-    """Procedural pairs as float32 (count, 3, size, size) in [-1, 1]."""
+def batch(count: int, size: int, device: torch.device, first: int = 0, channels: int = 3) -> Pairs:
+    """Procedural pairs as float32 (count, channels, size, size) in [-1, 1]."""
     pairs = [synth.draw(0, first + i, size) for i in range(count)]
-    halves = (torch.stack([pixels.from_image(p[side], 3) for p in pairs]) for side in (0, 1))
+    halves = (torch.stack([pixels.from_image(p[side], channels) for p in pairs]) for side in (0, 1))
     line, sketch = (pixels.to_float(h).to(device) for h in halves)
     return line, sketch
 
 
 def run(report: BenchReport, folder: Path) -> None:
-    """Adds all figures of the step."""
+    """Adds all figures of the step. Writes the file after each part, so that a call that is cut off keeps the rest."""
     ranks, options = Ranks(expect_world_size=1), report.options
     auto = resolve_precision("auto", ranks.device)
-    pairs = batch(options.batch_size, options.size, ranks.device)
-    _speed(report, ranks, auto, pairs)
-    _adam(report, ranks)
-    if options.table or ranks.device.type == "cuda":
-        _table(report, ranks, auto, pairs)
-    _memory(report, ranks, auto)
-    _losses(report, ranks, auto)
-    report.note("paper's step: float32, default memory format, sigmoid + BCE, D not frozen in G's turn, plain Adam")
+    config = settings(options.batch_size, options.preset)
+    pairs = batch(options.batch_size, options.size, ranks.device, channels=config.data.channels)
+    limit = _speed(report, ranks, auto, config, pairs)
+    if options.table or options.batch_sizes or ranks.device.type == "cuda":
+        _table(report, ranks, auto, config, pairs, limit)
+    for part in (_adam, _memory, _losses):
+        free(ranks.device)
+        part(report, ranks, auto, config)
+        report.write()
+    of = f" of {options.preset}" if options.preset else ""
+    report.note(
+        f"{PAPER}: networks{of} in torch's default float32 (TF32 on GPUs) and memory format, sigmoid + BCE, D not "
+        "frozen in G's turn, plain Adam"
+    )
     report.note("limit: forward + backward of one plain 3x3 convolution, channels last; ratio 1 = as fast as that")
     report.note("peak memory: without what is there before the first step")
+    if ranks.device.type == "cuda":
+        report.note(
+            "GPU idle: 1 - time in which kernels run, from the profiler / time of the step without the profiler"
+        )
+
+
+def free(device: torch.device) -> None:
+    """Gives back the memory of networks that nobody uses any more, so that the next ones find room."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def steps_at_once(options: BenchOptions, device: torch.device) -> int:
@@ -87,58 +108,78 @@ def repeated(
     return go
 
 
-def _speed(report: BenchReport, ranks: Ranks, auto: str, pairs: Pairs) -> None:
-    """Images per second by precision and locked network, and the share of the machine's limit."""
-    options, count = report.options, steps_at_once(report.options, ranks.device)
-    config, joint = (settings(options.batch_size, loss=loss) for loss in (LossConfig(), JOINT))
-    precisions = dict.fromkeys(["no", "bf16", auto] + ["fp16"] * (ranks.device.type == "cuda"))
-    steps: dict[str, Step | PaperStep] = {"paper": PaperStep(config, ranks.device)}
+def _speed(report: BenchReport, ranks: Ranks, auto: str, config: Config, pairs: Pairs) -> Limit:
+    """Images per second by precision and locked network, and the share of the machine's limit, which it returns."""
+    options, device = report.options, ranks.device
+    count, on_gpu = steps_at_once(options, device), device.type == "cuda"
+    precisions = dict.fromkeys(["no", "bf16", auto] + ["fp16"] * on_gpu)
+    steps: dict[str, Step | PaperStep] = {"paper": PaperStep(config, device)}
     steps |= {precision: build(config, ranks, precision) for precision in precisions}
     rows = [(kind, lock) for kind in steps for lock in (LOCKS if kind in ("paper", auto) else ["both train"])]
     variants = {f"{kind}, {lock}": repeated(steps[kind], pairs, LOCKS[lock], count) for kind, lock in rows}
-    variants["joint"] = repeated(build(joint, ranks, auto), pairs, BOTH, count)
-    convolutions = plain_convolutions(options, ranks.device, list(precisions))
+    variants["joint"] = repeated(build(joint(config), ranks, auto), pairs, BOTH, count)
+    eager = build(config, ranks, auto, capture=False)
+    if on_gpu:
+        variants["eager"] = repeated(eager, pairs, BOTH, count)
+    plain = "tf32" if on_gpu else "no"  # the paper's float32
+    convolutions = plain_convolutions(options, device, [*dict.fromkeys([*precisions, plain])])
     times = interleaved({**variants, **convolutions}, options)
 
     images = {name: rates(times[name], options.batch_size * count) for name in variants}
+    ours, paper = f"{auto}, both train", "paper, both train"
     for kind, lock in rows[len(LOCKS) :]:  # after the paper's
         chosen = " (what auto picks)" if kind == auto else ""
         report.add(f"{kind}{chosen}, {lock}", images[f"{kind}, {lock}"], images[f"paper, {lock}"], "images/s", PAPER)
-    separate = images[f"{auto}, both train"]
-    report.add("joint backward of D", images["joint"], separate, "images/s", "separate backwards (the default)")
-    for who, precision, kind in ((f"our step, {auto}", auto, auto), (PAPER, "no", "paper")):
-        speed = rates(times[f"{kind}, both train"], count_flops(repeated(steps[kind], pairs)) * count / 1e12)
-        same = [name for name in convolutions if name.startswith(f"limit: {precision},")]
-        limits = {name: rates(times[name], count_flops(convolutions[name]) / 1e12) for name in same}
-        fastest = max(limits, key=lambda name: median(limits[name]))
-        report.add(f"share of the limit: {who}", speed, limits[fastest], "TFLOP/s", fastest)
+    report.add(f"a step, {auto}", milliseconds(times[ours], count), milliseconds(times[paper], count), "ms", PAPER)
+    report.add("joint backward of D", images["joint"], images[ours], "images/s", "separate backwards (the default)")
+    if on_gpu:
+        report.add("CUDA graphs", images[ours], images["eager"], "images/s", EAGER)
+        _idle(report, device, {name: variants[name] for name in (ours, "eager")}, times, count)
+    report.note(f"our step: {steps[auto].way}")  # type: ignore[union-attr]
+
+    limits = {}
+    for who, precision, name, step in ((f"our step, {auto}", auto, ours, eager), (PAPER, plain, paper, steps["paper"])):
+        speed = rates(times[name], count_flops(repeated(step, pairs)) * count / 1e12)
+        same = {n: count_flops(go) for n, go in convolutions.items() if n.startswith(f"limit: {precision},")}
+        found = {n: rates(times[n], flops / 1e12) for n, flops in same.items()}
+        fastest = max(found, key=lambda n: median(found[n]))
+        report.add(f"share of the limit: {who}", speed, found[fastest], "TFLOP/s", fastest)
+        limits[who] = Limit(fastest, convolutions[fastest], same[fastest])
+    report.write()
+    return limits[f"our step, {auto}"]
 
 
-def count_flops(go: Callable[[], object]) -> int:
-    """Floating-point operations of the convolutions and matrix products in `go`."""
-    with FlopCounterMode(display=False) as counter:
-        go()
-    return int(counter.get_total_flops())
+def _idle(
+    report: BenchReport,
+    device: torch.device,
+    pair: Variants,
+    times: Times,
+    count: int,
+    head: str = "",
+    about: str = EAGER,
+) -> None:
+    """The GPU's idle share and number of kernels in the first of two variants, each of `count` steps."""
+    seen = {name: gpu_idle.watch(go, device) for name, go in pair.items()}
+    if not all(activity.kernels for activity in seen.values()):
+        report.note(f"{head}GPU idle: not measured, the profiler saw no kernels")
+        return
+    ours, baseline = (gpu_idle.idle_percent(seen[name].busy_s, times[name]) for name in pair)
+    report.add(f"{head}GPU idle", ours, baseline, "%", about)
+    ours, baseline = ([seen[name].kernels / count] for name in pair)
+    report.add(f"{head}kernels a step", ours, baseline, "kernels", about)
 
 
-def plain_convolutions(options: BenchOptions, device: torch.device, precisions: list[str]) -> Variants:
-    """Plain 3x3 convolutions, channels last, forward and both backwards."""
-    variants: dict[str, Callable[[], object]] = {}
-    for precision in precisions:
-        for b, c, side in QUICK_SHAPES if options.quick else SHAPES[device.type]:
-            dtype, last = AUTOCAST.get(precision, torch.float32), torch.channels_last
-            conv = nn.Conv2d(c, c, 3, padding=1).to(device, dtype).to(memory_format=last)
-            x, gradient = (torch.randn(b, c, side, side).to(device, dtype, memory_format=last) for _ in range(2))
-            x.requires_grad_()
-
-            def go(conv: nn.Conv2d = conv, x: Tensor = x, gradient: Tensor = gradient) -> None:
-                conv(x).backward(gradient)
-
-            variants[f"limit: {precision}, convolution {b}x{c}x{side}x{side}"] = go
-    return variants
+def joint(config: Config) -> Config:
+    """`config` with one backward for both terms of D's loss."""
+    return replace(config, loss=replace(config.loss, d_backward="joint"))
 
 
-def _adam(report: BenchReport, ranks: Ranks) -> None:
+def milliseconds(times: list[float], count: int) -> list[float]:
+    """Seconds of rounds of `count` steps -> milliseconds of a step."""
+    return [1e3 * t / count for t in times]
+
+
+def _adam(report: BenchReport, ranks: Ranks, auto: str, config: Config) -> None:
     """Adam's update alone, beside the unfused one and a memory copy."""
     nets = [PaperStep(settings(2), ranks.device).g for _ in range(2)]
     for p in (p for net in nets for p in net.parameters()):
@@ -154,28 +195,54 @@ def _adam(report: BenchReport, ranks: Ranks) -> None:
     report.add("Adam's update of G, fused: share", speed, copy, "GB/s", "limit: memory copy")
 
 
-def _table(report: BenchReport, ranks: Ranks, auto: str, pairs: Pairs) -> None:
-    """Images per second over the batch size, up to what fits into the device's memory."""
-    options, best = report.options, (0.0, 0)
-    largest = 4096 if ranks.device.type == "cuda" else 2 * options.batch_size
-    for b in (2**i for i in range(1, largest.bit_length())):
+def _table(report: BenchReport, ranks: Ranks, auto: str, config: Config, pairs: Pairs, limit: Limit) -> None:
+    """Speed and share of the limit over the batch size, up to what fits into the device's memory."""
+    options, device = report.options, ranks.device
+    largest = 4096 if device.type == "cuda" else 2 * options.batch_size
+    best = (0.0, 0)
+    flops = count_flops(repeated(build(config, ranks, auto, capture=False), pairs)) / options.batch_size  # of a pair
+    for b in options.batch_sizes or [2**i for i in range(1, largest.bit_length())]:
+        free(device)
         try:
-            line, sketch = (t.repeat(math.ceil(b / len(t)), 1, 1, 1)[:b] for t in pairs)
-            count = max(1, steps_at_once(options, ranks.device) * options.batch_size // b)
-            steps: dict[str, Step | PaperStep] = {"paper": PaperStep(settings(b), ranks.device)}
-            steps["ours"] = build(settings(b), ranks, auto)
-            variants = {name: repeated(step, (line, sketch), BOTH, count) for name, step in steps.items()}
-            times = interleaved(variants, options)
-        except torch.OutOfMemoryError:
+            best = max(best, (_at_batch_size(report, ranks, auto, config, pairs, limit, b, flops), b))
+        except RuntimeError as e:
+            if not _out_of_memory(e):
+                raise
+            report.note(f"batch {b}: does not fit into the memory")
             break
-        speeds = {n: rates(t, b * count) for n, t in times.items()}
-        best = max(best, (median(speeds["ours"]), b))
-        report.add(f"batch {b}, {auto}", speeds["ours"], speeds["paper"], "images/s", PAPER)
-        del steps, variants, line, sketch
+        report.write()
     report.note(f"best batch here: {best[1]} ({best[0]:.1f} images/s)")
 
 
-def _memory(report: BenchReport, ranks: Ranks, auto: str) -> None:
+def _at_batch_size(
+    report: BenchReport, ranks: Ranks, auto: str, config: Config, pairs: Pairs, limit: Limit, b: int, flops: float
+) -> float:
+    """Adds the figures of the batch size `b`; returns our images per second."""
+    options, device = report.options, ranks.device
+    config = replace(config, data=replace(config.data, batch_size=b))
+    line, sketch = (t.repeat(math.ceil(b / len(t)), 1, 1, 1)[:b] for t in pairs)
+    count = max(FEW_STEPS[device.type], steps_at_once(options, device) * options.batch_size // b)
+    step = build(config, ranks, auto)
+    ours = repeated(step, (line, sketch), BOTH, count)
+    paper = repeated(PaperStep(config, device), (line, sketch), BOTH, count)
+    times = interleaved({"paper": paper, "ours": ours, "limit": limit.convolve}, options)
+    name, speeds = f"batch {b}, {auto}", {n: rates(times[n], b * count) for n in ("ours", "paper")}
+    report.add(name, speeds["ours"], speeds["paper"], "images/s", PAPER)
+    spent, papers = (milliseconds(times[n], count) for n in ("ours", "paper"))
+    report.add(f"{name}: a step", spent, papers, "ms", PAPER)
+    work, most = rates(times["ours"], flops * b * count / 1e12), rates(times["limit"], limit.flops / 1e12)
+    report.add(f"{name}: share of the limit", work, most, "TFLOP/s", limit.name)
+    if device.type == "cuda":
+        _idle(report, device, {"ours": ours, "paper": paper}, times, count, f"{name}: ", PAPER)
+    return median(speeds["ours"])
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was the cause; the error of a CUDA graph that could not be captured hides it in its context."""
+    return error is not None and (isinstance(error, torch.OutOfMemoryError) or _out_of_memory(error.__context__))
+
+
+def _memory(report: BenchReport, ranks: Ranks, auto: str, config: Config) -> None:
     """Peak memory of a step, less what is there before the first one. On CPUs each needs a process of its own."""
     jobs = [(kind, auto, report.options) for kind in ("idle", "separate", "joint", "paper")]
     idle, *peaks = map(_peak, jobs) if ranks.device.type == "cuda" else in_new_processes(_peak, jobs)
@@ -185,34 +252,39 @@ def _memory(report: BenchReport, ranks: Ranks, auto: str) -> None:
 
 
 def _peak(job: tuple[str, str, BenchOptions]) -> int:
-    """Bytes at the peak of two steps; "idle": before the first."""
+    """Bytes at the peak of some steps; "idle": before the first."""
     kind, precision, options = job
     ranks = Ranks(expect_world_size=1)
-    device, config = ranks.device, settings(options.batch_size, loss=JOINT if kind == "joint" else LossConfig())
-    pairs = batch(options.batch_size, options.size, device)
+    device, config = ranks.device, settings(options.batch_size, options.preset)
+    pairs = batch(options.batch_size, options.size, device, channels=config.data.channels)
+    free(device)  # of the job before
+    if kind == "joint":
+        config = joint(config)
     step = PaperStep(config, device) if kind == "paper" else build(config, ranks, precision)
-    go = repeated(step, pairs, BOTH, 2)
+    go = repeated(step, pairs, BOTH, 2 * FEW_STEPS[device.type])
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     if kind != "idle":
         go()
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else memory()[1]
 
 
-def _losses(report: BenchReport, ranks: Ranks, auto: str) -> None:
+def _losses(report: BenchReport, ranks: Ranks, auto: str, config: Config) -> None:
     """How far the losses of the fast precision move away from those of float32, beside what rounding alone does."""
-    options = report.options
+    options, device = report.options, ranks.device
     size, fast = min(options.size, LOSS_SIZE), "bf16" if auto == "no" else auto
-    pairs = [batch(options.batch_size, size, ranks.device, first=options.batch_size * i) for i in range(2)]
-    # Without dropout, whose random numbers would make a larger difference.
-    config = settings(options.batch_size, generator=GeneratorConfig(dropout=0.0))
+    # Without dropout and noise, whose random numbers would make a larger difference.
+    config = replace(config, generator=replace(config.generator, dropout=0.0, noise=0))
+    pairs = [
+        batch(options.batch_size, size, device, first=options.batch_size * i, channels=config.data.channels)
+        for i in range(2)
+    ]
 
     def curve(step: Step | PaperStep) -> list[dict[str, float]]:
         return [repeated(step, pairs[i % len(pairs)])() for i in range(options.loss_steps)]
 
     curves = {kind: curve(build(config, ranks, precision)) for kind, precision in (("float32", "no"), ("fast", fast))}
-    curves["paper"] = curve(PaperStep(config, ranks.device))
+    curves["paper"] = curve(PaperStep(config, device, tf32=False))
     window = np.ones(min(MEAN_STEPS, options.loss_steps)) / min(MEAN_STEPS, options.loss_steps)
     for loss in ("loss/g", "loss/d"):
         means = {k: np.convolve([step[loss] for step in curve], window, "valid") for k, curve in curves.items()}

@@ -56,6 +56,8 @@ def _check(options: BenchOptions) -> BenchOptions:
     for name, low in (least | {"steps": 0, "workers": 0, "budget_s": 0}).items():
         if getattr(options, name) < low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {low}")
+    if any(b < 2 for b in options.batch_sizes):
+        raise UserError(f"--batch-sizes {' '.join(map(str, options.batch_sizes))}: each must be at least 2")
     if options.pairs < options.batch_size and not options.quick:
         raise UserError(f"--pairs {options.pairs}: must be at least --batch-size ({options.batch_size})")
     if not 64 <= options.source_size <= 2048:

@@ -37,9 +37,12 @@ class DataConfig:
     workers: int = 1
     """Loader processes per rank; 0: load in the training process."""
     memory_mb: float = 2000.0
-    """Keep all decoded pairs in memory, shared by a rank's workers, if they fit into this; 0: never."""
+    """Keep all decoded pairs in memory, shared by a machine's ranks and workers, if they fit into this; 0: never."""
+    device_memory_mb: float = 1000.0
+    """GPUs: keep the decoded training split in each GPU's own memory if it fits into this; 0: never."""
     stall_timeout_s: float = 600.0
-    """Longest wait for a batch from the loader's workers before the run stops; 0: wait for ever."""
+    """Longest wait for a batch from the loader's workers, or for a pair on its way into a GPU's memory, before the run
+    stops; 0: wait for ever."""
     skip_bad: int = 0
     """Number of unreadable samples that may be left out before the run stops."""
 
@@ -51,7 +54,8 @@ class TrainConfig:
     epochs: int = 50
     """EPOCHS: passes over the training split. May be raised when a run is continued."""
     precision: Literal["auto", "no", "bf16", "fp16", "fp64"] = "auto"
-    """no: float32; auto: bf16 where the device computes it fast, else float32; fp64: to compare runs exactly."""
+    """no: float32, never TF32; auto: bf16 where the device computes it fast, else float32; fp64: to compare runs
+    exactly."""
     seed: int = 0
     """Seeds weights, order, augmentation and dropout."""
     nonfinite_limit: int = 20
@@ -64,7 +68,8 @@ class TrainConfig:
     sync_batchnorm: bool = False
     """Compute BatchNorm's statistics over all ranks' pairs instead of each rank's own; GPUs only."""
     rank_timeout_s: float = 1800.0
-    """How long a rank waits for the others before it gives up."""
+    """How long a rank waits for the others before it gives up and writes the reason into status.json. Rank 0 alone
+    computes FID and KID, hashes checkpoints and chooses the noise removal: the others wait as long as that takes."""
     validate_interval_epochs: int = 5
     """Epochs between two scorings of the validation split; 0: never."""
     validate_limit: int = 256
@@ -107,7 +112,8 @@ class LossConfig:
     lambda_ssim: float = 0.0
     """Weight of 1 - SSIM beside L1 in the generator's loss (Zhao et al. 2017); 0: none (the paper's)."""
     d_backward: Literal["separate", "joint"] = "separate"
-    """separate: one backward per term, which needs less memory (the paper's way); joint: one for both."""
+    """separate: one backward per term, which needs less memory (the paper's way); joint: one for both. Unless norm is
+    'batch', joint also judges real and drawn sketches in one pass, which is faster on GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,9 +227,10 @@ REMOVED = {"optim.decay_start_step": 0, "optim.decay_steps": 0, "data.jitter": F
 
 # Settings that may change when a run is continued: paths, length, tolerances, logging.
 FREE = (
-    *("data.shards", "data.workers", "data.memory_mb", "data.stall_timeout_s", "data.skip_bad"),
+    *("data.shards", "data.workers", "data.memory_mb", "data.device_memory_mb"),
+    *("data.stall_timeout_s", "data.skip_bad"),
     *("train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s"),
-    *("checkpoint.interval_steps", "checkpoint.keep", "track."),
+    *("loss.d_backward", "checkpoint.interval_steps", "checkpoint.keep", "track."),
 )
 
 # (keys, what is allowed, test); infinity is always refused, because JSON cannot hold it
@@ -235,9 +242,9 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         lambda v: v >= 1,
     ),
     (
-        "data.workers data.memory_mb data.skip_bad data.stall_timeout_s train.sync_interval_steps "
-        "train.validate_interval_epochs train.validate_limit train.sample_interval_epochs optim.clip_norm "
-        "loss.lambda_l1 loss.lambda_ssim generator.detail generator.noise discriminator.fine "
+        "data.workers data.memory_mb data.device_memory_mb data.skip_bad data.stall_timeout_s "
+        "train.sync_interval_steps train.validate_interval_epochs train.validate_limit train.sample_interval_epochs "
+        "optim.clip_norm loss.lambda_l1 loss.lambda_ssim generator.detail generator.noise discriminator.fine "
         "conditional.loss_threshold conditional.growth conditional.longest_lock_steps checkpoint.interval_steps",
         "0 or more",
         lambda v: v >= 0,

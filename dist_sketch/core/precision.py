@@ -1,17 +1,36 @@
-"""Arithmetic: which precision a device computes fast, and how to draw in full float32."""
+"""Arithmetic: which precision a device computes fast, and how to compute in full float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+# Both functions change torch's older switches (allow_tf32, float32_matmul_precision) together with the newer one
+# (fp32_precision). The kernels obey the newer one; torch.export raises an error where the older ones disagree with it.
+
+
+def exact_float32() -> None:
+    """Makes float32 mean float32 in this whole process, for convolutions and matrix products.
+
+    Without this cuDNN rounds the inputs of float32 convolutions to TF32 (10 bits of mantissa). Matrix products are
+    rounded likewise where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set, as it is in NVIDIA's containers.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
+
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """True float32 inside the block: no autocast, and no TF32, which cuDNN uses for float32 by default."""
-    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
-    with torch.autocast(device.type, enabled=False), exact:
-        yield
+    """True float32 inside the block: no autocast, no TF32, and always the same algorithms; then all is as before."""
+    matmul = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
+    with torch.autocast(device.type, enabled=False), cudnn:
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(matmul)
 
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

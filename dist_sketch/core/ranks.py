@@ -2,21 +2,29 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dist_sketch.core.errors import PeerLost, SharedError, UserError
 
 T = TypeVar("T")
+
+POLL_S = 0.0002  # between two questions to a device; much less than a step takes
+
+GONE = "another rank failed or is gone: its message says why"
+TOO_LATE = (
+    "another rank has not come within the ranks' time-out: it hangs, or it still works on its part; look at the output "
+    "of all ranks, then start the same command again; if the work really takes so long, raise the time-out "
+    "(train.rank_timeout_s)"
+)
 
 
 class Ranks:
@@ -40,17 +48,17 @@ class Ranks:
         # `training.step` does autocast and scaling: accelerate has one scaler for all networks, and no fp16 on CPUs.
         self.accelerator = Accelerator(
             mixed_precision="no",
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
-                # Without this DDP rebuilds its buckets after the first backward of each start. With more than two ranks
-                # the bucket layout decides the order of summation, so a resumed run would not be bit-equal.
-                DistributedDataParallelKwargs(find_unused_parameters=True),
-            ],
+            # For device tensors. NCCL ends the process by a signal when its time is over, so that nobody can write what
+            # happened. Its time is longer than ours: `until` notices the same first, and raises an error.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout_s))],
         )
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.is_main = self.rank == 0
+        self.timeout_s = timeout_s
+        self._host: dist.ProcessGroup | None = None
+        self._at_end: list[Callable[[], None]] = []
         for source, expected in expectations(expect_world_size, self.device.type, self.world_size):
             if expected != self.world_size:
                 raise SharedError(
@@ -59,19 +67,85 @@ class Ranks:
                 )
         if launcher_precision not in ("no", "") and self.is_main:
             print(f"note: the launcher's mixed precision ({launcher_precision}) is not used; set --train.precision")
+        if self.world_size > 1:
+            # For objects and CPU tensors. On NCCL's group a GPU would spin while it waits for rank 0's host.
+            self._host = _host_group(timeout_s)
+
+    def group_of(self, values: Tensor) -> dist.ProcessGroup | None:
+        """The process group that communicates tensors of this device; None: the default one."""
+        return self._host if values.device.type == "cpu" else None
+
+    @property
+    def in_cuda_graphs(self) -> bool:
+        """Whether a CUDA graph can hold the sums over the ranks: those of NCCL, gloo needs the host."""
+        return self.world_size == 1 or dist.get_backend() == "nccl"
 
     def sum(self, values: Tensor) -> Tensor:
-        """Element-wise sum over all ranks, in place; one small all-reduce."""
+        """Element-wise sum over all ranks, in place; one small all-reduce. The host does not wait for the device."""
         if self.world_size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group_of(values))
         return values
+
+    def broadcast_tensor(self, tensor: Tensor, src: int = 0) -> None:
+        """Overwrites `tensor` with rank `src`'s, on its device; same shape and type on all ranks, any strides."""
+        if self.world_size == 1:
+            return
+        with torch.no_grad():
+            dense = tensor.contiguous()
+            dist.broadcast(dense, src, group=self.group_of(dense))
+            tensor.copy_(dense)
+
+    def same_weights(self, module: nn.Module) -> None:
+        """Overwrites the parameters and buffers of `module` with rank 0's, so that all ranks start from the same."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            self.broadcast_tensor(tensor)
+
+    def to_host(self, values: Tensor) -> Tensor:
+        """A copy of `values` on the CPU, as soon as the device has computed them; all ranks call it.
+
+        Raises:
+            PeerLost: as `until`; also gloo's RuntimeError where `lost_peer` is true.
+        """
+        if values.device.type == "cpu" or self.world_size == 1:
+            return values.to("cpu", copy=True)
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        computed = torch.cuda.Event()
+        computed.record()
+        self.until(computed.query)
+        return host
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Returns when all ranks have called this and `done()` is true: the work of this rank's device is done.
+
+        A device that waits for another rank's waits for ever. So the hosts meet first: they notice at once when one of
+        them is gone. Then they only ask their devices, because waiting for a device itself has no time-out.
+
+        Raises:
+            PeerLost: it is not true after the ranks' time-out.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        self.wait()
+        while not done():
+            if time.monotonic() > deadline:
+                raise PeerLost(
+                    f"this rank's device has not finished its steps after {self.timeout_s:.0f} s: {TOO_LATE}"
+                )
+            time.sleep(POLL_S)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's (picklable) value, in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self._host)
+        return values
+
+    def gather_to_main(self, value: T) -> list[T] | None:
+        """Every rank's (picklable) value, in rank order, on rank 0; None on the others, which need no memory for it."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, values, dst=0, group=self._host)
         return values
 
     def broadcast(self, value: T) -> T:
@@ -79,7 +153,7 @@ class Ranks:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self._host)
         return box[0]
 
     def main_decides(self, function: Callable[[], T]) -> T:
@@ -96,40 +170,37 @@ class Ranks:
         if error is not None:
             raise error
         if failed:
-            raise SharedError(message) if message is not None else PeerLost("rank 0 failed: its traceback says why")
+            raise SharedError(message) if message is not None else PeerLost(GONE)
         return result
 
     def wait(self) -> None:
         """Returns when all ranks have called it."""
-        self.accelerator.wait_for_everyone()
+        if self.world_size > 1:
+            dist.barrier(group=self._host)
 
     def share(self, count: int) -> range:
         """This rank's part of the indices 0..count-1: contiguous; each index belongs to exactly one rank."""
         return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
-    def prepare(self, module: nn.Module) -> nn.Module:
-        """Moves a network to the device and wraps it in DDP, so that a backward through it averages gradients."""
-        wrapped = self.accelerator.prepare_model(module)
-        if isinstance(wrapped, DistributedDataParallel):
-            # D is evaluated twice before its update; a broadcast in between would change buffers that autograd saved.
-            # `training.step` averages the statistics where the ranks need equal ones.
-            wrapped.broadcast_buffers = False
-        return wrapped
-
-    @staticmethod
-    def no_sync(module: nn.Module) -> AbstractContextManager[None]:
-        """Inside the block, backward adds to this rank's gradients without averaging them over the ranks."""
-        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
-
     def sync_batchnorm(self, module: nn.Module) -> nn.Module:
         """`module` with BatchNorm layers that compute statistics over all ranks; torch has none for CPUs."""
         return nn.SyncBatchNorm.convert_sync_batchnorm(module) if self.world_size > 1 else module
+
+    def at_end(self, function: Callable[[], None]) -> None:
+        """Calls `function` before the ranks part; never for one process alone.
+
+        For CUDA graphs: as long as one exists that holds an operation of NCCL, NCCL's group cannot end, and waits.
+        """
+        if self.world_size > 1:
+            self._at_end.append(function)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is None and dist.is_initialized():  # one process has no group
+            for function in self._at_end:
+                function()
             self.wait()
             self.accelerator.end_training()
 
@@ -147,9 +218,13 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def lost_peer(error: BaseException) -> bool:
-    """Whether `error` says that another rank is gone, or has not joined a collective operation in time."""
-    return isinstance(error, PeerLost | dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+def lost_peer(error: BaseException) -> str | None:
+    """What happened, if `error` says that another rank is gone or did not come in time; else None."""
+    if isinstance(error, PeerLost):
+        return str(error)
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+        return TOO_LATE if "imed out" in str(error) else GONE
+    return None
 
 
 def expectations(wanted: int | None, device: str, actual: int) -> Iterator[tuple[str, int]]:
@@ -172,6 +247,18 @@ def expectations(wanted: int | None, device: str, actual: int) -> Iterator[tuple
             yield f"SLURM: {nodes} node(s) with {gpus} GPU(s)", nodes * int(gpus)
         elif actual % tasks:  # a task may be a launcher that starts several processes
             yield f"SLURM: {tasks} task(s)", tasks
+
+
+def _host_group(timeout_s: float) -> dist.ProcessGroup:
+    try:
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    except RuntimeError as e:
+        raise UserError(
+            f"the ranks do not reach each other over the network ({str(e).splitlines()[0]}). If no rank has failed, "
+            "set GLOO_SOCKET_IFNAME to the interface between the nodes, as `ip link` names it (slurm/: interface=NAME)"
+        ) from e
+    assert isinstance(group, dist.ProcessGroup)  # this rank is one of its members
+    return group
 
 
 def _right_command(count: int) -> str:

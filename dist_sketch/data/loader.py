@@ -11,8 +11,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dist_sketch.core.config import DataConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.data import pixels
+from dist_sketch.data.decoded import DecodedPairs
 from dist_sketch.data.shards import BadSample, Shards
 
 Place = tuple[int, int]  # epoch, index
-TrainingPair = tuple[str, Tensor, Tensor]  # key; line and sketch, uint8 (C, H, W) each
 
 
 def order(count: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
@@ -60,70 +59,81 @@ def check_batch(batch_size: int, world_size: int, count: int) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's share of a global batch: uint8 (B, C, H, W) each."""
+    """This rank's share of a global batch, always of its full size B; so each step has the same shapes on all ranks.
 
-    line: Tensor
+    A slot whose own pair cannot be read holds a stand-in: the next pair of the split that can be read. Its losses have
+    the weight 0. But BatchNorm's statistics include it, and there a real pair does no harm, unlike a white page.
+    """
+
+    line: Tensor  # uint8 (B, C, H, W)
     sketch: Tensor
-    keys: list[str]
-    bad: list[str]  # sentences about samples that were left out
-
-    @property
-    def blank(self) -> bool:
-        """Whether all samples were left out. White images replace them, so that this rank can take part in the step."""
-        return not self.keys
+    good: Tensor  # bool (B,): False for a stand-in
+    keys: list[str]  # of the good slots
+    bad: list[str]  # sentences about the pairs that could not be read
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader on GPU machines."""
-        return Batch(self.line.pin_memory(), self.sketch.pin_memory(), self.keys, self.bad)
+        return Batch(self.line.pin_memory(), self.sketch.pin_memory(), self.good.pin_memory(), self.keys, self.bad)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """The same batch on `device`."""
+        line, sketch, good = (t.to(device, non_blocking=non_blocking) for t in (self.line, self.sketch, self.good))
+        return Batch(line, sketch, good, self.keys, self.bad)
 
 
-class _DecodedPairs:
-    """Decoded pairs in memory that is shared with forked workers, so that each pair is decoded only once.
+def split_shape(shards: Shards, data: DataConfig) -> tuple[int, int, int, int, int]:
+    """(N, 2, C, H, W) of the decoded split, in bytes."""
+    return len(shards), 2, data.channels, shards.size, shards.size
 
-    The memory is anonymous, because containers keep /dev/shm small. Pages take no memory until they are written.
-    """
 
-    def __init__(self, shape: tuple[int, ...]):
-        count = shape[0]
-        memory = mmap.mmap(-1, count + math.prod(shape))
-        self._present = np.frombuffer(memory, np.uint8, count)
-        self._images = torch.frombuffer(memory, dtype=torch.uint8, offset=count).view(shape)
+def stand_ins(i: int, count: int) -> Iterator[int]:
+    """Which pairs may stand in for pair `i`, in the order in which they are tried."""
+    return ((i + k) % count for k in range(1, count))
 
-    def get(self, i: int) -> tuple[Tensor, Tensor] | None:
-        """Pair `i`, read-only uint8 (C, H, W) each; None if it has not been decoded yet."""
-        return (self._images[i, 0], self._images[i, 1]) if self._present[i] else None
 
-    def complete(self) -> bool:
-        """Whether all pairs have been decoded."""
-        return bool(self._present.all())
+def nothing_readable(shards: Shards) -> str:
+    """The sentence for a split without one readable pair."""
+    return (
+        f"{shards.folder}: not one of the {len(shards)} {shards.split} pairs can be read; does the disk answer? "
+        "`dist-sketch verify` says what is wrong with them"
+    )
 
-    def put(self, i: int, line: Tensor, sketch: Tensor) -> None:
-        """Keeps pair `i`. If two workers do this at once, they write the same bytes."""
-        self._images[i, 0].copy_(line)
-        self._images[i, 1].copy_(sketch)
-        self._present[i] = 1
+
+class _NothingReadable(Exception):
+    """Its sentence is added by `Loader`, because a worker's errors arrive with the worker's traceback as message."""
+
+
+class _Slot(NamedTuple):
+    """One place of a batch: the pair that fills it, and a sentence if that is a stand-in."""
+
+    key: str
+    line: Tensor  # uint8 (C, H, W)
+    sketch: Tensor
+    bad: str | None
 
 
 class _Pairs(Dataset[Any]):
     """Pairs by (epoch, index), so that augmentation needs no state in the workers."""
 
-    def __init__(self, shards: Shards, data: DataConfig, seed: int):
+    def __init__(self, shards: Shards, data: DataConfig, seed: int, memory: mmap.mmap | None):
         self.shards, self.data, self.seed = shards, data, seed
         self.augments = data.flip or data.shift
-        shape = (len(shards), 2, data.channels, shards.size, shards.size)
-        self._decoded = _DecodedPairs(shape) if math.prod(shape) <= data.memory_mb * 1e6 else None
+        shape = split_shape(shards, data)
+        self._decoded = DecodedPairs(shape, memory) if math.prod(shape) <= data.memory_mb * 1e6 else None
 
-    def __getitem__(self, place: Place) -> TrainingPair | BadSample:
+    def __getitem__(self, place: Place) -> _Slot:
         epoch, i = place
+        bad = None
         try:
             line, sketch = self._read(i)
         except BadSample as e:
-            return e  # the training loop counts it and knows how many are allowed
+            bad = str(e)  # the training loop counts it and knows how many are allowed
+            i, line, sketch = self._stand_in(i)
         key = str(self.shards.keys[i])
         if self.augments:
             generator = pixels.pair_generator(self.seed, epoch, key)
             line, sketch = pixels.augment(line, sketch, generator, flip=self.data.flip, shift=self.data.shift)
-        return key, line, sketch
+        return _Slot(key, line, sketch, bad)
 
     def at_hand(self) -> bool:
         """True when all pairs are decoded here, so that asking a worker would be slower."""
@@ -139,31 +149,43 @@ class _Pairs(Dataset[Any]):
             self._decoded.put(i, sample.line, sample.sketch)
         return sample.line, sample.sketch
 
+    def _stand_in(self, i: int) -> tuple[int, Tensor, Tensor]:
+        for other in stand_ins(i, len(self.shards)):
+            try:
+                return other, *self._read(other)
+            except BadSample:  # it is reported when its own turn comes
+                continue
+        raise _NothingReadable
+
 
 class PlaceSampler(Sampler[list[Place]]):
-    """This rank's share of each global batch of one epoch, from `first_step` on."""
+    """This rank's share of each global batch of one epoch, from `first_step` on.
+
+    Raises:
+        UserError: the ranks cannot share a batch, see `check_batch`.
+    """
 
     def __init__(self, count: int, data: DataConfig, seed: int, rank: int, world_size: int):
-        self.count, self.data, self.seed = count, data, seed
-        self.rank, self.world_size = rank, world_size
+        check_batch(data.batch_size, world_size, count)
+        self.steps, self.share = steps_an_epoch(count, data.batch_size), data.batch_size // world_size
+        self.count, self.data, self.seed, self.rank = count, data, seed, rank
         self.epoch, self.first_step = 0, 0
 
     def __iter__(self) -> Iterator[list[Place]]:
         indices = order(self.count, self.seed, self.epoch, self.data.shuffle)
-        share = self.data.batch_size // self.world_size
-        for step in range(self.first_step, steps_an_epoch(self.count, self.data.batch_size)):
-            start = step * self.data.batch_size + self.rank * share
-            yield [(self.epoch, int(i)) for i in indices[start : start + share]]
+        for step in range(self.first_step, self.steps):
+            start = step * self.data.batch_size + self.rank * self.share
+            yield [(self.epoch, int(i)) for i in indices[start : start + self.share]]
 
 
-def _collate(pairs: Sequence[TrainingPair | BadSample], *, channels: int, size: int) -> Batch:
-    good = [p for p in pairs if not isinstance(p, BadSample)]
-    bad = [str(p) for p in pairs if isinstance(p, BadSample)]
-    if not good:
-        blank = torch.full((len(pairs), channels, size, size), 255, dtype=torch.uint8)
-        return Batch(blank, blank, [], bad)
-    keys, lines, sketches = zip(*good, strict=True)
-    return Batch(torch.stack(lines), torch.stack(sketches), list(keys), bad)
+def _collate(slots: Sequence[_Slot]) -> Batch:
+    return Batch(
+        torch.stack([s.line for s in slots]),
+        torch.stack([s.sketch for s in slots]),
+        torch.tensor([s.bad is None for s in slots]),
+        [s.key for s in slots if s.bad is None],
+        [s.bad for s in slots if s.bad is not None],
+    )
 
 
 def _ignore_signals(worker: int) -> None:
@@ -180,21 +202,35 @@ def _kill_workers() -> None:
 
 
 class Loader:
-    """The training split as batches of this rank. Do not hand it to `Accelerator.prepare`: it is already split."""
+    """The training split as batches of this rank. Do not hand it to `Accelerator.prepare`: it is already split.
 
-    def __init__(self, shards: Shards, data: DataConfig, *, seed: int, rank: int, world_size: int, pin: bool = False):
-        check_batch(data.batch_size, world_size, len(shards))
-        self.steps = steps_an_epoch(len(shards), data.batch_size)
+    Args:
+        pin: put the batches into pinned memory, from which a GPU copies while it computes.
+        memory: for the decoded pairs, of the ranks of this machine together (`node_memory`); None: this rank
+            has its own.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        data: DataConfig,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        pin: bool = False,
+        memory: mmap.mmap | None = None,
+    ):
         self._sampler = PlaceSampler(len(shards), data, seed, rank, world_size)
-        self._folder, self._stall_timeout_s = shards.folder, data.stall_timeout_s
+        self.steps = self._sampler.steps
+        self._shards, self._stall_timeout_s = shards, data.stall_timeout_s
         if data.workers:
             atexit.register(_kill_workers)
-        self._pairs, self._pin = _Pairs(shards, data, seed), pin
-        self._collate = partial(_collate, channels=data.channels, size=shards.size)
+        self._pairs, self._pin = _Pairs(shards, data, seed, memory), pin
         self._loader = DataLoader(
             self._pairs,
             batch_sampler=self._sampler,
-            collate_fn=self._collate,
+            collate_fn=_collate,
             num_workers=data.workers,
             multiprocessing_context="fork" if data.workers else None,  # shares the index and the decoded pairs
             persistent_workers=data.workers > 0,
@@ -208,20 +244,22 @@ class Loader:
         """The batches of an epoch from `first_step` on; earlier ones are not read.
 
         Raises:
-            UserError: the workers deliver no batch for `data.stall_timeout_s`.
+            UserError: the workers deliver no batch for `data.stall_timeout_s`, or no pair can be read.
         """
         self._sampler.epoch, self._sampler.first_step = epoch, first_step
         if self._pairs.at_hand():
             for places in self._sampler:
-                batch = self._collate([self._pairs[place] for place in places])
+                batch = _collate([self._pairs[place] for place in places])
                 yield batch.pin_memory() if self._pin else batch
             return
         try:
             yield from self._loader
+        except _NothingReadable:
+            raise UserError(nothing_readable(self._shards)) from None
         except RuntimeError as e:
             if "timed out" not in str(e):
                 raise
             raise UserError(
-                f"{self._folder}: no batch for {self._stall_timeout_s:g} s; does the disk answer? "
+                f"{self._shards.folder}: no batch for {self._stall_timeout_s:g} s; does the disk answer? "
                 "Start again when it does, or raise --data.stall-timeout-s"
             ) from e

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,25 +66,45 @@ def pair_generator(seed: int, epoch: int, key: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+class Move(NamedTuple):
+    """How both images of a pair are moved: by whole pixels, so that no stroke is blurred; then mirrored, or not."""
+
+    rows: int  # what is drawn at row i was at row i + rows
+    columns: int
+    mirror: bool
+
+
+def draw_move(generator: torch.Generator, height: int, width: int, *, flip: bool, shift: bool) -> Move:
+    """Draws the move of a pair of this size; each side moves by up to `most_shift` of its length."""
+    # Always three numbers, so that switching one option on does not change the other's.
+    vertical, horizontal, mirror = torch.rand(3, generator=generator).tolist()
+    rows, columns = (
+        int(draw * (2 * most_shift(length) + 1)) - most_shift(length) if shift else 0
+        for draw, length in ((vertical, height), (horizontal, width))
+    )
+    return Move(rows, columns, flip and mirror < 0.5)
+
+
+def most_shift(length: int) -> int:
+    """The largest shift along a side of this length, in pixels."""
+    return int(SHIFT * length)
+
+
+def shifted(length: int, shift: int) -> Tensor:
+    """Source index of each pixel along a side that is shifted, int64 (length,); reflection fills the border."""
+    indices = torch.arange(length) + shift
+    return length - 1 - (length - 1 - indices.abs()).abs()
+
+
 def augment(
     line: Tensor, sketch: Tensor, generator: torch.Generator, *, flip: bool, shift: bool
 ) -> tuple[Tensor, Tensor]:
-    """Shifts and mirrors both images of a pair, uint8 (C, H, W), in the same random way.
-
-    Pixels are moved but never resampled, because that would blur the strokes.
-    """
-    # Always three numbers, so that switching one option on does not change the other's.
-    vertical, horizontal, mirror = torch.rand(3, generator=generator).tolist()
+    """Shifts and mirrors both images of a pair, uint8 (C, H, W), in the same random way."""
+    height, width = line.shape[-2:]
+    move = draw_move(generator, height, width, flip=flip, shift=shift)
     if shift:
-        rows, columns = _shifted(line.shape[-2], vertical), _shifted(line.shape[-1], horizontal)
+        rows, columns = shifted(height, move.rows), shifted(width, move.columns)
         line, sketch = (image[:, rows][:, :, columns] for image in (line, sketch))
-    if flip and mirror < 0.5:
+    if move.mirror:
         line, sketch = line.flip(-1), sketch.flip(-1)
     return line, sketch
-
-
-def _shifted(length: int, draw: float) -> Tensor:
-    """Source index of each pixel along a side that is shifted by up to SHIFT; the border is filled by reflection."""
-    most = int(SHIFT * length)
-    indices = torch.arange(length) + int(draw * (2 * most + 1)) - most
-    return length - 1 - (length - 1 - indices.abs()).abs()

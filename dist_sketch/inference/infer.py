@@ -103,8 +103,8 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
                 images = {"raw": raw, "denoised": clean, "line": [i.line for i in items], "real": sketches}
                 scorer.add(indices, own, {k: torch.stack([pixels.to_rgb(i) for i in v]) for k, v in images.items()})
                 reference.add(scorer, indices)
-        names = [name for found in ranks.gather(names) for name in found]
-        states = ranks.gather(scorer.state()) if scorer is not None else None
+        names = [name for found in ranks.gather_to_main(names) or [] for name in found]
+        states = ranks.gather_to_main(scorer.state()) if scorer is not None else None
         if part:
             ranks.main_decides(lambda: parts.save(out, part, names, states))
             return None

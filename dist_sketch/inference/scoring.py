@@ -93,8 +93,8 @@ def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
             images = [read_output(out, about, name) for name in chosen]
             scorer.add(indices, chosen, {kind: torch.stack([i[kind] for i in images]) for kind in images[0]})
             reference.add(scorer, indices)
-        states = ranks.gather(scorer.state())
-        return ranks.main_decides(lambda: finish_scores(out, states, "files"))
+        states = ranks.gather_to_main(scorer.state())
+        return ranks.main_decides(lambda: finish_scores(out, states or [], "files"))
 
 
 def read_output(out: Path, about: dict[str, Any], name: str) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ def save(
     """
     on_gpu = ranks.device.type == "cuda"
     own = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(ranks.device)} if on_gpu else {})
-    rng = ranks.gather(own)
+    rng = ranks.gather_to_main(own)
     ranks.main_decides(lambda: _write(run, step, modules, state, rng, keep, best))
 
 

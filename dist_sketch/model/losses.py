@@ -1,60 +1,52 @@
-"""The paper's losses (section 3.4) as pure functions that return named terms; always computed in float32 or better."""
+"""The paper's losses (section 3.4) as pure functions; always computed in float32 or better.
+
+Each returns one value per pair, so that the step can leave pairs out of its mean: those that could not be read.
+"""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, l1_loss
+from torch.nn.functional import avg_pool2d, l1_loss, softplus
 
 WINDOW = 7  # px, of SSIM
 
 
-def bce(logits: Tensor, target: float) -> Tensor:
-    """Mean binary cross entropy of a whole patch map against one target.
+def bce(logits: Tensor, target: float | Tensor) -> Tensor:
+    """Mean binary cross entropy of each patch map (B, 1, h, w) against one target: shape (B,).
 
     The same as the paper's sigmoid followed by BCE, but it cannot overflow and works under autocast.
-    """
-    logits = _wide(logits)
-    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
-
-
-def generator_loss(
-    fake_logits: Tensor, fake: Tensor, sketch: Tensor, lambda_l1: float, lambda_ssim: float, scale: float
-) -> dict[str, Tensor]:
-    """scale * (BCE(D(line, fake), 1) + lambda_l1 * L1(fake, sketch) + lambda_ssim * (1 - SSIM(fake, sketch))).
-
-    The paper has no SSIM term (lambda_ssim 0); Zhao et al. (2017) proposed it in addition to L1.
 
     Args:
-        fake_logits: D's logits for the drawn sketch, (B, 1, h, w).
-        fake: drawn sketch (B, C, H, W) in [-1, 1].
-        sketch: real sketch, like `fake`.
-
-    Returns:
-        Scalars by the names under which they are logged: the loss, its BCE, its L1 and, if that has a weight, 1 - SSIM.
+        target: 1: the patches shall be taken for real; 0: for drawn. Or one number for each pair, (B, 1, 1, 1).
     """
-    adversarial = bce(fake_logits, 1.0)
-    distance = l1_loss(_wide(fake), _wide(sketch))
-    total = adversarial + lambda_l1 * distance
-    terms = {"loss/g_bce": adversarial, "loss/g_l1": distance}
-    if lambda_ssim:
-        terms["loss/g_ssim"] = 1 - ssim(fake, sketch)
-        total = total + lambda_ssim * terms["loss/g_ssim"]
-    return terms | {"loss/g": scale * total}
+    # -log(sigmoid(x)) = log(1 + exp(-x)); above 40 that is x itself, even in float64.
+    return each_mean(softplus((1 - 2 * target) * _wide(logits), threshold=40))
+
+
+def l1(fake: Tensor, sketch: Tensor) -> Tensor:
+    """Mean absolute difference of each pair, (B, C, H, W) each: shape (B,)."""
+    return each_mean(l1_loss(_wide(fake), _wide(sketch), reduction="none"))
 
 
 def ssim(fake: Tensor, sketch: Tensor) -> Tensor:
-    """Mean structural similarity of (B, C, H, W) in [-1, 1] (Wang et al. 2004), per channel, with uniform windows.
+    """Mean structural similarity (Wang et al. 2004) of each pair, (B, C, H, W) in [-1, 1], per channel: shape (B,).
 
-    For training only: uniform windows are cheap to differentiate. Reports and choices use `metrics.similarity.ssim`,
-    whose windows are Gaussian.
+    For training only: its uniform windows are cheap to differentiate. Reports and choices use
+    `metrics.similarity.ssim`, whose windows are Gaussian.
     """
-    x, y = (_wide(i) for i in (fake, sketch))
-    mean_x, mean_y, xx, yy, xy = (avg_pool2d(i, WINDOW, stride=1) for i in (x, y, x * x, y * y, x * y))
+    x, y = _wide(fake), _wide(sketch)
+    planes = torch.cat((x, y, x * x, y * y, x * y))
+    mean_x, mean_y, xx, yy, xy = avg_pool2d(planes, WINDOW, stride=1).chunk(5)
     unbiased = WINDOW**2 / (WINDOW**2 - 1)
-    variances = unbiased * (xx - mean_x**2 + yy - mean_y**2)
-    covariance = unbiased * (xy - mean_x * mean_y)
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the range of the values is 2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return (luminance * (2 * covariance + c2) / (variances + c2)).mean()
+    product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    luminance = (2 * product + c1) / (squares + c1)
+    structure = (2 * unbiased * (xy - product) + c2) / (unbiased * (xx + yy - squares) + c2)
+    return each_mean(luminance * structure)
+
+
+def each_mean(x: Tensor) -> Tensor:
+    """The mean over all values of each pair: (B, ...) -> (B,)."""
+    return x.mean(tuple(range(1, x.ndim)))
 
 
 def _wide(x: Tensor) -> Tensor:

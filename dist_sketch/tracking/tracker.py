@@ -72,7 +72,7 @@ class Speed:
         self.waited_s = 0.0  # for data, since the last `take`
 
     def take(self, step: int, batch_size: int) -> dict[str, float]:
-        """Measures the steps since the last call; every rank must call it (a small all-reduce and a device sync).
+        """Measures the steps since the last call; every rank must call it (a small all-reduce).
 
         Returns:
             Images per second of the run; of the worst rank: seconds per step, share of the time spent waiting for data,
@@ -84,7 +84,7 @@ class Speed:
         self._step, self._clock, self.waited_s = step, now, 0.0
         each = torch.zeros(self._ranks.world_size, len(own), dtype=torch.float64)
         each[self._ranks.rank] = torch.tensor(own, dtype=torch.float64)
-        step_s, data_wait, memory = self._ranks.sum(each.to(self._ranks.device)).amax(0).tolist()
+        step_s, data_wait, memory = self._ranks.sum(each).amax(0).tolist()
         return {
             "speed/images_per_s": batch_size / step_s,
             "speed/step_s": step_s,

@@ -105,8 +105,8 @@ def train_batch(run: Run, batch: Batch) -> None:
     decision = decide(state.policy, run.config.conditional, step=state.step, epoch=state.epoch)
     for message in batch.bad:
         print(f"warning: left out: {message}")
-    line, sketch = (to_float(i.to(run.ranks.device, non_blocking=True)) for i in (batch.line, batch.sketch))
-    measured = run.step(line, sketch, decision, bad=len(batch.bad), stop=run.stop.asked, blank=batch.blank)
+    line, sketch = to_float(batch.line), to_float(batch.sketch)
+    measured = run.step(line, sketch, decision, bad=len(batch.bad), stop=run.stop.asked, good=batch.good)
     run.log.add(decision, state.epoch, measured, batch.keys)
     state.step, state.batch = state.step + 1, state.batch + 1
 

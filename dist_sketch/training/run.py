@@ -14,7 +14,8 @@ from dist_sketch.core.config import Config, TrackConfig, to_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks, lost_peer
 from dist_sketch.core.signals import SCHEDULER_SIGNALS, StopRequest
-from dist_sketch.data.loader import Batch, Loader
+from dist_sketch.data.batches import training_batches
+from dist_sketch.data.loader import Batch
 from dist_sketch.data.shards import Shards
 from dist_sketch.model import checkpoint
 from dist_sketch.tracking.tracker import Speed, Tracker, drop_later_lines
@@ -40,14 +41,7 @@ class Run:
         settings = {"config": to_dict(config), "facts": facts}
         ranks.main_decides(lambda: fileio.write_json(out / "config.json", settings))
         shards = Shards(config.data.shards, "train")
-        self.loader = Loader(
-            shards,
-            config.data,
-            seed=config.train.seed,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            pin=ranks.device.type == "cuda",
-        )
+        self.loader = training_batches(shards, config.data, ranks, config.train.seed)
         c = config.train
         fid = None if not c.validate_fid else 2048 if config.checkpoint.choose == "kid" else 64
         self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad, fid)
@@ -64,6 +58,8 @@ class Run:
         self.tracker = Tracker(out, log, is_main=ranks.is_main)
         self.speed = Speed(ranks, self.state.step)
         self.log = StepLog(config, out, ranks, self.tracker, self.speed, self.total_steps)
+        if ranks.is_main and ranks.device.type == "cuda":
+            print(f"how the steps run: {self.step.way}")
 
     def _resume(self) -> RunState:
         """Loads the newest complete checkpoint into the networks and optimizers, if there is one."""
@@ -84,7 +80,7 @@ class Run:
         return state
 
     def batches(self) -> Iterator[Batch]:
-        """This rank's remaining batches of the current epoch; `speed` counts the time spent waiting for them."""
+        """This rank's remaining batches of the current epoch, on its device; `speed` counts the time of waiting."""
         batches = self.loader.epoch(self.state.epoch, self.state.batch)
         while True:
             began = time.perf_counter()
@@ -105,7 +101,7 @@ class Run:
         """Writes a checkpoint of the current step."""
         with self.step.averaged() as own_statistics:
             saved: dict[str, Any] = {"step": self.step.state_dict(), "place": asdict(self.state)}
-            saved["statistics"] = self.ranks.gather(own_statistics.cpu())
+            saved["statistics"] = self.ranks.gather_to_main(self.ranks.to_host(own_statistics))
             keep, best = self.config.checkpoint.keep, self.state.best_step
             checkpoint.save(self.out, self.state.step, self.step.modules(), saved, self.ranks, keep, best)
         self.write_status("running")
@@ -115,6 +111,7 @@ class Run:
         self.tracker.status(
             state=state,
             **more,
+            way=self.step.way,
             step=self.state.step,
             steps=self.total_steps,
             epoch=self.state.epoch,
@@ -124,9 +121,8 @@ class Run:
 
     def failed(self, error: Exception) -> None:
         """Writes the reason into `status.json`."""
-        lost = "another rank failed or is gone: its message says why"
         try:
-            self.write_status("failed", reason=lost if lost_peer(error) else f"{type(error).__name__}: {error}")
+            self.write_status("failed", reason=lost_peer(error) or f"{type(error).__name__}: {error}")
         except UserError:
             return  # the disk is full; the first error is about to be printed anyway
         self.tracker.close(exit_code=1)

@@ -1,4 +1,4 @@
-"""One training step: D's turn, then G's. Owns both optimizers, the precision, the finite check and G's moving average.
+"""One training step: D's turn, then G's. Owns both networks' learners and G's moving average.
 
     fake = G(line)
     D's turn:  loss_D = BCE(D(line, sketch), 1) + BCE(D(line, fake), 0);  update D
@@ -10,21 +10,28 @@ A locked network is only evaluated, without gradients, so that its loss is still
 With `train.accumulate` a rank splits its share of the batch into micro-batches: each turn goes through all of them
 before its update, and averages the gradients over the ranks once. G then draws again in its own turn, because keeping
 all graphs from D's turn would use the memory that accumulation saves.
+
+On GPUs the kernels of a step take less time than the host needs to start them, so `graphs` records the whole step once
+for each decision and replays it. Therefore `_compute` reads only tensors whose addresses and shapes never change, and
+asks the device for nothing.
 """
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dist_sketch.core.config import Config
-from dist_sketch.core.precision import AUTOCAST
+from dist_sketch.core.precision import exact_float32
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.model import losses, networks
+from dist_sketch.training.graphs import State, StepGraphs, why_eager
+from dist_sketch.training.learner import Learner, nonfinite
 from dist_sketch.training.policy import Decision
 
 # What a step measures: means over this rank's pairs, gradient norms, counts and flags.
@@ -33,10 +40,7 @@ NORMS = ("norm/d", "norm/g")  # gradient norms; equal on all ranks
 COUNTS = ("pairs", "nonfinite", "bad", "stop")
 NAMES = (*MEANS, *NORMS, *COUNTS)
 
-STATEFUL = ("optimizer_g", "optimizer_d", "scaler_g", "scaler_d")  # attributes of a `Step` with a state of their own
-
-
-Measures = dict[str, Tensor]  # by name: weighted sums over a rank's micro-batches
+REAL, FAKE = 1.0, 0.0  # the targets of D
 
 
 class Measured(NamedTuple):
@@ -46,13 +50,41 @@ class Measured(NamedTuple):
     own_nonfinite: Tensor  # whether a loss on this rank was not finite: bool ()
 
 
+class Inputs:
+    """What a step reads. `fill` overwrites the values; the tensors stay the same."""
+
+    def __init__(self, line: Tensor, dtype: torch.dtype, layout: torch.memory_format):
+        self.line, self.sketch = (torch.empty_like(line, dtype=dtype, memory_format=layout) for _ in range(2))
+        self.good = torch.ones(len(line), dtype=dtype, device=line.device)  # 1 for a pair, 0 for a stand-in
+        self.counts = torch.zeros(2, dtype=torch.float64, device=line.device)  # samples left out; asked to stop
+
+    def fill(self, line: Tensor, sketch: Tensor, good: Tensor | None, bad: int, stop: bool) -> None:
+        """Takes over a batch."""
+        self.line.copy_(line)
+        self.sketch.copy_(sketch)
+        self.good.fill_(1) if good is None else self.good.copy_(good)
+        self.counts[0].fill_(bad)
+        self.counts[1].fill_(stop)
+
+
 class MicroBatch(NamedTuple):
     """The pairs of one forward and backward pass."""
 
     line: Tensor
     sketch: Tensor
-    weight: float  # of its mean loss in the mean over the rank's share of the batch
-    last: bool  # only the last backward averages the gradients over the ranks
+    weight: Tensor  # of each pair in the mean over the rank's share of the batch: (B,)
+
+
+class Measures:
+    """What the turns of a step find out, by name."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[str, list[Tensor]] = defaultdict(list)  # values of each pair, one tensor a micro-batch
+        self.norms: dict[str, Tensor] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Takes one value for each pair of a micro-batch, (B,)."""
+        self.pairs[name].append(values.detach())
 
 
 class Step:
@@ -61,33 +93,52 @@ class Step:
     Args:
         precision: "no", "bf16", "fp16" or "fp64", as `resolve_precision` returns it.
         total: number of steps of the whole run, for the decay of the learning rates.
+        capture: record the step as CUDA graphs where that is possible.
+        layout: of images in memory.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, precision: str, total: int = 0):
-        self.config, self.ranks = config, ranks
-        device = ranks.device
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        precision: str,
+        total: int = 0,
+        *,
+        capture: bool = True,
+        layout: torch.memory_format = torch.channels_last,
+    ):
+        assert total or not config.optim.decay
+        self.config, self.ranks, self.total, self._layout = config, ranks, total, layout
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self.autocast_dtype = AUTOCAST.get(precision)
+        exact_float32()
         self.g, self.d = self._build(networks.generator(config)), self._build(networks.discriminator(config))
         self.ema = copy.deepcopy(self.g).requires_grad_(False) if config.generator.ema else None
-        self.ddp_g, self.ddp_d = ranks.prepare(self.g), ranks.prepare(self.d)
-        betas = (config.optim.beta1, config.optim.beta2)
-        # fused: the only Adam with `found_inf`, which skips a bad step without waiting for the device
-        self.optimizer_g = torch.optim.Adam(self.g.parameters(), config.optim.lr_g, betas, fused=True)
-        self.optimizer_d = torch.optim.Adam(self.d.parameters(), config.optim.lr_d, betas, fused=True)
-        # One scaler for each network: an overflow of one network must not change the other's scale.
-        self.scaler_g = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.scaler_d = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.learner_g = Learner(self.g, ranks, precision, config.optim.lr_g, config.optim)
+        self.learner_d = Learner(self.d, ranks, precision, config.optim.lr_d, config.optim)
         self.steps = self.updates_g = 0
-        assert total or not config.optim.decay
-        self.total = total
         self.share = config.data.batch_size // ranks.world_size
-        self.statistics = [b for m in self.modules().values() for b in m.buffers() if b.is_floating_point()]
+        # A batch's statistics must not mix real and drawn sketches. Other norms see each sketch alone.
+        self._one_pass = config.loss.d_backward == "joint" and config.norm != "batch"
+        kinds = ("running_mean", "running_var")
+        self.statistics = [b for m in self.modules().values() for n, b in m.named_buffers() if n.endswith(kinds)]
+        self._inputs: Inputs | None = None
+        self._ema_rate = torch.zeros((), dtype=self.dtype, device=ranks.device)
+        weights = (1.0, config.loss.lambda_l1, config.loss.lambda_ssim)[: 3 if config.loss.lambda_ssim else 2]
+        self._loss_weights = (config.loss.scale * torch.tensor(weights, dtype=self.dtype)).to(ranks.device)[:, None]
+        size = self.share // config.train.accumulate
+        self._targets = torch.tensor([REAL] * size + [FAKE] * size, dtype=self.dtype).to(ranks.device)
+        refusal = why_eager(ranks, precision, config.train.accumulate) if capture else "as asked for"
+        self._graphs = StepGraphs(self._compute, self._state, ranks, precision, refusal)
+
+    @property
+    def way(self) -> str:
+        """How the steps are computed, and why; a sentence."""
+        return self._graphs.way
 
     def _build(self, net: nn.Module) -> nn.Module:
         if self.config.train.sync_batchnorm:
             net = self.ranks.sync_batchnorm(net)
-        return net.to(self.ranks.device, self.dtype).to(memory_format=torch.channels_last)
+        return net.to(self.ranks.device, self.dtype).to(memory_format=self._layout)
 
     @property
     def drawing(self) -> nn.Module:
@@ -95,159 +146,179 @@ class Step:
         return self.g if self.ema is None else self.ema
 
     def __call__(
-        self, line: Tensor, sketch: Tensor, decision: Decision, *, bad: int, stop: bool, blank: bool = False
+        self, line: Tensor, sketch: Tensor, decision: Decision, *, bad: int, stop: bool, good: Tensor | None = None
     ) -> Measured:
         """One step on this rank's share of the global batch.
 
         Args:
-            line: (B, C, H, W) in [-1, 1], on the device; `sketch` likewise. B may be less than the rank's share; the
-                loss is still divided by the full share.
-            bad: number of samples that the loader left out of this batch.
+            line: (B, C, H, W) in [-1, 1], on the device; `sketch` likewise. B is always the whole share of the rank.
+            bad: number of samples of this batch that could not be read.
             stop: whether this process was asked to stop.
-            blank: all samples were bad: `line` and `sketch` are empty pages whose weight is 0.
+            good: False for pairs that only stand in for one that could not be read: bool (B,). They are drawn and
+                judged, but count in no loss; the loss is still divided by the whole share. None: all are good.
         """
+        assert len(line) == self.share
         factor = learning_rate_factor(self.config.optim.decay, self.steps, self.total)
-        self.optimizer_g.param_groups[0]["lr"] = self.config.optim.lr_g * factor
-        self.optimizer_d.param_groups[0]["lr"] = self.config.optim.lr_d * factor
-        batches = self._split(line, sketch, blank)
-        statistics = torch.cat(self.statistics) if self.statistics else None
-        fake = self._draw(batches[0], decision.train_g) if len(batches) == 1 else None  # used in both turns
-        measured: Measures = {}
-        self._turn_d(batches, fake, decision.train_d, measured)
-        self._turn_g(batches, fake, decision, measured)
+        self.learner_g.lr.fill_(self.config.optim.lr_g * factor)
+        self.learner_d.lr.fill_(self.config.optim.lr_d * factor)
         if decision.train_g:
-            self._average(batches)
-        result = self._reduce(measured, 0 if blank else len(line), bad, stop)
-        if statistics is not None:  # blank pages and NaN must not enter the running statistics
-            skipped = (result.reduced[NAMES.index("nonfinite")] > 0) | blank
-            now = torch.cat(self.statistics)
-            self.set_statistics(torch.where(skipped | ~now.isfinite(), statistics, now))
+            self.updates_g += 1
+            # Warm-up: otherwise the random initial weights would stay in the average for long.
+            decay = min(self.config.generator.ema, (1 + self.updates_g) / (10 + self.updates_g))
+            self._ema_rate.fill_(1 - decay)
+        if self._inputs is None or self._inputs.line.shape != line.shape:
+            self._inputs = Inputs(line, self.dtype, self._layout)
+            self._graphs.forget()  # they read the ones before
+        self._inputs.fill(line, sketch, good, bad, stop)
+        measured = self._graphs(decision.train_d, decision.train_g)
         self.steps += 1
-        return result
+        return measured
 
-    def _split(self, line: Tensor, sketch: Tensor, blank: bool) -> list[MicroBatch]:
-        line, sketch = (x.to(self.dtype, memory_format=torch.channels_last) for x in (line, sketch))
+    def _compute(self, train_d: bool, train_g: bool) -> Measured:
+        """The step on `_inputs`. A CUDA graph can hold it: nothing here depends on a value that the device computes."""
+        assert self._inputs is not None
+        inputs, measures = self._inputs, Measures()
+        statistics = torch.cat(self.statistics) if self.statistics else None
+        self.learner_g.refresh()
+        self.learner_d.refresh()
+        batches = self._split(inputs)
+        fake = self._draw(batches[0], train_g) if len(batches) == 1 else None  # used in both turns
+        self._turn_d(batches, fake, train_d, measures)
+        self._turn_g(batches, fake, train_d, train_g, measures)
+        if train_g and self.ema is not None:
+            self._average(self.ema, batches)
+        measured = self._reduce(measures, inputs)
+        if statistics is not None:  # NaN must not enter the running statistics
+            now = torch.cat(self.statistics)
+            skipped = measured.reduced[NAMES.index("nonfinite")] > 0
+            self.set_statistics(torch.where(skipped | ~now.isfinite(), statistics, now))
+        return measured
+
+    def _split(self, inputs: Inputs) -> list[MicroBatch]:
         size = self.share // self.config.train.accumulate
-        pieces = list(zip(line.split(size), sketch.split(size), strict=True))
-        return [
-            MicroBatch(a, b, 0.0 if blank else len(a) / self.share, last=n == len(pieces))
-            for n, (a, b) in enumerate(pieces, 1)
-        ]
+        pieces = (x.split(size) for x in (inputs.line, inputs.sketch, inputs.good / self.share))
+        return [MicroBatch(*piece) for piece in zip(*pieces, strict=True)]
 
     def _draw(self, batch: MicroBatch, train: bool) -> Tensor:
         """G's sketch of a micro-batch; with `train` it can be differentiated."""
-        with self._autocast(), torch.set_grad_enabled(train):
-            return (self.ddp_g if train else self.g)(batch.line)
+        with torch.set_grad_enabled(train):
+            return self.learner_g(batch.line)
 
-    def _turn_d(self, batches: list[MicroBatch], fake: Tensor | None, train: bool, measured: Measures) -> None:
+    def _turn_d(self, batches: list[MicroBatch], fake: Tensor | None, train: bool, measures: Measures) -> None:
         """Trains D, or measures a locked one."""
-        self.d.requires_grad_(train)
-        self.optimizer_d.zero_grad()
+        self.learner_d.freeze(not train)
+        self.learner_d.forget_gradients()
         for batch in batches:
-            if train:
-                self._backward_d(batch, self._draw(batch, False) if fake is None else fake.detach(), measured)
+            if not train:
+                # The fake term of a locked D is measured in G's turn, where D is evaluated anyway.
+                with torch.no_grad():
+                    self._loss_d(batch, {"real": batch.sketch}, measures)
                 continue
-            # The fake term of a locked D is measured in G's turn, where D is evaluated anyway.
-            with self._autocast(), torch.no_grad():
-                logits = self.d(batch.line, batch.sketch)
-            _add(measured, _terms("real", losses.bce(logits, 1.0), logits), batch.weight)
+            real, drawn = batch.sketch, (self._draw(batch, False) if fake is None else fake.detach())
+            if self._one_pass:
+                self.learner_d.backward(self._loss_d(batch, {"real": real, "fake": drawn}, measures))
+            elif self.config.loss.d_backward == "joint":
+                loss_real = self._loss_d(batch, {"real": real}, measures)
+                self.learner_d.backward(loss_real + self._loss_d(batch, {"fake": drawn}, measures))
+            else:  # frees the real term's graph before the fake term's is built
+                self.learner_d.backward(self._loss_d(batch, {"real": real}, measures))
+                self.learner_d.backward(self._loss_d(batch, {"fake": drawn}, measures))
         if train:
-            _add(measured, {"norm/d": self._update(self.optimizer_d, self.scaler_d)})
+            measures.norms["norm/d"] = self.learner_d.update()
+            self.learner_d.refresh()
 
-    def _backward_d(self, batch: MicroBatch, fake: Tensor, measured: Measures) -> None:
-        separate = self.config.loss.d_backward == "separate"
-        with nullcontext() if batch.last and not separate else self.ranks.no_sync(self.ddp_d):
-            with self._autocast():
-                real_logits = self.ddp_d(batch.line, batch.sketch)
-            loss = loss_real = losses.bce(real_logits, 1.0)
-            if separate:  # frees the real term's graph before the fake term's is built
-                self.scaler_d.scale(_nan_if_not_finite(loss_real) * batch.weight).backward()
-        with nullcontext() if batch.last else self.ranks.no_sync(self.ddp_d):
-            with self._autocast():
-                fake_logits = self.ddp_d(batch.line, fake)
-            loss_fake = losses.bce(fake_logits, 0.0)
-            loss = loss_fake if separate else loss_real + loss_fake
-            self.scaler_d.scale(_nan_if_not_finite(loss) * batch.weight).backward()
-        _add(measured, _terms("real", loss_real, real_logits) | _terms("fake", loss_fake, fake_logits), batch.weight)
+    def _loss_d(self, batch: MicroBatch, sketches: dict[str, Tensor], measures: Measures) -> Tensor:
+        """D's loss on one or both halves, "real" and "fake", judged in one pass."""
+        if len(sketches) == 2:
+            line, sketch, target = torch.cat((batch.line, batch.line)), torch.cat([*sketches.values()]), self._targets
+            logits = self.learner_d(line, sketch)
+            values = losses.bce(logits, target[:, None, None, None]).view(2, -1)
+        else:
+            ((half, sketch),) = sketches.items()
+            logits = self.learner_d(batch.line, sketch)
+            values = losses.bce(logits, REAL if half == "real" else FAKE)[None]
+        self._note_d(list(sketches), values, logits, measures)
+        return (values * batch.weight).sum()
 
-    def _turn_g(self, batches: list[MicroBatch], fake: Tensor | None, decision: Decision, measured: Measures) -> None:
+    @staticmethod
+    def _note_d(halves: list[str], values: Tensor, logits: Tensor, measures: Measures) -> None:
+        """Notes D's losses (halves, B), and the mean probabilities that it gives to its patches."""
+        probabilities = losses.each_mean(logits.detach().float().sigmoid()).view_as(values)
+        for half, loss, probability in zip(halves, values, probabilities, strict=True):
+            measures.add(f"loss/d_{half}", loss)
+            measures.add(f"d/{half}", probability)
+
+    def _turn_g(
+        self, batches: list[MicroBatch], fake: Tensor | None, train_d: bool, train_g: bool, measures: Measures
+    ) -> None:
         """Trains G, or measures a locked one."""
-        # D is frozen and used without DDP: else G's backward would also compute and all-reduce D's gradients.
-        self.d.requires_grad_(False)
-        self.optimizer_g.zero_grad()
+        self.learner_d.freeze(True)  # else G's backward would also compute D's gradients
+        self.learner_g.forget_gradients()
         for batch in batches:
-            # The forward pass must also be inside, because DDP prepares the reduction there.
-            with nullcontext() if batch.last else self.ranks.no_sync(self.ddp_g):
-                self._backward_g(
-                    batch, self._draw(batch, decision.train_g) if fake is None else fake, decision, measured
-                )
-        if decision.train_g:
-            _add(measured, {"norm/g": self._update(self.optimizer_g, self.scaler_g)})
+            drawn = self._draw(batch, train_g) if fake is None else fake
+            with torch.set_grad_enabled(train_g):
+                logits = self.learner_d(batch.line, drawn)
+                loss = self._loss_g(batch, drawn, logits, measures)
+            if train_g:
+                self.learner_g.backward(loss)
+            if not train_d:
+                self._note_d(["fake"], losses.bce(logits.detach(), FAKE)[None], logits, measures)
+        if train_g:
+            measures.norms["norm/g"] = self.learner_g.update()
 
-    def _backward_g(self, batch: MicroBatch, fake: Tensor, decision: Decision, measured: Measures) -> None:
-        with self._autocast(), torch.set_grad_enabled(decision.train_g):
-            logits = self.d(batch.line, fake)
-        c = self.config.loss
-        terms = losses.generator_loss(logits, fake, batch.sketch, c.lambda_l1, c.lambda_ssim, c.scale)
-        if decision.train_g:
-            self.scaler_g.scale(_nan_if_not_finite(terms["loss/g"]) * batch.weight).backward()
-        _add(measured, terms, batch.weight)
-        if not decision.train_d:
-            _add(measured, _terms("fake", losses.bce(logits.detach(), 0.0), logits), batch.weight)
+    def _loss_g(self, batch: MicroBatch, drawn: Tensor, logits: Tensor, measures: Measures) -> Tensor:
+        """scale * (BCE(D(line, fake), 1) + lambda * L1(fake, sketch) + lambda_ssim * (1 - SSIM(fake, sketch))).
 
-    def _update(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Tensor:
-        """Updates one network, unless a gradient is not finite. Returns the gradients' norm before clipping.
-
-        The gradients are already averaged over the ranks, so a NaN on one rank makes all ranks skip the update.
+        The paper has no SSIM term (lambda_ssim 0); Zhao et al. (2017) proposed it in addition to L1.
         """
-        scaler.unscale_(optimizer)
-        parameters = optimizer.param_groups[0]["params"]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.config.optim.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_norm, norm)
-        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        return norm
+        terms = {"loss/g_bce": losses.bce(logits, REAL), "loss/g_l1": losses.l1(drawn, batch.sketch)}
+        if self.config.loss.lambda_ssim:
+            terms["loss/g_ssim"] = 1 - losses.ssim(drawn, batch.sketch)
+        values = torch.stack(list(terms.values()))  # (terms, B)
+        whole = (values * self._loss_weights).sum(0)
+        for name, value in zip(terms, values, strict=True):
+            measures.add(name, value)
+        measures.add("loss/g", whole)
+        return (whole * batch.weight).sum()
 
     @torch.no_grad()
-    def _average(self, batches: list[MicroBatch]) -> None:
+    def _average(self, ema: nn.Module, batches: list[MicroBatch]) -> None:
         """Updates G's moving average and, by a forward pass, the average's own BatchNorm statistics.
 
         The live network's statistics do not fit the averaged weights: the pages would be tinted.
         """
-        self.updates_g += 1
-        if self.ema is None:
+        averages: list[Tensor] = list(ema.parameters())
+        live: list[Tensor] = list(self.g.parameters())
+        towards = torch._foreach_sub(live, averages)
+        torch._foreach_mul_(towards, self._ema_rate)
+        torch._foreach_add_(averages, towards)
+        if self.config.norm != "batch":
             return
-        # Warm-up: otherwise the random initial weights would stay in the average for long.
-        decay = min(self.config.generator.ema, (1 + self.updates_g) / (10 + self.updates_g))
-        for average, live in zip(self.ema.parameters(), self.g.parameters(), strict=True):
-            average.lerp_(live, 1 - decay)
-        if not any(True for _ in self.ema.buffers()):
-            return
-        self.ema.train()
-        self.ema.training = False  # `Generator` itself uses this flag only to choose random or fixed noise
-        for module in self.ema.modules():
+        ema.train()
+        ema.training = False  # `Generator` itself uses this flag only to choose random or fixed noise
+        for module in ema.modules():
             if isinstance(module, nn.Dropout2d):
                 module.eval()  # no dropout: it would use up random numbers, so that an average would change the run
         for batch in batches:
-            with self._autocast():
-                self.ema(batch.line)
+            with self.learner_g.autocast():
+                ema(batch.line)
 
-    def _reduce(self, measured: Measures, pairs: int, bad: int, stop: bool) -> Measured:
+    def _reduce(self, measures: Measures, inputs: Inputs) -> Measured:
         zero = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        values = torch.stack([measured.get(n, zero) for n in (*MEANS, *NORMS)])
-        own_nonfinite = (~values[: len(MEANS)].isfinite()).any()
-        values[: len(MEANS)] *= self.share  # from means over the share to sums over pairs
-        values[len(MEANS) :] /= self.ranks.world_size  # equal on all ranks, so divided before the sum
-        counts = torch.tensor([pairs, 0, bad, stop], dtype=torch.float64).to(values.device, non_blocking=True)
-        counts[1] = own_nonfinite
-        return Measured(self.ranks.sum(torch.cat((values, counts))), own_nonfinite)
+        found = {n: v[0] if len(v) == 1 else torch.cat(v) for n, v in measures.pairs.items()}
+        sums = (torch.stack(list(found.values())).double() * inputs.good).sum(1)
+        own_nonfinite = nonfinite(sums)
+        norms = {n: v.double() / self.ranks.world_size for n, v in measures.norms.items()}  # equal on all ranks
+        values = dict(zip(found, sums, strict=True)) | norms
+        values |= {"pairs": inputs.good.double().sum(), "nonfinite": own_nonfinite.double()}
+        values |= {"bad": inputs.counts[0], "stop": inputs.counts[1]}
+        return Measured(self.ranks.sum(torch.stack([values.get(n, zero) for n in NAMES])), own_nonfinite)
 
-    def _autocast(self) -> torch.autocast:
-        dtype = self.autocast_dtype
-        return torch.autocast(self.ranks.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    def _state(self) -> State:
+        """All tensors that a step changes, by kind."""
+        learners = {"G": self.learner_g, "D": self.learner_d}
+        found = {f"{name}'s {kind}": t for name, learner in learners.items() for kind, t in learner.state().items()}
+        return found if self.ema is None else found | {"the average": [*self.ema.parameters(), *self.ema.buffers()]}
 
     def modules(self) -> dict[str, nn.Module]:
         """The networks by the name under which they are saved."""
@@ -262,46 +333,33 @@ class Step:
         """
         own = torch.cat([torch.empty(0, device=self.ranks.device), *self.statistics])
         if len(own) and self.ranks.world_size > 1:
-            self.set_statistics(self.ranks.sum(own.double()) / self.ranks.world_size)
+            mean = self.ranks.sum(self.ranks.to_host(own).double()) / self.ranks.world_size
+            self.set_statistics(mean.to(own.device))
         try:
             yield own
         finally:
             self.set_statistics(own)
 
+    @torch.no_grad()
     def set_statistics(self, values: Tensor) -> None:
         """Sets this rank's running statistics to `values`, shape (N,), as `averaged` yields them."""
-        for buffer, part in zip(self.statistics, values.split([b.numel() for b in self.statistics]), strict=True):
-            buffer.copy_(part)
+        if self.statistics:
+            torch._foreach_copy_(self.statistics, values.to(self.dtype).split([b.numel() for b in self.statistics]))
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizers, scalers and counters; the networks are saved separately."""
-        own = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        return own | {"steps": self.steps, "updates_g": self.updates_g}
+        own: dict[str, Any] = {"steps": self.steps, "updates_g": self.updates_g}
+        for net, learner in (("g", self.learner_g), ("d", self.learner_d)):
+            own |= {f"optimizer_{net}": learner.optimizer.state_dict(), f"scaler_{net}": learner.scaler.state_dict()}
+        return own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        for name in STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
+        for net, learner in (("g", self.learner_g), ("d", self.learner_d)):
+            learner.load_optimizer(state[f"optimizer_{net}"])
+            learner.scaler.load_state_dict(state[f"scaler_{net}"])
         self.steps, self.updates_g = state["steps"], state["updates_g"]
-
-
-def _nan_if_not_finite(loss: Tensor) -> Tensor:
-    """`loss`, with gradients that are NaN if it is not finite, so that every rank skips the update.
-
-    Without this they could be finite: the gradients of L1 are signs, and those of a saturated logit are 0.
-    """
-    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
-
-
-def _terms(half: str, loss: Tensor, logits: Tensor) -> Measures:
-    """The loss and the mean probability of D's answer to the real or the fake half."""
-    return {f"loss/d_{half}": loss, f"d/{half}": logits.detach().float().sigmoid().mean()}
-
-
-def _add(measured: Measures, terms: Measures, weight: float = 1.0) -> None:
-    for name, value in terms.items():
-        term = value.detach().double() * weight
-        measured[name] = measured[name] + term if name in measured else term
+        self._graphs.forget()  # they hold the moments that were there before
 
 
 def learning_rate_factor(decay: float, step: int, total: int) -> float:

@@ -79,9 +79,11 @@ class StepLog:
 
         Raises:
             UserError: too many unreadable samples, or too many steps in a row that were not finite; on all ranks alike.
+            PeerLost: the steps are not finished after the ranks' time-out.
         """
         first, must_stop = state.step - len(self._unread), False
-        vectors = torch.stack([u.measured.reduced for u in self._unread]).cpu()  # the only wait for the device
+        # The only wait for the device, so that a rank that is gone or hangs is noticed here.
+        vectors = self._ranks.to_host(torch.stack([u.measured.reduced for u in self._unread]))
         interval = self._config.track.log_interval_steps
         line_due = state.step // interval > first // interval
         speed = self._speed.take(state.step, self._config.data.batch_size) if line_due else {}

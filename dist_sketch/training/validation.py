@@ -1,6 +1,7 @@
 """Draws fixed pairs during a run: scores of the validation split, sample pictures, training pairs for calibration."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dist_sketch.data import pixels
 from dist_sketch.data.shards import BadSample, Sample, Shards
 from dist_sketch.metrics import fid_kid, inception, similarity
 
+Draw = Callable[[Tensor], Tensor]  # uint8 lines -> uint8 sketches
 Features = dict[int, NDArray[np.float32]]  # of one image: dims -> values
 DrawnPair = tuple[Sample, Tensor, Tensor]  # a sample, what was drawn for its line, its real sketch; uint8 (C, H, W)
 
@@ -38,7 +40,9 @@ def _features(net: inception.Inception, image: Tensor, most: int) -> Features:
     return {d: f[0].numpy() for d, f in inception.features(net, image[None], most).items() if d in (64, 2048)}
 
 
-def _distances(rows: list[tuple[int, Features, Features]]) -> dict[str, float]:
+def _distances(parts: list[list[tuple[int, Features, Features]]]) -> dict[str, float]:
+    """FID and KID of the images of all ranks, each with its number."""
+    rows = sorted((row for part in parts for row in part), key=lambda row: row[0])
     found = {}
     for dims in rows[0][1]:
         drawn = np.stack([mine[dims] for _, mine, _ in rows]).astype(np.float64)
@@ -49,16 +53,25 @@ def _distances(rows: list[tuple[int, Features, Features]]) -> dict[str, float]:
     return found
 
 
-@torch.no_grad()
-def draw(generator: nn.Module, lines: Tensor, device: torch.device) -> Tensor:
-    """Draws uint8 lines (B, C, H, W) with running statistics and without dropout: uint8 sketches of the same shape."""
-    dtype = next(generator.parameters()).dtype
-    was_training = generator.training
+@contextmanager
+def drawing(generator: nn.Module, device: torch.device) -> Iterator[Draw]:
+    """Yields a function that draws uint8 lines (B, C, H, W) as uint8 sketches of the same shape, on the CPU.
+
+    It draws in float32, with running statistics and without dropout. Afterwards the generator trains on as before.
+    """
+    dtype, was_training = next(generator.parameters()).dtype, generator.training
+
+    @torch.no_grad()
+    def draw(lines: Tensor) -> Tensor:
+        with full_float32(device):
+            fake = generator(pixels.to_float(lines.to(device)).to(dtype, memory_format=torch.channels_last))
+        return pixels.to_uint8(fake).cpu()
+
     generator.eval()
-    with full_float32(device):
-        fake = generator(pixels.to_float(lines.to(device)).to(dtype, memory_format=torch.channels_last))
-    generator.train(was_training)
-    return pixels.to_uint8(fake).cpu()
+    try:
+        yield draw
+    finally:
+        generator.train(was_training)
 
 
 class Validation:
@@ -96,20 +109,23 @@ class Validation:
             self._fid = self._fid if self._inception else None
         sums = torch.zeros(4, dtype=torch.float64)
         features: list[tuple[int, Features, Features]] = []
-        for i in self._ranks.share(min(limit or len(self._shards), len(self._shards))):
-            try:
-                _, fake, real = self._drawn(generator, self._shards, i)
-            except BadSample as e:
-                print(f"warning: left out: {e}")
-                sums[3] += 1
-                continue
-            fake, real = pixels.to_rgb(fake), pixels.to_rgb(real)
-            if self._inception is not None and self._fid:
-                if i not in self._real:
-                    self._real[i] = _features(self._inception, real, self._fid)
-                features.append((i, _features(self._inception, fake, self._fid), self._real[i]))
-            sums += torch.tensor([similarity.ssim(fake, real), similarity.l1(fake, real), 1, 0], dtype=torch.float64)
-        ssim, l1, count, bad = self._ranks.sum(sums.to(self._ranks.device)).tolist()
+        places = self._ranks.share(min(limit or len(self._shards), len(self._shards)))
+        with drawing(generator, self._ranks.device) as draw:
+            for i in places:
+                try:
+                    _, fake, real = self._drawn(draw, self._shards, i)
+                except BadSample as e:
+                    print(f"warning: left out: {e}")
+                    sums[3] += 1
+                    continue
+                fake, real = pixels.to_rgb(fake), pixels.to_rgb(real)
+                if self._inception is not None and self._fid:
+                    if i not in self._real:
+                        self._real[i] = _features(self._inception, real, self._fid)
+                    features.append((i, _features(self._inception, fake, self._fid), self._real[i]))
+                own = [similarity.ssim(fake, real), similarity.l1(fake, real), 1, 0]
+                sums += torch.tensor(own, dtype=torch.float64)
+        ssim, l1, count, bad = self._ranks.sum(sums).tolist()
         if bad > self._skip_bad:
             raise SharedError(
                 f"{self._shards.folder}: {bad:.0f} {self._shards.split} sample(s) are unreadable, {self._skip_bad} are "
@@ -117,9 +133,9 @@ class Validation:
             )
         found = {"val/ssim": ssim / count, "val/l1": l1 / count} if count else {}
         if self._inception is not None and count >= 2:
-            rows = sorted((row for part in self._ranks.gather(features) for row in part), key=lambda row: row[0])
+            parts = self._ranks.gather_to_main(features)
             # All ranks use rank 0's figures: rounding must not lead them to different decisions.
-            found |= self._ranks.main_decides(lambda: _distances(rows))
+            found |= self._ranks.main_decides(lambda: _distances(parts or []))
         return found
 
     def picture(self, generator: nn.Module, count: int, path: Path) -> None:
@@ -130,22 +146,24 @@ class Validation:
 
     def draw(self, generator: nn.Module, count: int) -> list[DrawnPair]:
         """The first `count` pairs that can be read, drawn."""
-        return list(islice(self._readable(generator, self._shards, range(len(self._shards))), count))
+        with drawing(generator, self._ranks.device) as draw:
+            return list(islice(self._readable(draw, self._shards, range(len(self._shards))), count))
 
     def draw_training_pairs(self, generator: nn.Module, count: int) -> list[DrawnPair]:
         """Up to `count` training pairs that can be read, spread over the split, drawn."""
         count = min(count, len(self._training))
         places = (i * len(self._training) // count for i in range(count))
-        return list(self._readable(generator, self._training, places))
+        with drawing(generator, self._ranks.device) as draw:
+            return list(self._readable(draw, self._training, places))
 
-    def _readable(self, generator: nn.Module, shards: Shards, places: Iterable[int]) -> Iterator[DrawnPair]:
+    def _readable(self, draw: Draw, shards: Shards, places: Iterable[int]) -> Iterator[DrawnPair]:
         for i in places:
             try:
-                yield self._drawn(generator, shards, i)
+                yield self._drawn(draw, shards, i)
             except BadSample:  # scoring, or training, has reported it
                 continue
 
-    def _drawn(self, generator: nn.Module, shards: Shards, i: int) -> DrawnPair:
+    def _drawn(self, draw: Draw, shards: Shards, i: int) -> DrawnPair:
         sample = shards.read(i, self._channels)
         assert sample.sketch is not None
-        return sample, draw(generator, sample.line[None], self._ranks.device)[0], sample.sketch
+        return sample, draw(sample.line[None])[0], sample.sketch

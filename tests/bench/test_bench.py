@@ -7,10 +7,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import gpu_page
 import numpy as np
 import pytest
 import torch
@@ -18,15 +20,14 @@ from conftest import Run
 from PIL import Image
 
 from dist_sketch.__main__ import parse
+from dist_sketch.bench import gpu_idle, limit, paper_way
 from dist_sketch.bench import infer as bench_infer
 from dist_sketch.bench import loader as bench_loader
 from dist_sketch.bench import metrics as bench_metrics
-from dist_sketch.bench import paper_way
 from dist_sketch.bench import step as bench_step
 from dist_sketch.bench.measure import BenchReport, interleaved, rates
 from dist_sketch.bench.options import BenchOptions
 from dist_sketch.commands.bench import SUBJECTS
-from dist_sketch.core.config import GeneratorConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
@@ -101,6 +102,27 @@ def test_the_step_s_figures(printed: tuple[str, dict[str, Any]]) -> None:
     for way in ("separate", "joint"):
         assert found[f"peak memory, {way} backward of D"]["value"] > 50  # Adam's state alone is 130 MB
     assert found["loss/g: bf16 beside float32, 4 steps"]["value"] < 5
+    for b in (2, 4, 8):
+        row, step = found[f"batch {b}, {auto}"], found[f"batch {b}, {auto}: a step"]
+        assert step["value"] == pytest.approx(1e3 * b / row["value"])
+        assert found[f"batch {b}, {auto}: share of the limit"]["ratio"] > 0
+    assert any(note["text"].startswith("our step: ") for note in printed[1]["notes"])
+
+
+def test_the_step_of_a_preset(cli: Run, tmp_path: Path) -> None:
+    """Other networks than the paper's, in other batch sizes: the plain step does the same work."""
+    words = ("--quick", "--repeats", 1, "--loss-steps", 2, "--preset", "demo", "--batch-sizes", 2, 3)
+    done = cli("bench", "step", *words, "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "figures.json").read_text())
+    sizes = {f["name"].split(",")[0] for f in found["figures"] if f["name"].startswith("batch ")}
+    assert sizes == {"batch 2", "batch 3"}
+    assert found["options"]["preset"] == "demo"
+    assert any("networks of demo" in note["text"] for note in found["notes"])
+    # the page of tests/gpu.sh finds its figures by their names
+    targets = gpu_page.targets({"step-portrait": found["figures"], "step-paper": found["figures"]}, None, quick=False)
+    assert [t.name for t in targets if t.value is not None] == [targets[i].name for i in range(3)]
+    assert set(gpu_page.by_batch(found["figures"])[3]) == {"", "a step", "share of the limit"}
 
 
 def test_the_index_is_small(printed: tuple[str, dict[str, Any]]) -> None:
@@ -114,7 +136,10 @@ def test_a_locked_network_sends_nothing(printed: tuple[str, dict[str, Any]], alo
     if "bytes of D reduced a step, D locked" in found:  # else the machine has one core
         for name, net in (("D", step.d), ("G", step.g)):
             row = found[f"bytes of {name} reduced a step, {name} locked"]
-            assert (row["value"], row["baseline"]) == (0, 4 * sum(p.numel() for p in net.parameters()))
+            parameters = list(net.parameters())
+            gap = row["baseline"] - 4 * sum(p.numel() for p in parameters)
+            assert row["value"] == 0
+            assert 0 <= gap < 16 * len(parameters)  # each gradient begins at a multiple of 16 bytes
 
 
 @pytest.mark.parametrize(
@@ -122,6 +147,8 @@ def test_a_locked_network_sends_nothing(printed: tuple[str, dict[str, Any]], alo
     [
         (["bench", "--size", "100"], "--size 100: must be a multiple of 64"),
         (["bench", "step", "--repeats", "0"], "--repeats 0: must be at least 1"),
+        (["bench", "step", "--batch-sizes", "4", "1"], "--batch-sizes 4 1: each must be at least 2"),
+        (["bench", "step", "--preset", "portrai"], "portrai"),
         (["bench", "loader", "--pairs", "4"], "--pairs 4: must be at least --batch-size"),
         (["bench", "metrics", "--dims", "100"], "--dims 100: must be one of"),
     ],
@@ -182,15 +209,18 @@ def test_variants_take_turns_and_a_slow_comparison_ends_early() -> None:
 # ---------------------------------------------------------------- the baselines are fair
 
 
-def test_the_paper_s_step_computes_what_ours_computes(alone: Ranks) -> None:
-    config = bench_step.settings(4, generator=GeneratorConfig(dropout=0.0))
+@pytest.mark.parametrize("preset", [None, "demo"])
+def test_the_paper_s_step_computes_what_ours_computes(alone: Ranks, preset: str | None) -> None:
+    config = bench_step.settings(4, preset)
+    config = replace(config, generator=replace(config.generator, dropout=0.0, noise=0, ema=0.0))
     ours, paper = bench_step.build(config, alone, "no"), paper_way.PaperStep(config, CPU)
-    line, sketch = bench_step.batch(4, 64, CPU)
+    line, sketch = bench_step.batch(4, 64, CPU, channels=config.data.channels)
     measured = read(ours(line, sketch, BOTH, bad=0, stop=False).reduced)
     for name, value in paper(line, sketch, BOTH).items():
         assert measured[name] == pytest.approx(value, rel=1e-4), name
     before = [p.clone() for p in paper.d.parameters()]
-    assert set(paper(line, sketch, bench_step.LOCKS["D locked"])) == {"loss/g", "loss/g_bce", "loss/g_l1"}
+    terms = {"loss/g", "loss/g_bce", "loss/g_l1"} | ({"loss/g_ssim"} if config.loss.lambda_ssim else set())
+    assert set(paper(line, sketch, bench_step.LOCKS["D locked"])) == terms
     assert all(map(torch.equal, before, paper.d.parameters()))
 
 
@@ -200,10 +230,22 @@ def test_operations_are_counted_as_by_hand(alone: Ranks) -> None:
     config = bench_step.settings(2)
     ours = bench_step.repeated(bench_step.build(config, alone, "no"), pairs)
     paper = bench_step.repeated(paper_way.PaperStep(config, CPU), pairs)
-    assert bench_step.count_flops(ours) / 2 == pytest.approx(44e9, rel=0.03)
-    assert bench_step.count_flops(paper) / 2 == pytest.approx(47e9, rel=0.03)
-    (convolution,) = bench_step.plain_convolutions(SMALL, CPU, ["no"]).values()  # 2 x 32 x 32 x 32
-    assert bench_step.count_flops(convolution) == 3 * 2 * (2 * 32 * 32) * (32 * 32 * 9)
+    assert limit.count_flops(ours) / 2 == pytest.approx(44e9, rel=0.03)
+    assert limit.count_flops(paper) / 2 == pytest.approx(47e9, rel=0.03)
+    (convolution,) = limit.plain_convolutions(SMALL, CPU, ["no"]).values()  # 2 x 32 x 32 x 32
+    assert limit.count_flops(convolution) == 3 * 2 * (2 * 32 * 32) * (32 * 32 * 9)
+
+
+def test_what_a_gpu_does_is_the_union_of_its_kernels() -> None:
+    assert gpu_idle.covered([(5, 7), (0, 2), (1, 3), (1, 2)]) == 5
+    assert gpu_idle.covered([]) == 0
+    assert gpu_idle.idle_percent(0.5, [1.0, 0.5, 0.4]) == [50, 0, 0]
+    a = torch.rand(64, 64)
+    seen = gpu_idle.watch(lambda: [a @ a for _ in range(8)], CPU)  # operators in place of kernels
+    assert seen.kernels >= 8
+    since = time.perf_counter()
+    again = gpu_idle.watch(lambda: [a @ a for _ in range(8)], CPU)
+    assert 0 < again.busy_s < time.perf_counter() - since
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,7 @@ LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "data.workers": ([0], [-1]),
     "data.skip_bad": ([0], [-1]),
     "data.memory_mb": ([0.0], [-1.0, math.nan, math.inf]),
+    "data.device_memory_mb": ([0.0], [-1.0, math.nan, math.inf]),
     "data.stall_timeout_s": ([0.0], [-1.0, math.nan, math.inf]),
     "train.epochs": ([1], [0]),
     "train.seed": ([0, 2**63 - 1], [-1, 2**63]),
@@ -338,7 +339,7 @@ def test_help_tells_every_setting_with_the_papers_names(capsys: pytest.CaptureFi
 def test_difference_names_what_would_make_another_run() -> None:
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: v + "x"}
     may_change = {"data.shards", "data.workers", "data.memory_mb", "data.skip_bad", "data.stall_timeout_s"}
-    may_change |= {"checkpoint.interval_steps", "checkpoint.keep"}
+    may_change |= {"data.device_memory_mb", "loss.d_backward", "checkpoint.interval_steps", "checkpoint.keep"}
     may_change |= {"train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s"}
     assert cfg.difference(Config(), Config()) == []
     for key, value in DEFAULTS.items():

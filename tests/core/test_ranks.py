@@ -13,9 +13,8 @@ import torch
 from support.ranked import Result, run, start
 from torch import nn
 
-from dist_sketch.core.errors import SharedError, UserError
-from dist_sketch.core.precision import full_float32
-from dist_sketch.core.ranks import Ranks, expectations, lost_peer
+from dist_sketch.core.errors import PeerLost, SharedError, UserError
+from dist_sketch.core.ranks import GONE, TOO_LATE, Ranks, expectations, lost_peer
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,9 @@ def child_agree(ranks: Ranks) -> Result:
     seen: Result = {"rank": rank, "world_size": ranks.world_size, "is_main": ranks.is_main}
     seen["sum"] = ranks.sum(torch.tensor([1.0 + rank, 10.0 * rank], dtype=torch.float64)).tolist()
     seen["gather"] = ranks.gather({"rank": rank, "names": ["é"] * rank})
+    seen["gather_to_main"] = ranks.gather_to_main({"rank": rank, "names": ["é"] * rank})
     seen["broadcast"] = ranks.broadcast(f"from {rank}")
+    seen["to_host"] = ranks.to_host(torch.tensor([rank, 5]))
     ran = []
 
     def decide() -> str:
@@ -72,7 +73,9 @@ def test_sum_gather_and_broadcast(agreed: list[Result]) -> None:
     for seen in agreed:
         assert seen["sum"] == [3.0, 10.0]
         assert seen["gather"] == [{"rank": 0, "names": []}, {"rank": 1, "names": ["é"]}]
+        assert seen["gather_to_main"] == (seen["gather"] if seen["is_main"] else None)
         assert seen["broadcast"] == "from 0"
+        assert seen["to_host"].tolist() == [seen["rank"], 5]
 
 
 def test_the_main_process_decides_for_all(agreed: list[Result]) -> None:
@@ -102,25 +105,41 @@ def test_one_process_is_the_special_case(alone: Ranks) -> None:
     with pytest.raises(UserError, match="no"):
         alone.main_decides(_refuse)
     assert alone.share(5) == range(5)
+    assert alone.gather_to_main("x") == ["x"]
+    assert alone.to_host(values).tolist() == [1, 2]
+    assert alone.to_host(values).data_ptr() != values.data_ptr()
     net = nn.BatchNorm2d(2)
-    assert alone.prepare(net) is net
-    with alone.no_sync(net):
-        pass
+    alone.same_weights(net)
+    assert alone.sync_batchnorm(net) is net
     alone.wait()
+
+
+def child_starts_alike(ranks: Ranks) -> Result:
+    """Networks of different weights, which become rank 0's; and a tensor of another rank with strides of its own."""
+    torch.manual_seed(ranks.rank)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    net(torch.randn(2, 3, 5, 5))  # other running statistics on each rank
+    own = {k: v.clone() for k, v in net.state_dict().items()}
+    addresses = [v.data_ptr() for v in net.state_dict().values()]
+    ranks.same_weights(net)
+    assert addresses == [v.data_ptr() for v in net.state_dict().values()]
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    every_other = torch.full((6,), float(ranks.rank))[::2]
+    ranks.broadcast_tensor(every_other, src=1)
+    return {"own": own, "now": dict(net.state_dict()), "every other": every_other.tolist()}
+
+
+def test_all_ranks_start_from_the_weights_and_statistics_of_rank_0(tmp_path: Path) -> None:
+    first, second = run(2, child_starts_alike, tmp_path)
+    assert not torch.equal(first["own"]["0.weight"], second["own"]["0.weight"])
+    for name, value in first["own"].items():
+        assert torch.equal(first["now"][name], value)
+        assert torch.equal(second["now"][name], value)
+    assert first["every other"] == second["every other"] == [1.0, 1.0, 1.0]
 
 
 def _refuse() -> None:
     raise UserError("no")
-
-
-def test_full_float32_is_neither_halved_nor_tf32() -> None:
-    x, cpu, before = torch.ones(2, 2), torch.device("cpu"), torch.backends.cudnn.conv.fp32_precision
-    with torch.autocast("cpu", torch.bfloat16):
-        assert (x @ x).dtype == torch.bfloat16
-        with full_float32(cpu):
-            assert (x @ x).dtype == torch.float32
-            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cudnn.conv.fp32_precision == before  # training's precision is its own affair
 
 
 # ---------------------------------------------------------------- the expected number of processes
@@ -160,6 +179,21 @@ def test_every_rank_is_told_about_the_wrong_number(tmp_path: Path) -> None:
     for process in start(2, child_expects_three, tmp_path):
         assert process.returncode == 2, process.stderr[-2000:]
         assert process.stdout.startswith("UserError: 2 process(es) work together, 3 were expected")
+
+
+def child_has_no_network(ranks: Ranks) -> Result:
+    def refused(*_: object, **__: object) -> None:
+        raise RuntimeError("[pair.cc:144] no error\nand more")
+
+    torch.distributed.new_group = refused
+    Ranks()
+    return {}
+
+
+def test_hosts_that_cannot_reach_each_other_are_told_what_to_set(tmp_path: Path) -> None:
+    for process in start(2, child_has_no_network, tmp_path):
+        assert process.returncode == 2, process.stderr[-2000:]
+        assert "over the network ([pair.cc:144] no error). If no rank has failed, set GLOO_SOCKET" in process.stdout
 
 
 # ---------------------------------------------------------------- what SLURM says
@@ -212,7 +246,7 @@ def child_loses_a_peer(ranks: Ranks) -> Result:
         for _ in range(3):
             ranks.sum(torch.zeros(5))
     except Exception as e:
-        raise UserError(f"lost: {lost_peer(e)}, {lost_peer(RuntimeError('shape mismatch'))}") from e
+        raise UserError(f"lost: {lost_peer(e)}; {lost_peer(RuntimeError('shape mismatch'))}") from e
     raise AssertionError("nothing was noticed")
 
 
@@ -236,4 +270,70 @@ leave(3)
 def test_a_rank_that_is_gone_is_noticed_by_the_others(tmp_path: Path) -> None:
     first, second = start(2, child_loses_a_peer, tmp_path)
     assert (first.returncode, second.returncode) == (2, 2), first.stderr[-2000:]
-    assert first.stdout == "UserError: lost: True, False\n"
+    assert first.stdout == f"UserError: lost: {GONE}; None\n"
+
+
+def child_waits_in_vain(ranks: Ranks) -> Result:
+    """Rank 1 hangs; rank 0 tries each operation on objects and CPU tensors, in groups of their own."""
+    operations = [
+        lambda hasty: hasty.sum(torch.zeros(5)),
+        lambda hasty: hasty.gather(1),
+        lambda hasty: hasty.gather_to_main(1),
+        lambda hasty: hasty.wait(),
+        lambda hasty: hasty.broadcast_tensor(torch.zeros(5), src=1),
+    ]
+    groups = [Ranks(timeout_s=0.3) for _ in operations]
+    said = []
+    for operation, hasty in zip(operations, groups, strict=True):
+        if ranks.is_main:
+            with pytest.raises(RuntimeError) as error:
+                operation(hasty)
+            said.append(lost_peer(error.value))
+    ranks.wait()  # the ranks' own time-out is longer
+    return {"said": said}
+
+
+def test_a_rank_that_hangs_is_noticed_and_the_sentence_says_what_to_do(tmp_path: Path) -> None:
+    first, _ = run(2, child_waits_in_vain, tmp_path)
+    assert first["said"] == [TOO_LATE] * 5
+
+
+def test_a_device_that_never_finishes_is_given_up_after_the_time_out(
+    alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone, "timeout_s", 0.05)
+    asked: list[int] = []
+    with pytest.raises(PeerLost, match=r"has not finished its steps after 0 s: .*raise the time-out") as error:
+        alone.until(lambda: bool(asked.append(1)))
+    assert len(asked) > 2
+    assert lost_peer(error.value) == str(error.value)
+    answers = iter([False, False, True])
+    alone.until(lambda: next(answers))
+    assert list(answers) == []
+
+
+def child_waits_for_its_device(ranks: Ranks) -> Result:
+    """Rank 1 is gone; rank 0's device would wait for it for ever."""
+    if ranks.rank == 1:
+        raise UserError("goodbye")
+    try:
+        ranks.until(lambda: False)
+    except Exception as e:
+        raise UserError(str(lost_peer(e))) from e
+    raise AssertionError("nothing was noticed")
+
+
+def test_a_rank_that_is_gone_is_noticed_while_the_device_waits_for_it(tmp_path: Path) -> None:
+    first, _ = start(2, child_waits_for_its_device, tmp_path)
+    assert first.stdout == f"UserError: {GONE}\n", first.stderr[-2000:]
+
+
+def child_ends(ranks: Ranks) -> Result:
+    for name in ("first", "second"):
+        ranks.at_end(lambda name=name: print(name, torch.distributed.is_initialized()))  # type: ignore[misc]
+    return {}
+
+
+def test_what_needs_the_process_group_is_released_before_it_ends(tmp_path: Path) -> None:
+    for process in start(2, child_ends, tmp_path):
+        assert process.stdout.splitlines() == ["first True", "second True"], process.stderr

@@ -202,7 +202,7 @@ def by_key(batches: list[Batch]) -> dict[str, bytes]:
     return {
         k: line.numpy().tobytes() + sketch.numpy().tobytes()
         for b in batches
-        for k, line, sketch in zip(b.keys, b.line, b.sketch, strict=True)
+        for k, line, sketch in zip(b.keys, b.line[b.good], b.sketch[b.good], strict=True)
     }
 
 
@@ -290,18 +290,33 @@ def test_damage_is_named_counted_and_costs_no_other_pair(
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_share_without_one_good_pair_is_blank(
-    damaged: Callable[[Damage], Path], workers: int, channels: Literal[1, 3]
+@pytest.mark.parametrize("memory_mb", [0.0, 100.0])
+def test_the_next_readable_pair_stands_in(
+    damaged: Callable[[Damage], Path], shards: Path, workers: int, channels: Literal[1, 3], memory_mb: float
 ) -> None:
-    """White images replace its pairs, so that the rank can take part in the step, which counts none of them."""
-    data = replace(DATA, batch_size=10, shuffle=False, workers=workers, channels=channels)
-    good, blank = epoch_of(damaged(Path.unlink), data, ranks=2)
-    assert (good.blank, good.keys, good.bad) == (False, ["1", "2", "3", "4", "5"], [])
-    assert (blank.blank, blank.keys, len(blank.bad)) == (True, [], 5)
-    for image in (blank.line, blank.sketch):
-        assert image.shape == good.line.shape == (5, channels, 64, 64)
-        assert image.dtype == torch.uint8
-        assert (image == 255).all()
+    """So a share is always full and holds only real pairs, augmented as in their own places."""
+    data = replace(DATA, shuffle=False, channels=channels, memory_mb=memory_mb, flip=True, shift=True)
+    folder = damaged(Path.unlink)  # keys 6 to 10
+    for epoch in (0, 1):
+        good, lost = epoch_of(folder, replace(data, batch_size=10, workers=workers), epoch, ranks=2)
+        (undamaged,) = epoch_of(shards, replace(data, batch_size=13), epoch)
+        assert (good.good.tolist(), good.keys, good.bad) == ([True] * 5, ["1", "2", "3", "4", "5"], [])
+        assert (lost.good.tolist(), lost.keys, len(lost.bad)) == ([False] * 5, [], 5)
+        assert lost.good.dtype == torch.bool
+        for half in ("line", "sketch"):
+            assert torch.equal(getattr(good, half), getattr(undamaged, half)[:5])
+            assert torch.equal(getattr(lost, half), getattr(undamaged, half)[[10] * 5])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_split_without_a_readable_pair_is_a_sentence(shards: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(shards, tmp_path / "shards")
+    for file in (tmp_path / "shards").glob("*.tar"):
+        file.unlink()
+    with pytest.raises(UserError) as e:
+        epoch_of(tmp_path / "shards", replace(DATA, workers=workers))
+    assert str(e.value).startswith(f"{tmp_path / 'shards'}: not one of the 13 train pairs can be read; ")
+    assert len(str(e.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("side", ["line", "sketch"])

@@ -89,7 +89,7 @@ def fake_ranks(rank: int, world_size: int) -> Any:
         world_size=world_size,
         is_main=rank == 0,
         device=torch.device("cpu"),
-        gather=gather,
+        gather_to_main=gather,
         main_decides=lambda function: function() if rank == 0 else None,
     )
 

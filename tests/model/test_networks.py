@@ -6,11 +6,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DataConfig, GeneratorConfig
 from dist_sketch.core.errors import UserError
+from dist_sketch.model import networks
 from dist_sketch.model.networks import Baseline, Discriminator, Resize, check_config, discriminator, generator
 from dist_sketch.model.networks import Generator as UNet
 
@@ -79,7 +80,7 @@ def test_layers_of_the_discriminator_in_the_paper_s_order() -> None:
         *(nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d, nn.Dropout2d),
         nn.Conv2d,
     ]
-    assert [type(m) for m in net] == kinds
+    assert all(isinstance(m, kind) for m, kind in zip(net, kinds, strict=True))
     convolutions = [(m.in_channels, m.out_channels, m.stride[0], m.padding[0]) for m in net if isinstance(m, nn.Conv2d)]
     assert convolutions == [(6, 64, 2, 1), (64, 128, 2, 1), (128, 256, 1, 0), (256, 1, 1, 0)]
     assert all(m.negative_slope == 0.01 for m in net if isinstance(m, nn.LeakyReLU))
@@ -165,7 +166,7 @@ def test_resize_draws_no_checkerboard() -> None:
 
 def test_resize_is_the_nearest_neighbour_and_a_convolution() -> None:
     torch.manual_seed(0)
-    layer, x = Resize(5, 7, 3).double(), torch.randn(2, 5, 6, 10, dtype=torch.float64, requires_grad=True)
+    layer, x = Resize(5, 7).double(), torch.randn(2, 5, 6, 10, dtype=torch.float64, requires_grad=True)
     enlarged = nn.functional.interpolate(x, scale_factor=2)
     expected = nn.functional.conv2d(enlarged, layer.weight, layer.bias, padding=1)
     assert torch.allclose(layer(x), expected, rtol=1e-12)
@@ -174,6 +175,56 @@ def test_resize_is_the_nearest_neighbour_and_a_convolution() -> None:
         torch.autograd.grad((y * weights).sum(), (x, layer.weight, layer.bias)) for y in (layer(x), expected)
     )
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, wanted, strict=True))
+
+
+def test_the_kernel_is_folded_once_for_drawing_and_anew_when_weights_change() -> None:
+    torch.manual_seed(0)
+    layer, x = Resize(5, 7), torch.randn(1, 5, 6, 10)
+    made: list[int] = []
+    plain = layer._smeared
+    layer._smeared = lambda: made.append(1) or plain()  # type: ignore[method-assign]
+
+    def page() -> Tensor:
+        with torch.no_grad():
+            return layer(x)
+
+    in_training = page()
+    layer.eval()
+    assert torch.equal(page(), in_training)
+    assert torch.equal(page(), in_training)
+    assert len(made) == 2  # in training, and once for both drawings
+    layer.load_state_dict(Resize(5, 7).state_dict())
+    assert not torch.equal(page(), in_training)
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert page().std((2, 3)).max() < 1e-6
+    assert len(made) == 4
+    layer.weight.data.untyped_storage().fill_(7)  # as a CUDA graph changes weights: torch does not see it
+    layer.train().eval()
+    page()
+    assert len(made) == 5
+
+
+def test_pages_have_the_fine_tones_of_float32_in_bf16_too() -> None:
+    """In bf16 tanh has 26 tones between 0.9 and 1, where paper is."""
+    torch.manual_seed(0)
+    net = UNet(channels=1, norm="none", dropout=0.0)
+    net.last.bias.data.fill_(1.8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        page = net(torch.rand(1, 1, 64, 64) * 2 - 1)
+    assert page.dtype == torch.float32
+    tones = page[(page > 0.9) & (page < 1)].unique()
+    assert len(tones) > 26
+
+
+def test_fixed_noise_is_made_once() -> None:
+    """Not at each drawing: it is made on the CPU, and a GPU would wait for the copy."""
+    net = UNet(channels=1, norm="none", dropout=0.0, detail=8, noise=1).eval()
+    networks._fixed_noise.cache_clear()
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.ones(2, 1, 64, 64))
+    assert networks._fixed_noise.cache_info().misses == 1
 
 
 def test_the_block_at_full_size_sees_the_line_to_the_pixel() -> None:

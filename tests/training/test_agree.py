@@ -61,11 +61,11 @@ class Dictated(stepping.Step):
 
     seen: Result
 
-    def _reduce(self, measured: dict[str, Tensor], *rest: Any) -> stepping.Measured:
+    def _reduce(self, measures: stepping.Measures, *rest: Any) -> stepping.Measured:
         d, g = own_losses(self.steps, self.ranks.rank, self.ranks.world_size)
         for name, value in {"loss/d_real": d / 2, "loss/d_fake": d / 2, "loss/g": g}.items():
-            measured[name] = torch.where(measured[name].isfinite(), value, measured[name])
-        return super()._reduce(measured, *rest)
+            measures.pairs[name] = [torch.where(v.isfinite(), value, v) for v in measures.pairs[name]]
+        return super()._reduce(measures, *rest)
 
     def __call__(self, line: Tensor, *rest: Any, **more: Any) -> stepping.Measured:
         if self.ranks.rank == self.ranks.world_size - 1 and self.steps in POISONED:

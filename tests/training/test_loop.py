@@ -21,7 +21,7 @@ from dist_sketch.metrics import similarity
 from dist_sketch.model import checkpoint
 from dist_sketch.model.pretrained import SketchGenerator
 from dist_sketch.tracking.tracker import read_metrics
-from dist_sketch.training.validation import draw
+from dist_sketch.training.validation import drawing
 
 STEPS = 3  # an epoch of the 13 pairs of `shards` at batch 4
 
@@ -114,9 +114,8 @@ def gray_ssim_on_training_pairs(run: Path, model: SketchGenerator) -> float:
     for i in range(len(shards)):
         sample = shards.read(i, 3)
         assert sample.sketch is not None
-        drawn = denoise(
-            draw(model.net, sample.line[None], torch.device("cpu"))[0], DenoiseConfig(filter="none", shadows=False)
-        )
+        with drawing(model.net, torch.device("cpu")) as draw:
+            drawn = denoise(draw(sample.line[None])[0], DenoiseConfig(filter="none", shadows=False))
         real = denoise(sample.sketch, DenoiseConfig(filter="none", shadows=False))
         found.append(similarity.ssim(drawn, real))
     return float(np.mean(found))

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from support.ranked import Result, run
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DataConfig, GeneratorConfig, LossConfig, OptimConfig, TrainConfig
 from dist_sketch.core.ranks import Ranks
+from dist_sketch.model.networks import BatchNorm
 from dist_sketch.training.policy import BOTH, Decision
 from dist_sketch.training.step import NAMES, Step, read
 
@@ -98,7 +98,7 @@ def gradients_of_a_step(step: Step, pair: tuple[Tensor, Tensor]) -> tuple[dict[s
     """What the step logs, and the reduced gradients that each optimizer is given."""
     seen: dict[str, list[Tensor]] = {}
     handles = []
-    for name, optimizer in (("g", step.optimizer_g), ("d", step.optimizer_d)):
+    for name, optimizer in (("g", step.learner_g.optimizer), ("d", step.learner_d.optimizer)):
 
         def look(*_: Any, name: str = name, optimizer: torch.optim.Optimizer = optimizer) -> None:
             seen[name] = sample([p.grad for p in optimizer.param_groups[0]["params"]])
@@ -110,12 +110,11 @@ def gradients_of_a_step(step: Step, pair: tuple[Tensor, Tensor]) -> tuple[dict[s
     return logged, seen
 
 
-def without_some(ranks: Ranks, pair: tuple[Tensor, Tensor], lost: set[int]) -> tuple[tuple[Tensor, Tensor], bool]:
-    """This rank's share without the pairs `lost` of the global batch; empty pages and True where nothing is left."""
-    kept = [n for n, i in enumerate(ranks.share(BATCH)) if i not in lost]
-    if kept:
-        return (pair[0][kept], pair[1][kept]), False
-    return (torch.ones_like(pair[0]), torch.ones_like(pair[1])), True
+def without_some(ranks: Ranks, pair: tuple[Tensor, Tensor], lost: set[int]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """This rank's share, stand-ins in the places of the pairs `lost` of the global batch; and which are good."""
+    good = torch.tensor([i not in lost for i in ranks.share(BATCH)])
+    line, sketch = (torch.where(good[:, None, None, None], half, half.flip(2)) for half in pair)
+    return (line, sketch), good
 
 
 def child_invariance(ranks: Ranks) -> Result:
@@ -130,8 +129,8 @@ def child_invariance(ranks: Ranks) -> Result:
     weights = {name: sample(list(net.parameters())) for name, net in step.modules().items()}
     # Pairs 1 to 3 could not be read, so that three of four ranks have none.
     step = build(settings("group", ema=0.9), ranks, "fp64")
-    rest, blank = without_some(ranks, share(ranks, 99, 64, BATCH), {1, 2, 3})
-    lossy = read(step(*rest, BOTH, bad=0, stop=False, blank=blank).reduced)
+    filled, good = without_some(ranks, share(ranks, 99, 64, BATCH), {1, 2, 3})
+    lossy = read(step(*filled, BOTH, bad=0, stop=False, good=good).reduced)
     after = {name: sample(list(net.parameters())) for name, net in step.modules().items()}
     found = {"logged": logged, "digests": digests, "weights": weights, "gradients": gradients}
     found |= {"lossy": lossy, "after": after, "after digest": digest(step)}
@@ -142,40 +141,26 @@ def child_invariance(ranks: Ranks) -> Result:
     return found
 
 
-def counting(ddp: nn.Module) -> list[int]:
-    """Will hold the bytes of each gradient bucket that is reduced."""
-    reduced: list[int] = []
-
-    def hook(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        reduced.append(bucket.buffer().numel() * bucket.buffer().element_size())
-        return allreduce_hook(group, bucket)
-
-    ddp.register_comm_hook(None, hook)  # type: ignore[operator]
-    return reduced
-
-
 def traffic(ranks: Ranks, d_backward: str, accumulate: int) -> Result:
-    """Bytes that each kind of step reduces."""
+    """Bytes of each all-reduce in each kind of step, in order."""
     step = build(settings("none", d_backward=d_backward, accumulate=accumulate), ranks, "no")
-    reduced = {"d": counting(step.ddp_d), "g": counting(step.ddp_g)}
-    vectors: list[int] = []
-    plain: Callable[..., Any] = ranks.sum
+    sent: list[int] = []
+    plain: Callable[..., Any] = dist.all_reduce
 
-    def counted(values: Tensor) -> Tensor:
-        vectors.append(values.numel())
-        return plain(values)
+    def counted(values: Tensor, *rest: Any, **more: Any) -> Any:
+        sent.append(values.nbytes)
+        return plain(values, *rest, **more)
 
-    ranks.sum = counted  # type: ignore[method-assign]
+    dist.all_reduce = counted
     found: Result = {
         "all": {n: 4 * sum(p.numel() for p in net.parameters()) for n, net in zip("gd", (step.g, step.d), strict=True)}
     }
     for name, decision in (("both", BOTH), ("lock_d", LOCK_D), ("lock_g", LOCK_G)):
         go(step, share(ranks, 0, 64, BATCH), decision)
-        found[name] = {n: sum(b) for n, b in reduced.items()} | {"vectors": list(vectors)}
-        found[name]["left"] = sum(p.grad is not None for net in (step.g, step.d) for p in net.parameters())
-        for counts in (*reduced.values(), vectors):
-            counts.clear()
-    ranks.sum = plain  # type: ignore[method-assign]
+        left = sum(p.grad is not None for net in (step.g, step.d) for p in net.parameters())
+        found[name] = {"sent": list(sent), "left": left}
+        sent.clear()
+    dist.all_reduce = plain
     return found
 
 
@@ -196,7 +181,6 @@ def nan_on_one_rank(ranks: Ranks) -> Result:
     found["good"] = (go(step, share(ranks, 2, 64, 4), BOTH)["nonfinite"], digest(step))
     found["moved"] = digest(step, live) != found["start"]
     found["before averaging"] = statistics(step)
-    found["broadcast_buffers"] = [ddp.broadcast_buffers for ddp in (step.ddp_g, step.ddp_d)]
     with step.averaged():
         found["after averaging"] = statistics(step)
     found["given back"] = bool((statistics(step) == found["before averaging"]).all())
@@ -312,12 +296,15 @@ def test_gradients_of_other_batch_sizes_in_float32(invariance: dict[int, list[Re
 def test_each_trained_network_s_gradients_are_reduced_once_a_step(
     steps: list[Result], d_backward: str, parts: int
 ) -> None:
-    vector = [len(NAMES)]
+    vector = 8 * len(NAMES)
     for seen in (rank[f"{d_backward} {parts}"] for rank in steps):
-        d, g = seen["all"]["d"], seen["all"]["g"]
-        assert seen["both"] == {"d": d, "g": g, "vectors": vector, "left": 0}
-        assert seen["lock_d"] == {"d": 0, "g": g, "vectors": vector, "left": 0}
-        assert seen["lock_g"] == {"d": d, "g": 0, "vectors": vector, "left": 0}
+        d, g, *rest = seen["both"]["sent"]
+        assert rest == [vector]
+        for net, sent in (("d", d), ("g", g)):  # besides the gradients only what aligns them
+            assert seen["all"][net] <= sent < 1.01 * seen["all"][net]
+        assert seen["lock_d"]["sent"] == [g, vector]
+        assert seen["lock_g"]["sent"] == [d, vector]
+        assert [seen[name]["left"] for name in ("both", "lock_d", "lock_g")] == [0, 0, 0]
 
 
 def test_a_nan_on_one_rank_is_skipped_by_all_and_the_weights_stay_equal(steps: list[Result]) -> None:
@@ -340,7 +327,6 @@ def test_a_nan_does_not_stay_in_the_running_statistics(steps: list[Result]) -> N
 
 def test_running_statistics_are_each_rank_s_own_until_they_are_averaged(steps: list[Result]) -> None:
     first, second = (rank["nan"] for rank in steps)
-    assert first["broadcast_buffers"] == second["broadcast_buffers"] == [False, False]
     assert not torch.equal(first["own statistics"], second["own statistics"])
     assert torch.equal(first["after averaging"], second["after averaging"])
     mean = (first["before averaging"].double() + second["before averaging"].double()) / 2
@@ -357,8 +343,9 @@ def test_synchronized_batch_norm_takes_the_place_of_the_plain_one(
         return {type(m) for net in step.modules().values() for m in net.modules() if "BatchNorm" in type(m).__name__}
 
     single = Step(config, alone, "no")  # one process has nothing to synchronize
-    assert norms(single) == {nn.BatchNorm2d}
+    assert norms(single) == {BatchNorm}
     monkeypatch.setattr(alone, "world_size", 2)
+    monkeypatch.setattr(alone, "same_weights", lambda net: None)  # there is no second process to send them
     several = Step(config, alone, "no")
     assert norms(several) == {nn.SyncBatchNorm}
     for name, net in several.modules().items():  # what is saved stays the same

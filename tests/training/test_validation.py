@@ -15,7 +15,7 @@ from dist_sketch.data.shards import Shards
 from dist_sketch.metrics import fid_kid, inception
 from dist_sketch.metrics.scorer import Scorer
 from dist_sketch.training.closing import kid_from
-from dist_sketch.training.validation import Validation, draw
+from dist_sketch.training.validation import Validation, drawing
 
 LIMITS = (0, 3, 1)  # of the five validation pairs
 
@@ -55,7 +55,8 @@ def test_fid_and_kid_are_those_of_the_final_scores(shards: Path, one: ranked.Res
     for i in range(len(val)):
         sample = val.read(i, 3)
         assert sample.sketch is not None
-        raw = draw(net, sample.line[None], torch.device("cpu"))
+        with drawing(net, torch.device("cpu")) as draw:
+            raw = draw(sample.line[None])
         images = {"raw": raw, "denoised": raw, "line": sample.line[None], "real": sample.sketch[None]}
         scorer.add([i], [sample.name], {k: pixels.to_rgb(v) for k, v in images.items()})
     final = Scorer.result([scorer.state()])["raw"]

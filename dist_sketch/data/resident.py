@@ -1,0 +1,136 @@
+"""The decoded training split in a device's memory: a batch is gathered there, and the host sends no images."""
+
+from collections.abc import Iterator
+from multiprocessing import TimeoutError as Stalled
+from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dist_sketch.core.config import DataConfig
+from dist_sketch.core.errors import SharedError, UserError
+from dist_sketch.core.ranks import Ranks
+from dist_sketch.data import pixels
+from dist_sketch.data.loader import Batch, PlaceSampler, nothing_readable, stand_ins
+from dist_sketch.data.shards import BadSample, Shards
+
+THREADS = 4  # that decode; Pillow and hashing let each other run
+STILL = pixels.Move(0, 0, False)
+
+
+class ResidentSplit(NamedTuple):
+    """A whole split on a device."""
+
+    images: Tensor  # uint8 (N, 2, H, W, C): line and sketch, channels last as the networks want them
+    bad: dict[int, str]  # index -> sentence, for the pairs that cannot be read
+
+
+def load(shards: Shards, data: DataConfig, ranks: Ranks) -> ResidentSplit:
+    """Reads the split onto every rank's device. Each pair is read and decoded by one rank, which sends it to all.
+
+    Raises:
+        UserError: no pair can be read, reading one takes longer than `data.stall_timeout_s`, or the device's memory is
+            too small.
+    """
+    own = ranks.share(len(shards))
+    part, own_bad = _decode(shards, data, own)
+    try:
+        images = torch.empty((len(shards), *part.shape[1:]), dtype=torch.uint8, device=ranks.device)
+    except torch.OutOfMemoryError as e:
+        raise UserError(
+            f"data.device_memory_mb = {data.device_memory_mb:g}: the device has no room for the training split "
+            f"({part[0].numel() * len(shards) / 1e6:.0f} MB); set it to 0"
+        ) from e
+    images[own.start : own.stop] = part
+    bad: dict[int, str] = {}
+    for source, (start, stop, found) in enumerate(ranks.gather((own.start, own.stop, own_bad))):
+        ranks.broadcast_tensor(images[start:stop], source)
+        bad |= found
+    if len(bad) == len(shards):
+        raise SharedError(nothing_readable(shards))
+    return ResidentSplit(images, bad)
+
+
+def _decode(shards: Shards, data: DataConfig, own: range) -> tuple[Tensor, dict[int, str]]:
+    """The pairs `own` on the host, and a sentence for each that cannot be read."""
+    channels, size = data.channels, shards.size
+    images = torch.empty((len(own), 2, size, size, channels), dtype=torch.uint8)
+
+    def read(i: int) -> str | None:
+        try:
+            sample = shards.read(i, channels)
+        except BadSample as e:
+            return str(e)
+        assert sample.sketch is not None  # checked before training starts
+        for half, image in enumerate((sample.line, sample.sketch)):
+            images[i - own.start, half] = image.permute(1, 2, 0)
+        return None
+
+    # The threads of such a pool do not keep the process alive when a disk does not answer.
+    with ThreadPool(THREADS) as pool:
+        problems = pool.imap(read, own)
+        try:
+            found = {i: problems.next(data.stall_timeout_s or None) for i in own}
+        except Stalled:
+            raise UserError(
+                f"{shards.folder}: no pair for {data.stall_timeout_s:g} s; does the disk answer? "
+                "Start again when it does, or raise --data.stall-timeout-s"
+            ) from None
+    return images, {i: problem for i, problem in found.items() if problem is not None}
+
+
+class Resident:
+    """The training split as batches of this rank, bit-equal to those of `Loader`, but on the device of `split`.
+
+    Args:
+        split: what `load` returned for these shards.
+    """
+
+    def __init__(
+        self, shards: Shards, data: DataConfig, split: ResidentSplit, *, seed: int, rank: int, world_size: int
+    ):
+        self._sampler = PlaceSampler(len(shards), data, seed, rank, world_size)
+        self.steps = self._sampler.steps
+        self._keys, self._size, self._data, self._seed = shards.keys, shards.size, data, seed
+        self._halves, self._bad = split.images.unbind(1), split.bad
+        # The pair that is shown for a pair: itself, or its stand-in.
+        self._shown = list(range(len(shards)))
+        for i in split.bad:
+            self._shown[i] = next(j for j in stand_ins(i, len(shards)) if j not in split.bad)
+        # Source indices of all possible shifts along a side: (2 * most + 1, side); then those of mirrored rows.
+        self._most = pixels.most_shift(shards.size) if data.shift else 0
+        sources = torch.stack([pixels.shifted(shards.size, by) for by in range(-self._most, self._most + 1)])
+        device = split.images.device
+        self._rows, self._columns = sources.to(device), torch.cat([sources, sources.flip(-1)]).to(device)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first_step` on. The host never waits for the device."""
+        self._sampler.epoch, self._sampler.first_step = epoch, first_step
+        steps = [[i for _, i in places] for places in self._sampler]
+        plan = self._plan(epoch, steps)
+        for own, (pair, row, column, good) in zip(steps, plan, strict=True):
+            # Each (B, H, W): which pair, row and column each pixel comes from
+            where = pair[:, None, None], self._rows[row][:, :, None], self._columns[column][:, None, :]
+            line, sketch = (half[where].permute(0, 3, 1, 2) for half in self._halves)  # (B, C, H, W)
+            keys = [str(self._keys[i]) for i in own if i not in self._bad]
+            yield Batch(line, sketch, good.bool(), keys, [self._bad[i] for i in own if i in self._bad])
+
+    def _plan(self, epoch: int, steps: list[list[int]]) -> Tensor:
+        """For each step and slot the pair, its lines in the tables of rows and columns, and whether it is no stand-in.
+
+        The whole epoch is sent in one copy, int64 (steps, 4, B), because a copy a step would cost more than the gather.
+        """
+        plan = torch.tensor([self._place(epoch, i) for own in steps for i in own], dtype=torch.int64)
+        plan = plan.view(len(steps), self._sampler.share, 4).transpose(1, 2)
+        device = self._rows.device
+        return (plan.pin_memory() if device.type == "cuda" else plan).to(device, non_blocking=True)
+
+    def _place(self, epoch: int, i: int) -> tuple[int, int, int, bool]:
+        pair, move = self._shown[i], STILL
+        if self._data.flip or self._data.shift:
+            generator = pixels.pair_generator(self._seed, epoch, str(self._keys[pair]))
+            size, flip, shift = self._size, self._data.flip, self._data.shift
+            move = pixels.draw_move(generator, size, size, flip=flip, shift=shift)
+        column = move.columns + self._most + move.mirror * len(self._rows)
+        return pair, move.rows + self._most, column, i not in self._bad
