@@ -83,7 +83,7 @@ else
   fi
 fi
 
-part tests 35 "$python" -m pytest tests/test_gpu_graphs.py tests/test_gpu.py -vv --tb=short -p no:cacheprovider "${tests[@]}"
+part tests 35 "$python" -m pytest tests/test_gpu_graphs.py tests/test_gpu.py tests/test_gpu_batches.py -vv --tb=short -p no:cacheprovider "${tests[@]}"
 part step-portrait 15 "${sketch[@]}" bench step "${short[@]}" --preset portrait "${portrait[@]}" --json "$out/step-portrait.json"
 part step-paper 20 "${sketch[@]}" bench step "${short[@]}" "${paper[@]}" --json "$out/step-paper.json"
 part infer 8 "${sketch[@]}" bench infer "${short[@]}" --json "$out/infer.json"

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import forks, python_path
-from support.gpu import DECISIONS, GPU, all_weights, build, pairs, ranks
+from support.gpu import DECISIONS, DEVICES, GPU, all_weights, build, pairs, ranks
 from torch import Tensor
 
 from dist_sketch.core import config as cfg
@@ -29,7 +29,6 @@ from dist_sketch.model import checkpoint
 from dist_sketch.training.policy import BOTH, Decision
 from dist_sketch.training.step import NAMES, Step, read
 
-DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 MIXED = (DECISIONS[0], DECISIONS[2], DECISIONS[0], DECISIONS[1])  # in turn
 STEPS = 50
 NAN_STEPS = (12, 21, 23)  # one for each decision
@@ -190,11 +189,38 @@ def alone_in_an_nccl_group() -> dict[str, Tensor]:
 
 
 @GPU
-def test_a_graph_holds_nccl_s_all_reduce(tmp_path: Path) -> None:
+def test_a_step_in_an_nccl_group_is_recorded(tmp_path: Path) -> None:
+    """NCCL does nothing for a group of one, so this shows that it does not disturb; two cards show the rest."""
     (found,) = members("alone_in_an_nccl_group", forks.places(1), tmp_path, ACCELERATE_USE_CPU="false")
     assert_alike(found["captured"], found["eager"], TOLERANCE)
     norm = NAMES.index("norm/d")
     assert found["eager"][0, norm].item() == pytest.approx(found["bare"][0, norm].item() / 2, rel=TOLERANCE)
+
+
+def one_of_two_cards() -> dict[str, Tensor]:
+    """A member: one of two ranks on a card each. It leaves the group while its graphs hold NCCL's all-reduce."""
+    config, found = small("portrait", noise=0, ema=0.9), {}
+    with Ranks(expect_world_size=2) as on:
+        assert dist.get_backend() == "nccl"
+        mine = list(on.share(4))
+        for name, capture in (("eager", False), ("captured", True)):
+            step, rows = build(config, on, "fp64", capture=capture), []
+            for n, (line, sketch, decision), more in fifty(config, on):
+                more["good"] = more["good"][mine]
+                if n < FEW:
+                    rows.append(step(line[mine], sketch[mine], decision, **more).reduced)
+            assert step.way.startswith("eager") != capture, step.way
+            found |= {name: torch.stack(rows).cpu(), f"{name} weights": all_weights(step)}
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_graphs_on_two_cards_average_over_nccl(tmp_path: Path) -> None:
+    first, second = members("one_of_two_cards", forks.places(2), tmp_path, ACCELERATE_USE_CPU="false")
+    for name in ("captured", "captured weights"):
+        torch.testing.assert_close(first[name], second[name], rtol=0.0, atol=0.0, equal_nan=True)
+    assert_alike(first["captured"], first["eager"], TOLERANCE)
+    assert (first["captured weights"] - first["eager weights"]).abs().max() < TOLERANCE
 
 
 def half_of_a_card() -> dict[str, Tensor]:

@@ -43,10 +43,10 @@ def settings(batch_size: int, preset: str | None = None, **sections: Any) -> Con
     return replace(config, data=replace(config.data, batch_size=batch_size), optim=replace(config.optim, decay=0.0))
 
 
-def build(config: Config, ranks: Ranks, precision: str, *, capture: bool = True) -> Step:
+def build(config: Config, ranks: Ranks, precision: str, **more: Any) -> Step:
     """Our step, with the same weights at each call."""
     torch.manual_seed(0)
-    return Step(config, ranks, precision, capture=capture)
+    return Step(config, ranks, precision, **more)
 
 
 def batch(count: int, size: int, device: torch.device, first: int = 0, channels: int = 3) -> Pairs:
@@ -121,6 +121,8 @@ def _speed(report: BenchReport, ranks: Ranks, auto: str, config: Config, pairs: 
     eager = build(config, ranks, auto, capture=False)
     if on_gpu:
         variants["eager"] = repeated(eager, pairs, BOTH, count)
+        planes = build(config, ranks, auto, layout=torch.contiguous_format)
+        variants["planes"] = repeated(planes, pairs, BOTH, count)
     plain = "tf32" if on_gpu else "no"  # the paper's float32
     convolutions = plain_convolutions(options, device, [*dict.fromkeys([*precisions, plain])])
     times = interleaved({**variants, **convolutions}, options)
@@ -134,6 +136,7 @@ def _speed(report: BenchReport, ranks: Ranks, auto: str, config: Config, pairs: 
     report.add("joint backward of D", images["joint"], images[ours], "images/s", "separate backwards (the default)")
     if on_gpu:
         report.add("CUDA graphs", images[ours], images["eager"], "images/s", EAGER)
+        report.add("images as channels_last", images[ours], images["planes"], "images/s", "images as planes (NCHW)")
         _idle(report, device, {name: variants[name] for name in (ours, "eager")}, times, count)
     report.note(f"our step: {steps[auto].way}")  # type: ignore[union-attr]
 

@@ -3,7 +3,7 @@
 Both halves of a pair are (B, C, H, W) in [-1, 1]; H and W are multiples of 64.
 """
 
-from functools import lru_cache
+from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -18,6 +18,7 @@ Norm = Literal["batch", "instance", "group", "none"]
 Upsample = Literal["transposed", "resize"]
 SLOPE = 0.01  # of every LeakyReLU
 GROUPS = 8  # of group norm
+CONVERTING = ("cuda",)  # devices on which group norm changes type and memory format
 
 
 def _norm(kind: Norm, channels: int) -> nn.Module:
@@ -26,9 +27,9 @@ def _norm(kind: Norm, channels: int) -> nn.Module:
     if kind == "instance":
         # Instance norm is group norm with one channel per group. torch's InstanceNorm2d (2.15) gives wrong gradients on
         # CPUs for a single sample in channels_last, which happens with one pair per rank.
-        return nn.GroupNorm(channels, channels)
+        return GroupNorm(channels, channels)
     if kind == "group":
-        return nn.GroupNorm(GROUPS, channels)
+        return GroupNorm(GROUPS, channels)
     return nn.Identity()
 
 
@@ -40,6 +41,26 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.momentum is not None
         own = self.running_mean, self.running_var, self.weight, self.bias
         return batch_norm(x, *own, self.training, self.momentum, self.eps)
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm, whose answer has the type and memory format of its input on GPUs, too.
+
+    There autocast and torch's kernel (before 2.15) make float32 in planes of it, so that each later layer would work on
+    twice the bytes and convert them again. The statistics are still computed in float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if x.device.type not in CONVERTING or x.dtype not in (torch.bfloat16, torch.float16):
+            return super().forward(x)
+        wide = super().forward(x.to(torch.float32, memory_format=torch.contiguous_format))
+        return wide.to(x.dtype, memory_format=_layout(x))
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class Down(nn.Sequential):
@@ -161,7 +182,7 @@ class Generator(nn.Module):
         x = self.last(x)
         if self.detail is not None:
             # In the type and memory format of x: otherwise cat would convert everything.
-            beside = torch.cat((line, *self._noise(line)), dim=1).to(x.dtype, memory_format=torch.channels_last)
+            beside = torch.cat((line, *self._noise(line)), dim=1).to(x.dtype, memory_format=_layout(x))
             x = self.detail(torch.cat((leaky_relu(x, SLOPE), beside), dim=1))
         return torch.tanh(x if x.dtype == torch.float64 else x.float())  # bf16 has 26 tones of paper, float32 164
 
@@ -174,7 +195,7 @@ class Generator(nn.Module):
         return (_fixed_noise((self.noise, *x.shape[-2:]), x.dtype, x.device).expand(len(x), -1, -1, -1),)
 
 
-@lru_cache(maxsize=4)
+@cache  # a CUDA graph may use it
 def _fixed_noise(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Noise of `shape`: made on the CPU, so that all devices get the same, and copied to `device` only once."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device, dtype)

@@ -4,7 +4,9 @@ See "CUDA Graphs" in PyTorch's notes on CUDA semantics for what a recorded funct
 """
 
 import math
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +16,8 @@ from dist_sketch.core.ranks import Ranks
 
 M = TypeVar("M", bound=NamedTuple)  # what a step measures: tensors, the first of them equal on all ranks
 State = dict[str, list[Tensor]]  # by kind
+
+NO_MEMORY = "the GPU's memory is too small for the graph and its check"
 
 # How far a replayed step may be from the eager one, as a share of what the step changes. As a rule they are equal; but
 # a library may choose another algorithm while it is recorded, and Adam's first steps follow the gradient's sign alone.
@@ -27,7 +31,7 @@ def why_eager(ranks: Ranks, precision: str, accumulate: int) -> str | None:
     if not ranks.in_cuda_graphs:
         return "the ranks do not communicate through NCCL"
     if precision == "fp16":
-        return "with fp16 the host asks the GPU whether the gradients overflowed"
+        return "the scaler of fp16 has a state that the check of a graph does not restore"
     return "train.accumulate splits each batch" if accumulate > 1 else None
 
 
@@ -60,7 +64,8 @@ class StepGraphs(Generic[M]):
         self._tolerance = TOLERANCE.get(precision, 0.0)
         self._graphs: dict[tuple[bool, bool], _Graph] = {}
         self._place: tuple[torch.cuda.Stream, Any] | None = None  # stream and memory of all graphs
-        ranks.at_end(self.forget)
+        forget = weakref.WeakMethod(self.forget)  # `ranks` must not keep networks that nobody uses any more
+        ranks.at_end(lambda: (method := forget()) and method())
 
     @property
     def way(self) -> str:
@@ -70,6 +75,7 @@ class StepGraphs(Generic[M]):
     def forget(self) -> None:
         """Forgets the graphs, because tensors that they use were replaced."""
         self._graphs.clear()
+        self._place = None  # torch does not record into a pool again whose last graph is gone
 
     def __call__(self, train_d: bool, train_g: bool) -> M:
         """Makes one step. Later steps do not overwrite what it returns."""
@@ -83,30 +89,53 @@ class StepGraphs(Generic[M]):
 
     def _first(self, train_d: bool, train_g: bool) -> M:
         """Makes one step, and records and checks the graph for the next ones."""
-        state = self._state()
+        problem, state = None, self._state()
         try:
-            problem, before, eager = None, _Snapshot(state, self._ranks.device), _Snapshot(state, self._ranks.device)
+            before, after = _Snapshot(state, self._ranks.device), _Snapshot(state, self._ranks.device)
         except torch.OutOfMemoryError:
-            problem = "the GPU has no memory left for a check of the graph"
+            problem = NO_MEMORY
         if self._refused(problem):
             return self._compute(train_d, train_g)
-        reference = _copy(self._compute(train_d, train_g))
-        if not reference[0].isfinite().all():
-            return reference  # this step changes nothing and can prove nothing: the next one is recorded
-        eager.take()
+        try:
+            made = self._recorded_and_checked(train_d, train_g, before, after)
+        except torch.OutOfMemoryError:
+            if self._ranks.world_size > 1:
+                raise  # the other ranks already wait for this one
+            self._refused(NO_MEMORY)
+            made = None
+        if made is not None:
+            return made
         before.restore()
-        noise = _distances(_copy(self._compute(train_d, train_g)), reference, before, eager)
+        del before, after
+        if self._ranks.device.type == "cuda":
+            torch.cuda.empty_cache()  # of the graphs that were forgotten
+        return self._compute(train_d, train_g)
+
+    def _recorded_and_checked(self, train_d: bool, train_g: bool, before: "_Snapshot", after: "_Snapshot") -> M | None:
+        """What the step measured, if it was made; None if it has to be made again, eagerly, from the state `before`.
+
+        Each wait for the device goes through `to_host`, which does not wait for ever when another rank is gone.
+        """
+        reference = _copy(self._compute(train_d, train_g))
+        if not self._ranks.to_host(reference[0]).isfinite().all():
+            return reference  # this step changes nothing and can prove nothing: the next one is recorded
+        after.take()
+        before.restore()
+        again = _copy(self._compute(train_d, train_g))
+        self._ranks.to_host(again[0])
+        noise = _distances(again, reference, before, after)
         before.restore()
         graph, problem = self._record(train_d, train_g)
-        if not self._refused(problem):
-            assert graph is not None
-            graph.replay()
-            replayed = _copy(graph.measured)
-            if not self._refused(self._difference(_distances(replayed, reference, before, eager), noise)):
-                self._graphs[train_d, train_g] = graph
-                return replayed  # type: ignore[return-value]
-        before.restore()
-        return self._compute(train_d, train_g)
+        if self._refused(problem):
+            return None
+        assert graph is not None
+        graph.replay()
+        replayed: M = _copy(graph.measured)  # type: ignore[assignment]
+        self._ranks.to_host(replayed[0])
+        if self._refused(self._difference(_distances(replayed, reference, before, after), noise)):
+            return None
+        self._graphs[train_d, train_g] = graph
+        return replayed
 
     def _record(self, train_d: bool, train_g: bool) -> tuple[_Graph | None, str | None]:
         """The recorded step, which was not made by that; or None and the reason."""
@@ -121,8 +150,9 @@ class StepGraphs(Generic[M]):
                 measured = self._compute(train_d, train_g)
         except Exception as e:  # CUDA, NCCL and torch raise many types
             torch.cuda.set_stream(current)  # an error in the end of the block leaves the other stream in use
-            _end_recording(stream)
-            return None, f"it could not be recorded ({str(e).splitlines()[0]})"
+            _end_recording(stream, pool)
+            cause = e.__context__ or e  # the end of a recording fails, too, and hides the error in it
+            return None, f"the step could not be recorded ({str(cause).splitlines()[0]})"
         return _Graph(graph.replay, measured), None
 
     def _difference(self, found: dict[str, float], noise: dict[str, float]) -> str | None:
@@ -181,9 +211,9 @@ def _distances(measured: M, reference: M, before: _Snapshot, after: _Snapshot) -
     """How far the present state and `measured` are from those after the reference step, as shares of that step."""
     found = {"what it measures": _share(measured[0] - reference[0], reference[0])}
     for kind, now in after.state.items():
-        moved = zip(now, before.copies[kind], after.copies[kind], strict=True)
-        parts = [(a.double() - c.double(), c.double() - b.double()) for a, b, c in moved]
-        found[kind] = _share(*(torch.stack([p[i].norm() for p in parts]) for i in (0, 1)))
+        each = zip(now, before.copies[kind], after.copies[kind], strict=True)
+        norms = [((a.double() - c.double()).norm(), (c.double() - b.double()).norm()) for a, b, c in each]
+        found[kind] = _share(*(torch.stack(n) for n in zip(*norms, strict=True)))
     found["random numbers"] = 0.0 if after.same_random() else math.inf
     return found
 
@@ -198,7 +228,14 @@ def _copy(measured: M) -> M:
     return type(measured)(*(t.clone() for t in measured))
 
 
-def _end_recording(stream: torch.cuda.Stream) -> None:
-    """Records an empty graph: after a recording that failed, torch's generator would think that it still goes on."""
+def _end_recording(stream: torch.cuda.Stream, pool: Any) -> None:
+    """Mends what a recording that failed leaves behind.
+
+    torch's allocator before 2.13 goes on sending memory to the graph's pool, and its generator of random numbers thinks
+    that it is still recorded, until an empty graph is.
+    """
+    with suppress(RuntimeError):  # newer versions have ended it themselves
+        torch._C._cuda_endAllocateToPool(stream.device.index, pool)
+        torch._C._cuda_releasePool(stream.device.index, pool)
     with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
         torch.zeros(1, device=stream.device)

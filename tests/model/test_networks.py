@@ -217,6 +217,24 @@ def test_pages_have_the_fine_tones_of_float32_in_bf16_too() -> None:
     assert len(tones) > 26
 
 
+def test_group_norm_keeps_type_and_memory_format_where_torch_changes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs, played on the CPU."""
+    torch.manual_seed(0)
+    norm = networks.GroupNorm(2, 8)
+    x = torch.randn(2, 8, 6, 6, dtype=torch.bfloat16).to(memory_format=torch.channels_last).requires_grad_()
+    with torch.no_grad():
+        exact = nn.functional.group_norm(x.float(), 2, norm.weight, norm.bias, norm.eps)
+    monkeypatch.setattr(networks, "CONVERTING", ("cpu",))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(y, exact.bfloat16())
+    y.sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    assert norm(x.detach().double().float()).dtype == torch.float32
+
+
 def test_fixed_noise_is_made_once() -> None:
     """Not at each drawing: it is made on the CPU, and a GPU would wait for the copy."""
     net = UNet(channels=1, norm="none", dropout=0.0, detail=8, noise=1).eval()

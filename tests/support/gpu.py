@@ -13,6 +13,7 @@ from dist_sketch.training.policy import BOTH, Decision
 from dist_sketch.training.step import Step
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 PRESETS = pytest.mark.parametrize("preset", [None, "portrait"], ids=["paper", "portrait"])
 DECISIONS = (BOTH, Decision(False, True, "D locked"), Decision(True, False, "G locked"))
 

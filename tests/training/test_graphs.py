@@ -179,6 +179,23 @@ def test_what_cannot_be_recorded_runs_eagerly(
     assert capsys.readouterr().out == "warning: no CUDA graph is used, so training is slower: no such kernel\n"
 
 
+@pytest.mark.parametrize("where", ["copies", "second step"])
+def test_too_little_memory_for_the_check_is_no_end_of_the_run(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    plain, recorded = (build(portrait(), ranks) for _ in range(2))
+    recording(recorded, ranks, monkeypatch, lambda step, d, g: step._compute(d, g))
+    name = "__init__" if where == "copies" else "take"
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs._Snapshot, name, full)
+    assert trained(recorded, portrait()) == trained(plain, portrait())
+    assert equal(all_state(recorded), all_state(plain))
+    assert capsys.readouterr().out.count("the GPU's memory is too small for the graph and its check") == 1
+
+
 def test_a_step_that_is_not_finite_proves_nothing(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     step = build(portrait(), ranks)
     replays = recording(step, ranks, monkeypatch, lambda step, d, g: step._compute(d, g))

@@ -1,6 +1,8 @@
 """One training step against a straight-line implementation of the paper's, and the step's own promises."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -653,6 +655,16 @@ def test_learning_rates_are_a_function_of_the_step(
     later.load_state_dict(step.state_dict())  # goes on where it was, not at the first step's rate
     go(later, batch())
     assert later.learner_g.lr.item() == 1e-3 * factors[2]
+
+
+def test_a_step_that_is_no_longer_used_gives_its_memory_back(ranks: Ranks) -> None:
+    """Accelerate would keep each network that it has prepared."""
+    step = build(settings(), ranks)
+    go(step, batch())
+    nets = [weakref.ref(net) for net in step.modules().values()]
+    del step
+    gc.collect()
+    assert [net() for net in nets] == [None, None]
 
 
 # ---------------------------------------------------------------- the averaged generator
