@@ -44,9 +44,9 @@ class Learner:
         self.gradients = FlatGradients(module.parameters(), ranks)
         self._dtype = AUTOCAST.get(precision)
         # Autocast would convert each weight at each use, with two kernels a weight; one kernel converts them all.
-        convolutions = (m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
-        own = {id(p) for m in convolutions for p in m.parameters()} if self._dtype else set[int]()
-        self._full = {name: p for name, p in module.named_parameters() if id(p) in own}
+        layers = module.named_modules() if self._dtype else ()
+        convolutions = {n: m for n, m in layers if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)}
+        self._full = {f"{n}.{name}": p for n, m in convolutions.items() for name, p in m.named_parameters()}
         self._half = {name: torch.empty_like(p, dtype=self._dtype).requires_grad_() for name, p in self._full.items()}
 
     def _begin_moments(self) -> None:

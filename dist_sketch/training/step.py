@@ -112,9 +112,9 @@ class Step:
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         exact_float32()
         self.g, self.d = self._build(networks.generator(config)), self._build(networks.discriminator(config))
-        self.ema = copy.deepcopy(self.g).requires_grad_(False) if config.generator.ema else None
         self.learner_g = Learner(self.g, ranks, precision, config.optim.lr_g, config.optim)
         self.learner_d = Learner(self.d, ranks, precision, config.optim.lr_d, config.optim)
+        self.ema = copy.deepcopy(self.g).requires_grad_(False) if config.generator.ema else None
         self.steps = self.updates_g = 0
         self.share = config.data.batch_size // ranks.world_size
         # A batch's statistics must not mix real and drawn sketches. Other norms see each sketch alone.

@@ -258,7 +258,7 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("preset", "size", "most"), [("portrait", 128, 360), (None, 128, 325)], ids=["portrait", "paper"]
+    ("preset", "size", "most"), [("portrait", 128, 370), (None, 128, 325)], ids=["portrait", "paper"]
 )
 def test_the_number_of_operations_does_not_grow(ranks: Ranks, preset: str | None, size: int, most: int) -> None:
     """On a GPU each is a kernel or more, and at small batches starting them is what takes the time."""
