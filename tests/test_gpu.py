@@ -3,6 +3,7 @@
 CUDA graphs, and several processes on GPUs, are tested in `test_gpu_graphs.py`.
 """
 
+import gc
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DataConfig, GeneratorConfig
 from dist_sketch.data import pixels
 from dist_sketch.data.synthetic import dataset as synth
+from dist_sketch.metrics import inception
 from dist_sketch.model.pretrained import SketchGenerator
 from dist_sketch.tracking.tracker import read_metrics
 from dist_sketch.training.policy import BOTH
@@ -110,11 +112,13 @@ def test_memory_does_not_grow() -> None:
     line, sketch = pairs(paper(), 128, on.device)
     peaks = []
     for _ in range(4):
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
         for decision in itertools.islice(itertools.cycle(DECISIONS), 30):
             step(line, sketch, decision, bad=0, stop=False)
         torch.cuda.synchronize()
         peaks.append(torch.cuda.max_memory_allocated())
-    assert peaks[1:] == [peaks[1]] * 3
+    assert peaks[1:] == [peaks[1]] * 3  # the first round also records the graphs
 
 
 def test_drawings_are_the_cpu_s() -> None:
@@ -129,24 +133,19 @@ def test_drawings_are_the_cpu_s() -> None:
     assert (gpu != cpu).float().mean() < 1e-3
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
-    """A finished run, as the README starts it."""
-    out = tmp_path_factory.mktemp("gpu") / "run"
+def test_a_run_as_the_readme_starts_it_and_its_drawings(shards: Path, new_cli: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / "one_gpu.yaml")]
     words = [str(w) for w in (*TINY, "--train.precision", "auto", "--data.workers", 2, "--train.epochs", 4)]
     done = subprocess.run(
-        [*launcher, "-m", "dist_sketch", "train", "--data.shards", str(shards), "--out", str(out), *words],
+        [*launcher, "-m", "dist_sketch", "train", "--data.shards", str(shards), "--out", str(run), *words],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stderr, done.stderr
-    return out
-
-
-def test_a_run_knows_its_gpu(run: Path) -> None:
+    assert "how the steps run: one CUDA graph for each decision" in done.stdout
     facts = json.loads((run / "config.json").read_text())["facts"]
     assert facts["device"] == torch.cuda.get_device_name()
     assert facts["versions"]["cuda"]
@@ -155,23 +154,22 @@ def test_a_run_knows_its_gpu(run: Path) -> None:
     assert [r["step"] for r in rows] == list(range(1, 13))  # also those that the host reads together
     assert all(np.isfinite(r["loss/g"]) for r in rows)
 
-
-def test_infer_draws_and_scores_what_the_cpu_does(run: Path, new_cli: Run, shards: Path, tmp_path: Path) -> None:
     for name, env in (("gpu", {}), ("cpu", {"ACCELERATE_USE_CPU": "true"})):
         done = new_cli("infer", "--run", run, "--input", shards, "--out", tmp_path / name, **env)
         assert done.returncode == 0, done.stderr
     gpu, cpu = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("gpu", "cpu"))
     assert gpu["n"] == cpu["n"] == 5
-    for score in ("ssim", "l1", "psnr", "fid_64", "fid_2048", "kid"):
+    for score in ("ssim", "l1", "psnr", *(("fid_64", "fid_2048", "kid") if inception.find() else ())):
         assert gpu["raw"][score] == pytest.approx(cpu["raw"][score], rel=2e-3, abs=1e-4), score
     for path in sorted((tmp_path / "cpu" / "raw").iterdir()):
         a, b = (np.asarray(Image.open(p), int) for p in (path, tmp_path / "gpu" / "raw" / path.name))
         assert np.abs(a - b).max() <= 1, path.name
 
 
-def test_stopped_and_started_again_it_goes_on(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"], ids=["captured", "eager"])
+def test_stopped_and_started_again_it_goes_on(shards: Path, tmp_path: Path, precision: str) -> None:
     out = tmp_path / "run"
-    words = [str(w) for w in (*TINY, "--train.precision", "fp16", "--train.epochs", 400)]
+    words = [str(w) for w in (*TINY, "--train.precision", precision, "--train.epochs", 400)]
     command = [sys.executable, "-m", "dist_sketch", "train", "--data.shards", str(shards), "--out", str(out), *words]
     legs = []
     for _ in range(2):
@@ -188,7 +186,7 @@ def test_stopped_and_started_again_it_goes_on(shards: Path, tmp_path: Path) -> N
 
 
 def test_the_bench_measures_it(new_cli: Run, tmp_path: Path) -> None:
-    done = new_cli("bench", "step", "--quick", "--json", tmp_path / "figures.json")
+    done = new_cli("bench", "step", "--quick", "--batch-sizes", 4, "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["machine"]["gpu"] == torch.cuda.get_device_name()

@@ -35,6 +35,7 @@ def run(report: BenchReport, folder: Path) -> None:
     generator, shards = write_generator(report.options, folder), write_lines(report.options, folder)
     fast = resolve_precision("auto", device)
     _whole(report, device, generator, shards, fast, folder)
+    report.write()
     _parts(report, device, generator, fast, folder)
     report.note(f"{PLAIN}: the same shards, net, noise removal and files, one image after the other")
 

@@ -54,7 +54,7 @@ def plain_convolutions(options: BenchOptions, device: torch.device, precisions: 
                 conv: nn.Conv2d = conv, x: Tensor = x, gradient: Tensor = gradient, precision: str = precision
             ) -> None:
                 with default_float32() if precision == "tf32" else nullcontext():
-                    conv(x).backward(gradient)
+                    torch.autograd.grad(conv(x), (x, *conv.parameters()), gradient)  # adds them to nothing
 
             variants[f"limit: {precision}, convolution {b}x{c}x{side}x{side}"] = go
     return variants

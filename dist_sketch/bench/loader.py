@@ -50,9 +50,9 @@ def make(options: BenchOptions, folder: Path) -> tuple[Path, Path]:
 def run(report: BenchReport, folder: Path) -> None:
     """Adds all figures of the loader."""
     jpegs, shards = make(report.options, folder)
-    per_core(report, jpegs, shards)
-    _workers(report, jpegs, shards)
-    _wait(report, jpegs, shards)
+    for part in (_wait, per_core, _workers):
+        part(report, jpegs, shards)
+        report.write()  # a call that is cut off keeps what it has
     _index(report, folder)
     report.note(f"JPEG folder: {report.options.source_size} px, decoded and resized by Pillow at every reading")
     report.note("core s: a second of CPU time, in one process without workers")

@@ -3,6 +3,7 @@
 See "CUDA Graphs" in PyTorch's notes on CUDA semantics for what a recorded function may do.
 """
 
+import gc
 import math
 import weakref
 from collections.abc import Callable
@@ -144,6 +145,7 @@ class StepGraphs(Generic[M]):
             self._place = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         stream, pool = self._place
         current = torch.cuda.current_stream(device)
+        gc.collect()  # the end of an older graph must not fall into the recording
         try:
             # Other threads, such as the one that pins memory, go on calling CUDA meanwhile: hence "thread_local".
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
