@@ -1,13 +1,17 @@
 """The command line: `dist-sketch COMMAND ...` and `python -m dist_sketch COMMAND ...`."""
 
+import importlib.util
 import os
-import select
-import signal
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+if importlib.util.find_spec("fcntl") is None:  # before imports that need it, and signals that Windows does not have
+    print("error: dist_sketch runs on Linux and macOS; on Windows install it in WSL", file=sys.stderr)
+    sys.exit(2)
 
 import tyro
 
@@ -21,7 +25,10 @@ from dist_sketch.commands.report import CompareCommand, ReportCommand
 from dist_sketch.commands.sync import SyncCommand
 from dist_sketch.commands.train import TrainCommand
 from dist_sketch.commands.train import preset as train_preset
-from dist_sketch.core.errors import SharedError, UserError
+from dist_sketch.core import launcher, streams
+from dist_sketch.core.config import as_typed
+from dist_sketch.core.errors import SharedError, UserError, refused_by_system
+from dist_sketch.core.words import plain
 from dist_sketch.slurm.command_line import DoctorCommand, LegCommand, LogsCommand, NodeCommand, SubmitCommand, separate
 from dist_sketch.slurm.rank_logs import redirect
 
@@ -74,19 +81,30 @@ def parse(arguments: list[str]) -> Callable[[], int]:
     if arguments[0] == "--version":
         print(__version__)
         raise SystemExit(0)
-    name, *rest = arguments
+    # A shell leaves the ~ of --out=~/faces, and of what a program passes, as it is.
+    name, *rest = (re.sub(r"^((?:--)?[\w.-]+=)?(~.*)", _at_home, word, flags=re.DOTALL) for word in arguments)
     if name not in COMMANDS:
         raise UserError(f"{name}: there is no such command; there are {', '.join(COMMANDS)}")
     if name in ("submit", "doctor"):
         rest = separate(rest)
+    rest = as_typed(rest) if name == "train" else rest
     default: Any = train_preset(rest) if name == "train" else preset(rest) if name == "experiment" else None
     parsed: Any = tyro.cli(COMMANDS[name], prog=f"dist-sketch {name}", args=rest, default=default)
     run: Callable[[], int] = parsed.run
     return run
 
 
+def _at_home(word: re.Match[str]) -> str:
+    """A word of the command line with the home folder in place of `~`."""
+    return (word[1] or "") + os.path.expanduser(word[2])
+
+
 def main() -> None:
     """Runs the command line. A user's mistake gives a message and exit code 2, ours a traceback and exit code 1."""
+    # Every interpreter that is started from here takes modules from the installation alone, never from the folder that
+    # it is started in: that may be somebody else's.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    streams.make_tolerant()
     redirect()
     try:
         try:
@@ -97,26 +115,14 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError as e:
-        code = _left_alone() or _explain(e, int(os.environ.get("RANK", "0")))
     except Exception as e:
-        code = _explain(e, int(os.environ.get("RANK", "0")))
+        code = _explain(refused_by_system(e) or e, launcher.rank())
     _ranks().leave(code) if _ranks() else sys.exit(code)
 
 
 def _ranks() -> Any:
     """The module `core.ranks` if a command has imported it (and torch with it), else None."""
     return sys.modules.get("dist_sketch.core.ranks")
-
-
-def _left_alone() -> int:
-    """The exit code if the reader of our output has gone, as in `dist-sketch train --help | head`; else 0."""
-    poll = select.poll()
-    poll.register(1, 0)
-    if not any(event & select.POLLERR for _, event in poll.poll(0)):
-        return 0
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still in the buffer
-    return 128 + signal.SIGPIPE
 
 
 def _explain(error: Exception, rank: int) -> int:
@@ -126,7 +132,7 @@ def _explain(error: Exception, rank: int) -> int:
         time.sleep(FIRST_WORD_S)  # a launcher ends all ranks as soon as one has ended, so rank 0 must print first
         return USER
     if isinstance(error, UserError):
-        print(f"error{who}: {error}", file=sys.stderr)
+        print(f"error{who}: {plain(str(error))}", file=sys.stderr)
         code = USER
     elif _ranks() and (lost := _ranks().lost_peer(error)):
         time.sleep(FIRST_WORD_S)

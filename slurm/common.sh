@@ -8,7 +8,8 @@ die() { echo "error: $*" >&2; exit 2; }
 
 # name=value sets a variable that has a default; the arguments after the settings are for the dist-sketch command.
 while [[ ${1:-} =~ ^([a-z]+)=(.*)$ && -v ${BASH_REMATCH[1]} ]]; do
-  declare "${BASH_REMATCH[1]}=${BASH_REMATCH[2]}"
+  # Not every shell puts the home folder in place of out=~/faces.
+  declare "${BASH_REMATCH[1]}=${BASH_REMATCH[2]/#\~\//${HOME:-\~}/}"
   shift
 done
 [[ $# = 0 || $1 == --* ]] || die "$1: neither a setting of this script (name=value) nor an option (--name)"
@@ -23,6 +24,7 @@ if [ -n "$modules" ]; then
 fi
 [ -z "$venv" ] || export PATH=$venv/bin:$PATH
 command -v dist-sketch > /dev/null || die "there is no dist-sketch on the PATH: give venv=FOLDER"
+export PYTHONSAFEPATH=1   # no modules from the folder that the job is started in
 export WANDB_MODE=${WANDB_MODE:-offline}   # nodes often have no network; `dist-sketch sync` later
 [ -z "${interface:-}" ] || export NCCL_SOCKET_IFNAME=$interface GLOO_SOCKET_IFNAME=$interface
 

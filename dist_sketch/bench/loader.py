@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dist_sketch.bench.measure import BenchReport, cores, in_new_processes, interleaved, memory, rates
+from dist_sketch.bench.measure import BenchReport, in_new_processes, interleaved, memory, rates
 from dist_sketch.bench.options import BenchOptions
 from dist_sketch.bench.paper_way import JpegFolder
 from dist_sketch.bench.step import Pairs, build, settings, steps_at_once
-from dist_sketch.core import fileio
+from dist_sketch.core import cpus, fileio
 from dist_sketch.core.config import DataConfig
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
@@ -118,7 +118,7 @@ def _workers(report: BenchReport, jpegs: Path, shards: Path) -> None:
     options = report.options
     count = options.pairs // options.batch_size * options.batch_size
     large = options.pairs * LARGE_SET // options.batch_size * options.batch_size
-    for workers in range(1, (options.workers or min(8, len(cores()))) + 1):
+    for workers in range(1, (options.workers or min(8, len(cpus.usable()))) + 1):
         folder = _folder(jpegs, options, workers)
         loader = _loader(shards, options, workers=workers, memory_mb=0.0, times=LARGE_SET)
         times = interleaved({"folder": partial(list, folder), "ours": partial(_epoch, loader)}, options)
@@ -141,7 +141,7 @@ def _forever(batches: Batches) -> Iterator[Pairs]:
 def _wait(report: BenchReport, jpegs: Path, shards: Path) -> None:
     """The share of a training loop's time that is spent waiting for data."""
     options, ranks = report.options, Ranks(expect_world_size=1)
-    workers = min(8, len(cores())) if ranks.device.type == "cuda" else 1
+    workers = min(8, len(cpus.usable())) if ranks.device.type == "cuda" else 1
     about = f"JPEG folder, {workers} worker(s)"
     step = build(settings(options.batch_size), ranks, resolve_precision("auto", ranks.device))
     folder, opened = _folder(jpegs, options, workers), Shards(shards, "train")
@@ -225,5 +225,6 @@ def _write_manifest(folder: Path, count: int) -> None:
         "sha256": [os.urandom(32).hex() for _ in range(count)],
     }
     split = {"count": count, "has_sketch": True, "shards": [shard], "index": index}
-    text = json.dumps({"format": FORMAT, "size": 256, "splits": {"train": split}})
+    about = {"format": FORMAT, "size": 256, "recipe": "bench", "license": "none", "settings": {}, "skipped": []}
+    text = json.dumps({**about, "splits": {"train": split}})
     fileio.write_atomic(folder / MANIFEST, text, durable=False)

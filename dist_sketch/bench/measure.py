@@ -3,9 +3,11 @@
 import os
 import platform
 import re
+import resource
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -19,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dist_sketch.bench.options import BenchOptions
-from dist_sketch.core import fileio
+from dist_sketch.core import cpus, fileio
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 
@@ -179,26 +181,27 @@ def _spread(value: float, low: float, high: float) -> str:
 
 
 def memory() -> tuple[int, int]:
-    """Resident memory of this process in bytes: now, and its peak. (ru_maxrss would include the parent's.)"""
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    """Resident memory of this process in bytes: now, and its peak; of both the peak where there is no /proc."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:  # macOS; on Linux this figure would include the parent's
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak, peak
     found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status, re.MULTILINE))
     return int(found["VmRSS"]) * 1024, int(found["VmHWM"]) * 1024
 
 
-def cores() -> list[int]:
-    """The cores that this process may use."""
-    return sorted(os.sched_getaffinity(0))
-
-
 def machine() -> dict[str, Any]:
     """Describes the machine that the figures are measured on."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    text = ""
+    with suppress(OSError):  # only Linux has it
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     found = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
     flags = set((found.get("flags") or found.get("Features") or "").split())
     gpu = torch.cuda.is_available()
     return {
         "cpu": found.get("model name", platform.processor() or platform.machine()),
-        "cores": len(cores()),
+        "cores": len(cpus.usable()),
         "threads": torch.get_num_threads(),
         "flags": [f for f in CPU_FLAGS if f in flags],
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),

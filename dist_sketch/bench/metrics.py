@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dist_sketch.bench import paper_way
-from dist_sketch.bench.measure import BenchReport, Times, cores, interleaved
+from dist_sketch.bench.measure import BenchReport, Times, interleaved
 from dist_sketch.bench.options import BenchOptions
+from dist_sketch.core import cpus
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pixels
 from dist_sketch.data.image_files import read_image
@@ -63,7 +64,7 @@ def _image_set(report: BenchReport, folder: Path, weights: inception.Weights, de
     drawn, real = (_write(options, folder / name, side) for side, name in enumerate(("drawn", "real")))
     dims = 192 if options.quick else 2048
     net, their_net = inception.load(weights, device), paper_way.pytorch_fid_net(weights, dims, device)
-    workers = min(8, len(cores()))  # as pytorch-fid's own command does
+    workers = min(8, len(cpus.usable()))  # as pytorch-fid's own command does
     times, difference = _times(
         options,
         int(len(drawn) < 100),

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from dist_sketch.bench.measure import BenchReport, Times, cores, in_new_processes, interleaved, rates
+from dist_sketch.bench.measure import BenchReport, Times, in_new_processes, interleaved, rates
 from dist_sketch.bench.options import BenchOptions
 from dist_sketch.bench.step import LOCKS, Pairs, batch, build, repeated, settings, steps_at_once
+from dist_sketch.core import cpus
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.training.policy import BOTH
@@ -24,7 +25,7 @@ TIMEOUT_S = 3600.0  # the other ranks wait while the first one works alone
 def run(report: BenchReport, folder: Path) -> None:
     """Adds all figures of scaling: one process against several."""
     on_gpu = Ranks(expect_world_size=1).device.type == "cuda"
-    places = list(range(torch.cuda.device_count())) if on_gpu else cores()[:2]
+    places = list(range(torch.cuda.device_count())) if on_gpu else cpus.usable()[:2]
     if len(places) < 2:
         report.note("not measured: one process against several needs two GPUs, or two cores")
         return
@@ -60,7 +61,8 @@ def _member(
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if not on_gpu:
         os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        os.sched_setaffinity(0, [places[rank]])
+        if hasattr(os, "sched_setaffinity"):  # macOS has none
+            os.sched_setaffinity(0, [places[rank]])
         torch.set_num_threads(1)
     with Ranks(expect_world_size=len(places), timeout_s=TIMEOUT_S) as ranks:
         count, precision = steps_at_once(options, ranks.device), resolve_precision("auto", ranks.device)

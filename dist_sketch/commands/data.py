@@ -16,7 +16,7 @@ class SynthCommand:
     """Draw procedural portraits: DIR/{train,val}_{line,sketch}/N.jpg. The same seed always gives the same files."""
 
     folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
-    """Folder for the pairs."""
+    """Folder for the pairs. Pictures that are there already must be the same; others are never overwritten."""
     count: int = 64
     """Training pairs."""
     val: int = 16
@@ -58,7 +58,7 @@ class PackCommand:
     skip_bad: int = 0
     """Number of unusable files that may be left out and listed; with more, the command refuses."""
     force: bool = False
-    """Replace the shards that are in --out."""
+    """Replace the shards that are in --out; refused if anything else lies there."""
     keep: bool = False
     """Keep the shards that are in --out if they are undamaged and hold these pairs at this size."""
     workers: int | None = None

@@ -49,8 +49,13 @@ class ExperimentCommand:
                 "experiment: starts its trainings itself; call it without a launcher, and name the launcher in --launch"
             )
         plan = self.plan()
-        lock = Lock(self.out)
-        lock.acquire()
+        with Lock(self.out) as lock:
+            lock.acquire()
+            planning.claim_folder(plan)  # another experiment may have begun there in the meantime
+            return self.do(plan)
+
+    def do(self, plan: planning.Plan) -> int:
+        """Runs the plan and builds its page."""
         code = 0
         if not self.page_only:
             file = planning.write(plan)

@@ -17,8 +17,9 @@ from dist_sketch.tracking.wandb_run import is_off
 class InferCommand:
     """Draw sketches with a trained generator, remove their noise, score them.
 
-    Writes OUT/raw and, with the noise removed, OUT/sketch; scores them where the input has sketches. One process by
-    itself; several with `accelerate launch ... -m dist_sketch infer ...`.
+    Writes OUT/raw and, with the noise removed, OUT/sketch; scores them where the input has sketches. Inputs that cannot
+    be read are named, all others are drawn, and the exit code is 2. One process by itself; several with
+    `accelerate launch ... -m dist_sketch infer ...`.
     """
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]

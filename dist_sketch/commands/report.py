@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from dist_sketch.commands.infer import finish
-from dist_sketch.core.fileio import read_json
+from dist_sketch.core.saved import read_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class ReportCommand:
         from dist_sketch.reports import report
 
         page = report.build(self.out)
-        scores = read_json(self.out / "metrics.json", default=None)
+        scores = read_scores(self.out)
         if scores is not None:
             finish(self.out, scores)
         print(page)

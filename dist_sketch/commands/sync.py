@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,8 @@ from typing import Annotated
 import tyro
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.folders import LOCK, Lock
-from dist_sketch.tracking.wandb_run import FOLDER, Fragment, fragments, logged_in
+from dist_sketch.core.folders import Lock
+from dist_sketch.tracking.wandb_run import FOLDER, Fragment, fragments, logged_in, odd_mode
 
 HEADER_BYTES = 7  # size of a W&B file without entries, which a run leaves that is killed in its first seconds
 
@@ -40,26 +41,40 @@ def sync(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
+    if not _unsent(folder):
+        return
+    with Lock(folder) as lock:
+        lock.acquire(wait_s=0)  # a run that is still going must not be sent in parts
+        _send(folder, _unsent(folder))  # another `sync` may have ended just now
+
+
+def _unsent(folder: Path) -> list[Fragment]:
+    """What is still to be sent; says so if that is nothing."""
     offline = [f for f in fragments(folder) if not f.online]
     found = [f for f in offline if any(file.stat().st_size > HEADER_BYTES for file in f.folder.glob("*.wandb"))]
     todo = [f for f in found if not _is_sent(f)]
     if not todo:
         sent = f"; {len(found)} attempt(s) were sent before" if found else f" (no {FOLDER}/offline-run-*)"
         print(f"{folder}: nothing to send{sent}")
-        return
-    if (folder / LOCK).exists():
-        Lock(folder).acquire(wait_s=0)  # a run that is still going must not be sent in parts
+    return todo
+
+
+def _send(folder: Path, todo: list[Fragment]) -> None:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to another server; it delays the exit if that is silent
+    if odd := odd_mode():
+        raise UserError(odd)
     if not logged_in():
         raise UserError("W&B knows no account here: `wandb login` (or set WANDB_API_KEY), then start this again")
     variables = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
-    variables["WANDB_DIR"] = str(folder.resolve())
     variables.setdefault("WANDB__GRAPHQL_RETRY_MAX", "3")  # W&B's default keeps trying for hours without a server
     for n, fragment in enumerate(todo, 1):
         print(f"{folder}: {n}/{len(todo)}: run {fragment.run_id}, begun {fragment.began}", flush=True)
-        command = [sys.executable, "-m", "wandb", "sync", str(fragment.folder.resolve())]
-        # In `folder`, because W&B writes its own log into ./wandb.
-        ended = subprocess.run(command, env=variables, cwd=folder, stderr=subprocess.STDOUT)
+        # -P: modules come from the installation alone. The folder may be somebody else's, so W&B must not take from it
+        # the address to which it sends the user's key either (./wandb/settings): it works in an empty folder.
+        command = [sys.executable, "-P", "-m", "wandb", "sync", str(fragment.folder.resolve())]
+        with tempfile.TemporaryDirectory() as empty:
+            env = variables | {"WANDB_DIR": empty}
+            ended = subprocess.run(command, env=env, cwd=empty, stderr=subprocess.STDOUT)
         if not _is_sent(fragment):
             raise UserError(
                 f"{fragment.folder}: W&B did not take it (`wandb sync` ended with code {ended.returncode}, see above); "

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from dist_sketch.core.config import Config, load
-from dist_sketch.core.signals import SCHEDULER_SIGNALS, StopRequest, before_job_end
+from dist_sketch.core.signals import STOP_SIGNALS, StopRequest, before_job_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class TrainCommand:
     """Train a run, or continue the one in --out.
 
     One process by itself; several with `accelerate launch ... -m dist_sketch train ...`. A run that is asked to stop
-    (SIGTERM, SIGUSR2, Ctrl-C) saves itself and ends with exit code 75; the same command continues it.
+    (SIGTERM, SIGUSR2, SIGHUP, Ctrl-C) saves itself and ends with exit code 75; the same command continues it.
     """
 
     out: Path
@@ -29,15 +29,22 @@ class TrainCommand:
     """Refuse to start on another number of processes; default: the number that the launcher and SLURM report."""
     stop_before_end_s: float = 120.0
     """In a SLURM job: save and stop this long before its end, at most a quarter of the time left at the start."""
+    grow: tyro.conf.Suppress[bool] = True
+    """Whether --train.epochs is on the command line; only then a finished run gets longer."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
         stop = StopRequest(ask_at=before_job_end(self.stop_before_end_s))
-        stop.listen(*SCHEDULER_SIGNALS)  # before torch's long import
+        stop.listen(*STOP_SIGNALS)  # before torch's long import
         from dist_sketch.training import loop
 
         return loop.train(
-            self.settings, self.out, expect_world_size=self.expect_world_size, dry_run=self.dry_run, stop=stop
+            self.settings,
+            self.out,
+            expect_world_size=self.expect_world_size,
+            dry_run=self.dry_run,
+            grow=self.grow,
+            stop=stop,
         )
 
 
@@ -46,4 +53,5 @@ def preset(arguments: list[str]) -> TrainCommand:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", nargs="?")
     name = parser.parse_known_args(arguments)[0].config
-    return TrainCommand(out=tyro.MISSING, config=name, settings=load(name))
+    grow = any(word.split("=")[0] == "--train.epochs" for word in arguments)
+    return TrainCommand(out=tyro.MISSING, config=name, grow=grow, settings=load(name))

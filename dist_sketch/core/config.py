@@ -6,7 +6,8 @@ Each field's docstring is its `--help` text; the words in capitals are the paper
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -255,7 +256,9 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         lambda v: v > 0,
     ),
     ("optim.beta1 optim.beta2 generator.dropout generator.ema", "in [0, 1)", lambda v: 0 <= v < 1),
-    ("generator.width", "a multiple of 8 above 0", lambda v: v > 0 and v % 8 == 0),
+    ("generator.width", "a multiple of 8 from 8 to 1024", lambda v: 8 <= v <= 1024 and v % 8 == 0),
+    ("generator.detail generator.noise data.workers", "at most 1024", lambda v: v <= 1024),
+    ("data.batch_size train.epochs train.accumulate", "at most 1,000,000", lambda v: v <= 10**6),
     ("optim.decay", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
     ("train.sample_count", "from 1 to 64", lambda v: 1 <= v <= 64),
@@ -325,6 +328,25 @@ def load(name: str | None) -> Config:
         return Config()
     path = find_file("launch", name)
     return from_dict(Config, read_toml(path), str(path))
+
+
+def as_typed(words: Sequence[str]) -> list[str]:
+    """A command line in which values are as the settings' types ask for, where a W&B agent types them as Python does.
+
+    `--data.flip=True` becomes `--data.flip`, and `--data.batch_size=4.0` becomes `--data.batch_size=4`.
+    """
+    types = {key: type(value) for key, value in items(Config())}
+    found = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        kind = types.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") and equals else None
+        if kind is bool and value.lower() in ("true", "false"):
+            part, _, setting = name.removeprefix("--").rpartition(".")
+            word = f"--{part}.{'' if value.lower() == 'true' else 'no-'}{setting}"
+        elif kind is int and re.fullmatch(r"-?\d+\.0+", value):
+            word = f"{name}={value.partition('.')[0]}"
+        found.append(word)
+    return found
 
 
 Filter = Literal["none", "median", "tv", "nlm", "bilateral"]

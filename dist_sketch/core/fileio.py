@@ -1,8 +1,12 @@
 """Files: reading with clear errors, writing whole files or nothing, finding presets by name."""
 
+import errno
 import hashlib
 import json
+import math
 import os
+import re
+import stat
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,6 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dist_sketch.core.errors import UserError
+
+PART = ".part"  # ends the names of what is being written
+MOST_LEVELS = 30  # of nested tables and lists in a JSON file; ours have less than ten
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -19,11 +26,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors may begin a file with a byte order mark
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except ValueError as e:
         raise UserError(f"{path}: is not valid TOML: {e}") from e
+    except RecursionError as e:
+        raise UserError(f"{path}: is nested too deep") from e
 
 
 def find_file(folder: Literal["launch", "shards", "slurm"], name: str, suffix: str = ".toml") -> Path:
@@ -34,8 +43,9 @@ def find_file(folder: Literal["launch", "shards", "slurm"], name: str, suffix: s
     Raises:
         UserError: there is no such file; the message lists the names that exist.
     """
-    if Path(name).suffix == suffix and Path(name).is_file():
-        return Path(name)
+    path = path_of(name)
+    if path.suffix == suffix and path.is_file():
+        return path
     for home in homes(folder):
         if (home / f"{name}{suffix}").is_file():
             return home / f"{name}{suffix}"
@@ -45,6 +55,11 @@ def find_file(folder: Literal["launch", "shards", "slurm"], name: str, suffix: s
     raise UserError(f"{name}: neither a {suffix} file nor a name in {folder}/ (there: {', '.join(names)})")
 
 
+def path_of(text: str | Path) -> Path:
+    """A path as a user writes it: `~` at its beginning is the home folder."""
+    return Path(os.path.expanduser(text))
+
+
 def homes(folder: Literal["launch", "shards", "slurm"]) -> tuple[Path, Path]:
     """Folders of files that users name: the installed package's copy, and the repository's (editable install)."""
     package = Path(__file__).resolve().parents[1]
@@ -52,19 +67,91 @@ def homes(folder: Literal["launch", "shards", "slurm"]) -> tuple[Path, Path]:
 
 
 def read_json(path: Path, default: Any = ...) -> Any:
-    """Reads a JSON file that dist_sketch has written; a missing one gives `default`, if there is a default.
+    """Reads a JSON file; a missing one gives `default`, if there is a default. `core.saved` checks what it holds.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged, or holds what dist_sketch never writes.
     """
-    if default is not ... and not path.is_file():
+    if default is not ... and not path.exists():
         return default
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise UserError(f"{path}: is not a file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     except ValueError as e:
         raise UserError(f"{path}: is not valid JSON: {e}") from e
+
+
+def parse_json(text: str, *, finite_only: bool = True) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        finite_only: refuse numbers that are not finite; else they become None.
+
+    Raises:
+        ValueError: it is not JSON, or has what no reader expects: a key twice, a number that is not finite or above
+            2^63, half a character, or more levels than any file of ours.
+    """
+    try:
+        number = _number if finite_only else _number_or_none
+        value = json.loads(text, parse_constant=number, parse_float=number, object_pairs_hook=_unique)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be written again
+    except RecursionError as e:
+        raise ValueError("it is nested too deep") from e
+    _check_depth(value, MOST_LEVELS)
+    return value
+
+
+def _number(text: str) -> float:
+    if (value := _number_or_none(text)) is None:
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _number_or_none(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key is there twice among {', '.join(sorted(found)[:5])[:200]}")
+    return found
+
+
+def _check_depth(value: Any, levels: int) -> None:
+    if not levels:
+        raise ValueError("it is nested too deep")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(inner, dict | list):
+            _check_depth(inner, levels - 1)
+        elif isinstance(inner, int) and abs(inner) >= 2**63:
+            raise ValueError(f"{str(inner)[:20]}... is too large a number")
+
+
+def part_of(path: Path, end: str = "") -> Path:
+    """What this process writes first, beside `path`. The name tells the process, and is never too long for a file."""
+    name = os.fsdecode(os.fsencode(path.name)[:200])
+    return path.with_name(f".{name}.{os.getpid()}{end}{PART}")
+
+
+def no_links(path: str, flags: int) -> int:
+    """An `opener` for files of ours: it writes to the file itself, never to what a link or a pipe leads to.
+
+    Raises:
+        OSError: there is something else; its `strerror` says so.
+    """
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, "it is a link; remove it", path)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a file; remove it", path)
+    return descriptor
 
 
 def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None:
@@ -76,10 +163,10 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as f:
+        with open(temporary, "wb", opener=no_links) as f:
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
             if durable:

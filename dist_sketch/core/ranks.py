@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from dist_sketch.core.errors import PeerLost, SharedError, UserError
+from dist_sketch.core import launcher
+from dist_sketch.core.errors import PeerLost, SharedError, UserError, refused_by_system
 
 T = TypeVar("T")
 
@@ -40,18 +41,26 @@ class Ranks:
         timeout_s: how long a collective operation may wait for a missing rank.
 
     Raises:
-        UserError: the processes that were launched have not found each other.
+        UserError: the processes that were launched have not found each other, or cannot; see `launcher.check`.
     """
 
     def __init__(self, *, expect_world_size: int | None = None, timeout_s: float = 1800.0):
+        launcher.check()
         launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         # `training.step` does autocast and scaling: accelerate has one scaler for all networks, and no fp16 on CPUs.
-        self.accelerator = Accelerator(
-            mixed_precision="no",
-            # For device tensors. NCCL ends the process by a signal when its time is over, so that nobody can write what
-            # happened. Its time is longer than ours: `until` notices the same first, and raises an error.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout_s))],
-        )
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision="no",
+                cpu=torch.backends.mps.is_available(),  # a Mac's GPU has no float64
+                # For device tensors. NCCL ends the process by a signal when its time is over, so that nobody can write
+                # what happened. Its time is longer than ours: `until` notices the same first, and raises an error.
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout_s))],
+            )
+        except (ValueError, KeyError, ImportError) as e:
+            raise SharedError(
+                f"accelerate cannot start with what a launcher has set ({e}): {launcher.settings()}; use a "
+                "configuration of launch/, and unset the variables that are leftovers"
+            ) from e
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
@@ -164,7 +173,7 @@ class Ranks:
             try:
                 result = function()
             except Exception as e:
-                error = e
+                error = refused_by_system(e) or e
         message = str(error) if isinstance(error, UserError) else None
         result, failed, message = self.broadcast((result, error is not None, message))
         if error is not None:
@@ -237,11 +246,13 @@ def expectations(wanted: int | None, device: str, actual: int) -> Iterator[tuple
     if wanted is not None:
         yield "--expect-world-size", wanted
         return
-    yield "the launcher's WORLD_SIZE", int(env.get("WORLD_SIZE") or 1)
+    yield "the launcher's WORLD_SIZE", launcher.number("WORLD_SIZE")
+    if asked := launcher.asked_of_accelerate():
+        yield "accelerate launch's --num_processes", asked
     if "DIST_SKETCH_RANKS" in env:  # they were started by `dist-sketch node`
-        yield "dist-sketch node", int(env["DIST_SKETCH_RANKS"])
+        yield "dist-sketch node", launcher.number("DIST_SKETCH_RANKS")
     elif "SLURM_STEP_NUM_TASKS" in env:  # only set inside srun
-        tasks, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_STEP_NUM_NODES") or 1)
+        tasks, nodes = launcher.number("SLURM_STEP_NUM_TASKS"), launcher.number("SLURM_STEP_NUM_NODES")
         gpus = env.get("SLURM_GPUS_ON_NODE", "")
         if device == "cuda" and gpus.isdigit():
             yield f"SLURM: {nodes} node(s) with {gpus} GPU(s)", nodes * int(gpus)
@@ -262,7 +273,7 @@ def _host_group(timeout_s: float) -> dist.ProcessGroup:
 
 
 def _right_command(count: int) -> str:
-    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or 1)
+    nodes = launcher.number("SLURM_STEP_NUM_NODES")
     if nodes > 1:
         return (
             f"On every node: accelerate launch --multi_gpu --num_machines {nodes} --machine_rank $SLURM_NODEID "

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Not SIGUSR1: it kills accelerate's and torchrun's launcher, and NCCL uses it.
-SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+# A scheduler's, and that of a terminal that hangs up. Not SIGUSR1: it kills accelerate's and torchrun's launcher, and
+# NCCL uses it.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -33,9 +34,10 @@ class StopRequest:
                 save: ranks that are still looking for each other handle no other signal, and would go on looking for
                 half an hour, or join the ranks of the next job.
         """
-        self._numbers.update(numbers)
         for number in numbers:
-            signal.signal(number, self._ask)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # else `nohup` started it
+                self._numbers.add(number)
+                signal.signal(number, self._ask)
         if "TORCHELASTIC_RUN_ID" in os.environ:
             signal_on_parent_death(orphaned)
             if _is_orphan():  # the launcher died before this

@@ -1,17 +1,28 @@
-"""Builds dataclasses from what TOML and JSON files hold; every wrong key or value is explained to the user."""
+"""Checks what TOML and JSON files hold, and builds dataclasses from it; every wrong key or value is explained."""
 
 import dataclasses
 import difflib
-import math
+import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.fileio import path_of
 
 T = TypeVar("T")
+SHOWN = reprlib.Repr()  # others' values may be long and deep
+SHOWN.maxstring = SHOWN.maxother = 100
+MOST = 2**63 - 1  # larger numbers fit into no array
+
+
+class Rule(NamedTuple):
+    """What the values of a type must fulfil: the second part of an `Annotated` type."""
+
+    allowed: str  # ends the sentence "must be"
+    holds: Callable[[Any], bool]
 
 
 def from_dict(
@@ -31,22 +42,34 @@ def from_dict(
         UserError: an unknown key, a missing one, or a value of the wrong type.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.') or 'the file'} must be a table of settings, not {values!r}")
+        what = prefix.rstrip(".") or "the file"
+        raise UserError(f"{where}: {what} must be a table of settings, not {SHOWN.repr(values)}")
     hints = typing.get_type_hints(cls)
     arguments = {}
     for key, value in values.items():
         name = key.replace("-", "_")
+        if name in arguments:
+            raise UserError(f"{where}: {prefix}{name} is there twice")
         if name in hints:
             arguments[name] = _convert(hints[name], value, where, prefix + name, removed)
         elif prefix + name not in removed or removed[prefix + name] != value:
-            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(name[:100], hints, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(hints))}"
-            raise UserError(f"{where}: there is no setting {prefix}{key}; {hint}")
+            raise UserError(f"{where}: there is no setting {prefix}{SHOWN.repr(key)[1:-1]}; {hint}")
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in arguments:
             raise UserError(f"{where}: {prefix}{field.name} is missing")
     return cls(**arguments)
+
+
+def checked(kind: Any, value: Any, where: str) -> Any:
+    """A value of a JSON file as the type `kind` asks for it, which may be a TypedDict; keys that it lacks are kept.
+
+    Raises:
+        UserError: a key is missing, or a value is of the wrong type or out of its range.
+    """
+    return _convert(kind, value, where, "", {})
 
 
 def _convert(hint: Any, value: Any, where: str, key: str, removed: Mapping[str, Any]) -> Any:
@@ -55,24 +78,57 @@ def _convert(hint: Any, value: Any, where: str, key: str, removed: Mapping[str, 
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where, key + ".", removed)  # type: ignore[arg-type]
+        return from_dict(hint, value, where, key + "." * bool(key), removed)  # type: ignore[arg-type]
+    if typing.is_typeddict(hint):
+        return _typed_dict(hint, value, where, key)
     if origin is Literal:
         if any(type(value) is type(a) and value == a for a in arguments):  # True == 1 == 1.0
             return value
-        raise UserError(f"{where}: {key} = {value!r}: must be one of {', '.join(map(repr, arguments))}")
-    if origin is types.UnionType:  # of a type and None
+        raise _wrong(value, where, key, f"one of {', '.join(map(repr, arguments))}")
+    if origin is Annotated:
+        result = _convert(arguments[0], value, where, key, removed)
+        for rule in arguments[1:]:
+            if not rule.holds(result):
+                raise _wrong(value, where, key, rule.allowed)
+        return result
+    if origin in (types.UnionType, typing.Union):  # of a type and None
         (plain,) = (a for a in arguments if a is not types.NoneType)
         return None if value is None else _convert(plain, value, where, key, removed)
     kind: Any = origin or hint
     accepted: tuple[type, ...] = {float: (int, float), Path: (str, Path)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         name = str(hint) if origin else hint.__name__.lower()
-        raise UserError(f"{where}: {key} = {value!r}: must be of type {name}")
-    checked: Any = value
+        raise _wrong(value, where, key, f"of type {name}")
+    of_any: Any = value
     if kind is list and arguments:
-        return [_convert(arguments[0], v, where, f"{key}[{i}]", removed) for i, v in enumerate(checked)]
+        own = typing.get_origin(arguments[0]) is Annotated
+        plain, *rules = typing.get_args(arguments[0]) if own else arguments
+        if own and plain in (int, str) and all(type(v) is plain and all(r.holds(v) for r in rules) for v in of_any):
+            return list(of_any)  # a manifest has millions; one by one it would take minutes
+        return [_convert(arguments[0], v, where, f"{key}[{i}]", removed) for i, v in enumerate(of_any)]
     if kind is dict and arguments:
-        return {k: _convert(arguments[1], v, where, f"{key}.{k}", removed) for k, v in checked.items()}
-    if kind is float and not math.isfinite(checked):
-        raise UserError(f"{where}: {key} = {value}: must be a finite number")
-    return checked if kind in (list, dict) else kind(checked)
+        for name in of_any:
+            _convert(arguments[0], name, where, f"a key of {key or 'the file'}", removed)
+        return {k: _convert(arguments[1], v, where, f"{key}.{SHOWN.repr(k)[1:-1]}", removed) for k, v in of_any.items()}
+    if isinstance(value, int | float) and not -MOST <= value <= MOST:
+        raise _wrong(value, where, key, "a finite number below 2^63")
+    if kind is Path and "\0" in str(value):
+        raise _wrong(value, where, key, "a path")
+    return value if kind in (list, dict) else path_of(of_any) if kind is Path else kind(of_any)
+
+
+def _wrong(value: Any, where: str, key: str, allowed: str) -> UserError:
+    return UserError(f"{where}: {key or 'the file'} = {SHOWN.repr(value)}: must be {allowed}")
+
+
+def _typed_dict(kind: Any, value: Any, where: str, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {key or 'the file'} must be a table of values, not {SHOWN.repr(value)}")
+    prefix, result = key + "." * bool(key), dict(value)
+    for name in sorted(kind.__required_keys__ - value.keys()):
+        raise UserError(f"{where}: {prefix}{name} is missing")
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if name in value:
+            plain = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.NotRequired else hint
+            result[name] = _convert(plain, value[name], where, prefix + name, {})
+    return result

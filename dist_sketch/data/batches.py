@@ -1,7 +1,7 @@
 """Batches of the training split on the device: gathered from a split that lies there, or copied to it one by one."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -23,8 +23,13 @@ class Batches(Protocol):
         """The batches of an epoch from `first_step` on."""
 
 
-def training_batches(shards: Shards, data: DataConfig, ranks: Ranks, seed: int) -> Batches:
+def training_batches(
+    shards: Shards, data: DataConfig, ranks: Ranks, seed: int, waiting: Callable[[float], None] = lambda _: None
+) -> Batches:
     """This rank's batches on its device. All ranks call this.
+
+    Args:
+        waiting: see `Loader`.
 
     Raises:
         UserError: the ranks cannot share a batch; or the split cannot be read, see `resident.load`.
@@ -36,7 +41,8 @@ def training_batches(shards: Shards, data: DataConfig, ranks: Ranks, seed: int) 
         return resident.Resident(shards, data, split, seed=seed, rank=rank, world_size=world_size)
     fits = math.prod(shape) <= data.memory_mb * 1e6
     memory = node_memory.shared_by_node(ranks, size_of(shape)) if fits else None
-    loader = Loader(shards, data, seed=seed, rank=rank, world_size=world_size, pin=gpu, memory=memory)
+    place = {"rank": rank, "world_size": world_size}
+    loader = Loader(shards, data, seed=seed, **place, pin=gpu, memory=memory, waiting=waiting)
     return Copied(loader, ranks.device)
 
 

@@ -4,27 +4,33 @@ Stock WebDataset pipelines distribute whole shards over ranks and workers, so th
 batches. Here each sample is read by its place in the manifest (shard, offset, length, hash).
 """
 
-import atexit
 import math
 import mmap
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dist_sketch.core.config import DataConfig
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.signals import STOP_SIGNALS, signal_on_parent_death
 from dist_sketch.data import pixels
 from dist_sketch.data.decoded import DecodedPairs
 from dist_sketch.data.shards import BadSample, Shards
 
 Place = tuple[int, int]  # epoch, index
+BATCHES_A_WORKER = 2  # asked for at once
+POLL_S = 1.0  # between two looks whether to go on waiting for a batch
 
 
 def order(count: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
@@ -72,7 +78,7 @@ class Batch:
     bad: list[str]  # sentences about the pairs that could not be read
 
     def pin_memory(self) -> "Batch":
-        """Called by the DataLoader on GPU machines."""
+        """The same batch in memory from which a GPU can copy by itself."""
         return Batch(self.line.pin_memory(), self.sketch.pin_memory(), self.good.pin_memory(), self.keys, self.bad)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
@@ -99,10 +105,6 @@ def nothing_readable(shards: Shards) -> str:
     )
 
 
-class _NothingReadable(Exception):
-    """Its sentence is added by `Loader`, because a worker's errors arrive with the worker's traceback as message."""
-
-
 class _Slot(NamedTuple):
     """One place of a batch: the pair that fills it, and a sentence if that is a stand-in."""
 
@@ -112,7 +114,7 @@ class _Slot(NamedTuple):
     bad: str | None
 
 
-class _Pairs(Dataset[Any]):
+class _Pairs:
     """Pairs by (epoch, index), so that augmentation needs no state in the workers."""
 
     def __init__(self, shards: Shards, data: DataConfig, seed: int, memory: mmap.mmap | None):
@@ -121,8 +123,18 @@ class _Pairs(Dataset[Any]):
         shape = split_shape(shards, data)
         self._decoded = DecodedPairs(shape, memory) if math.prod(shape) <= data.memory_mb * 1e6 else None
 
-    def __getitem__(self, place: Place) -> _Slot:
-        epoch, i = place
+    def batch(self, places: list[Place]) -> Batch:
+        """The pairs of these places."""
+        slots = [self._slot(epoch, i) for epoch, i in places]
+        return Batch(
+            torch.stack([s.line for s in slots]),
+            torch.stack([s.sketch for s in slots]),
+            torch.tensor([s.bad is None for s in slots]),
+            [s.key for s in slots if s.bad is None],
+            [s.bad for s in slots if s.bad is not None],
+        )
+
+    def _slot(self, epoch: int, i: int) -> _Slot:
         bad = None
         try:
             line, sketch = self._read(i)
@@ -155,10 +167,10 @@ class _Pairs(Dataset[Any]):
                 return other, *self._read(other)
             except BadSample:  # it is reported when its own turn comes
                 continue
-        raise _NothingReadable
+        raise UserError(nothing_readable(self.shards))
 
 
-class PlaceSampler(Sampler[list[Place]]):
+class PlaceSampler:
     """This rank's share of each global batch of one epoch, from `first_step` on.
 
     Raises:
@@ -178,25 +190,39 @@ class PlaceSampler(Sampler[list[Place]]):
             yield [(self.epoch, int(i)) for i in indices[start : start + self.share]]
 
 
-def _collate(slots: Sequence[_Slot]) -> Batch:
-    return Batch(
-        torch.stack([s.line for s in slots]),
-        torch.stack([s.sketch for s in slots]),
-        torch.tensor([s.bad is None for s in slots]),
-        [s.key for s in slots if s.bad is None],
-        [s.bad for s in slots if s.bad is not None],
-    )
+class NoBatch(Exception):
+    """Whoever asked for a batch has given up waiting for it."""
 
 
-def _ignore_signals(worker: int) -> None:
-    """SLURM signals all processes of a job. The training process decides when to stop, and needs its workers then."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+_in_worker: "tuple[_Pairs, Tensor]"  # what a worker inherits from the process that forked it: the pairs, the slots
+
+
+def _begin(pairs: _Pairs, slots: Tensor) -> None:
+    """Worker set-up.
+
+    SLURM signals all processes of a job. The training process decides when to stop, and needs its workers then.
+    """
+    global _in_worker
+    _in_worker = pairs, slots
+    for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    signal_on_parent_death(signal.SIGKILL)
+    torch.set_num_threads(1)
 
 
-def _kill_workers() -> None:
-    """Kills the workers at exit, because they ignore the signal by which multiprocessing ends its children."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report an error
+def _fill(slot: int, places: list[Place]) -> tuple[int, list[bool], list[str], list[str]]:
+    """In a worker: puts a batch's pictures into a slot; returns the slot and the rest of the batch."""
+    pairs, slots = _in_worker
+    batch = pairs.batch(places)
+    slots[slot, 0], slots[slot, 1] = batch.line, batch.sketch
+    return slot, batch.good.tolist(), batch.keys, batch.bad
+
+
+def kill_workers() -> None:
+    """Ends the workers, although they ignore the signal by which multiprocessing ends its children.
+
+    A process waits at its end for what its workers still do; on a disk that hangs that would take for ever.
+    """
     for process in multiprocessing.active_children():
         process.kill()
 
@@ -204,10 +230,14 @@ def _kill_workers() -> None:
 class Loader:
     """The training split as batches of this rank. Do not hand it to `Accelerator.prepare`: it is already split.
 
+    Its workers put pictures into memory that they inherit. So batches need neither sockets in a temporary folder nor
+    /dev/shm, which containers keep small.
+
     Args:
         pin: put the batches into pinned memory, from which a GPU copies while it computes.
         memory: for the decoded pairs, of the ranks of this machine together (`node_memory`); None: this rank
             has its own.
+        waiting: called with the seconds for which a batch has been waited for, about every second; it may raise.
     """
 
     def __init__(
@@ -220,46 +250,80 @@ class Loader:
         world_size: int,
         pin: bool = False,
         memory: mmap.mmap | None = None,
+        waiting: Callable[[float], None] = lambda _: None,
     ):
         self._sampler = PlaceSampler(len(shards), data, seed, rank, world_size)
         self.steps = self._sampler.steps
-        self._shards, self._stall_timeout_s = shards, data.stall_timeout_s
-        if data.workers:
-            atexit.register(_kill_workers)
+        self._shards, self._data, self._waiting = shards, data, waiting
         self._pairs, self._pin = _Pairs(shards, data, seed, memory), pin
-        self._loader = DataLoader(
-            self._pairs,
-            batch_sampler=self._sampler,
-            collate_fn=_collate,
-            num_workers=data.workers,
-            multiprocessing_context="fork" if data.workers else None,  # shares the index and the decoded pairs
-            persistent_workers=data.workers > 0,
-            timeout=data.stall_timeout_s if data.workers else 0,
-            worker_init_fn=_ignore_signals,
-            pin_memory=pin,
-            generator=torch.Generator(),  # else each epoch would draw from the global generator, which dropout uses
-        )
+        self._ahead = BATCHES_A_WORKER * data.workers  # batches that are asked for at once, each in a slot of its own
+        self._asked: deque[Future[Any]] = deque()
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on; earlier ones are not read.
 
         Raises:
-            UserError: the workers deliver no batch for `data.stall_timeout_s`, or no pair can be read.
+            UserError: the workers deliver no batch for `data.stall_timeout_s`, cannot be started or are killed; or no
+                pair can be read.
         """
         self._sampler.epoch, self._sampler.first_step = epoch, first_step
-        if self._pairs.at_hand():
-            for places in self._sampler:
-                batch = _collate([self._pairs[place] for place in places])
-                yield batch.pin_memory() if self._pin else batch
-            return
         try:
-            yield from self._loader
-        except _NothingReadable:
-            raise UserError(nothing_readable(self._shards)) from None
-        except RuntimeError as e:
-            if "timed out" not in str(e):
-                raise
+            for batch in self._from_workers() if self._data.workers and not self._pairs.at_hand() else self._here():
+                yield batch.pin_memory() if self._pin else batch
+        except BrokenProcessPool as e:
+            kill_workers()
             raise UserError(
-                f"{self._shards.folder}: no batch for {self._stall_timeout_s:g} s; does the disk answer? "
-                "Start again when it does, or raise --data.stall-timeout-s"
+                "a process that reads the data was killed, mostly because memory is short: use fewer --data.workers or "
+                "a smaller --data.batch-size, then start the same command again"
             ) from e
+
+    def _here(self) -> Iterator[Batch]:
+        return (self._pairs.batch(places) for places in self._sampler)
+
+    def _from_workers(self) -> Iterator[Batch]:
+        pool, slots = self._workers
+        while self._asked:  # of an epoch that was left early
+            future = self._asked.popleft()
+            if not future.cancel():
+                self._result(future)
+        for number, places in enumerate(self._sampler):
+            self._asked.append(pool.submit(_fill, number % self._ahead, places))
+            if len(self._asked) == self._ahead:
+                yield self._taken(slots)
+        while self._asked:
+            yield self._taken(slots)
+
+    @cached_property
+    def _workers(self) -> tuple[ProcessPoolExecutor, Tensor]:
+        """The processes and the slots: uint8 (slots, 2, B, C, H, W). They are made when they are first needed."""
+        shape = (self._ahead, 2, self._sampler.share, *split_shape(self._shards, self._data)[2:])
+        try:
+            slots = torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
+            # Forked, to share the slots, the index and the decoded pairs
+            context = multiprocessing.get_context("fork")
+            pool = ProcessPoolExecutor(self._data.workers, context, _begin, (self._pairs, slots))
+            pool.submit(int).result()  # starts them
+        except (OSError, ImportError, NotImplementedError) as e:  # their locks need a little of /dev/shm
+            raise UserError(
+                f"{self._data.workers} processes that read the data cannot be started ({e}); is /dev/shm full or "
+                "missing, or memory short? Mend that, or use --data.workers 0"
+            ) from e
+        return pool, slots
+
+    def _taken(self, slots: Tensor) -> Batch:
+        """The oldest batch that was asked for. It is copied out of its slot, which gets another one."""
+        slot, good, keys, bad = self._result(self._asked.popleft())
+        return Batch(slots[slot, 0].clone(), slots[slot, 1].clone(), torch.tensor(good), keys, bad)
+
+    def _result(self, future: "Future[Any]") -> Any:
+        began = time.monotonic()
+        while not wait([future], POLL_S).done:
+            waited_s = time.monotonic() - began
+            self._waiting(waited_s)
+            if waited_s > self._data.stall_timeout_s:
+                kill_workers()
+                raise UserError(
+                    f"{self._shards.folder}: no batch for {self._data.stall_timeout_s:g} s; does the disk answer? "
+                    "Start again when it does, or raise --data.stall-timeout-s"
+                )
+        return future.result()

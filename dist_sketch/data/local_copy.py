@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.data import pack
-from dist_sketch.data.manifest import manifest_hash
+from dist_sketch.data.manifest import MANIFEST, manifest_hash, read_manifest
+from dist_sketch.data.regular_files import open_regular
 
 VARIABLE = "DIST_SKETCH_STAGED"  # JSON: folder of shards -> this node's copy
 
@@ -43,12 +44,16 @@ def staged(shards: Path, copy: Path) -> Iterator[dict[str, str]]:
     sha256 = manifest_hash(shards)
     shutil.rmtree(copy, ignore_errors=True)  # left by a job that was killed
     try:
+        parts = read_manifest(shards)["splits"].values()
         try:
-            shutil.copytree(shards, copy)
-        except (OSError, shutil.Error) as e:
-            why = getattr(e, "strerror", None) or str(e)
+            copy.mkdir(parents=True)
+            for name in (MANIFEST, *(shard["file"] for part in parts for shard in part["shards"])):
+                with open_regular(shards / name) as source, open(copy / name, "xb") as target:
+                    shutil.copyfileobj(source, target, 2**20)
+        except OSError as e:
+            node = socket.gethostname()
             raise UserError(
-                f"{shards}: cannot be copied to {copy} on {socket.gethostname()} ({why}); without a copy: stage=0"
+                f"{shards}: cannot be copied to {copy} on {node} ({e.strerror}); without a copy: stage=0"
             ) from e
         if manifest_hash(copy) != sha256:
             raise UserError(f"{shards}: has changed while it was copied to {copy}")

@@ -1,15 +1,58 @@
 """manifest.json of a folder of shards: where each sample lies, and the hashes of all bytes."""
 
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import read_json, sha256
+from dist_sketch.core.saved import Count, Digest, Name, Side
+from dist_sketch.core.toml_dataclass import checked
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-COLUMNS = {"key": str, "shard": int, "offset": int, "length": int, "sha256": str}  # of a split's index
+
+
+class Index(TypedDict):
+    """A split's samples, in columns; they lie back to back in their shards."""
+
+    key: list[Name]
+    shard: list[Count]
+    offset: list[Count]
+    length: list[Count]
+    sha256: list[Digest]
+
+
+COLUMNS = tuple(Index.__annotations__)
+
+
+class Shard(TypedDict):
+    """A file of a split."""
+
+    file: Name
+    bytes: Count
+    sha256: Digest
+    count: Count
+
+
+class Split(TypedDict):
+    """A part of the data."""
+
+    count: Count
+    has_sketch: bool
+    shards: list[Shard]
+    index: Index
+
+
+class Manifest(TypedDict):
+    """The whole file."""
+
+    format: Literal[1]
+    size: Side
+    recipe: str
+    license: str
+    settings: dict[str, Any]
+    skipped: list[dict[str, Any]]
+    splits: dict[Name, Split]
 
 
 def read_manifest(shards: Path) -> dict[str, Any]:
@@ -23,40 +66,36 @@ def read_manifest(shards: Path) -> dict[str, Any]:
         raise UserError(f"{shards}: there is no such folder; make it with: dist-sketch pack SOURCE --out {shards}")
     if not path.is_file():
         raise UserError(f"{path}: is missing: {shards} is not a folder of packed shards (dist-sketch pack makes one)")
-    manifest = read_json(path)
-    version = manifest.get("format") if isinstance(manifest, dict) else None
+    found = read_json(path)
+    version = found.get("format") if isinstance(found, dict) else None
     if isinstance(version, int) and version != FORMAT:
         raise UserError(f"{path}: has format {version}, but this version reads {FORMAT}: pack the images again")
     try:
-        good = version == FORMAT and manifest["size"] > 0 and len(manifest["splits"]) > 0
-        good = good and all(_consistent(split) for split in manifest["splits"].values())
-    except (KeyError, TypeError, AttributeError, IndexError):
-        good = False
-    if not good:
-        raise UserError(f"{path}: is damaged (parts are missing or contradict each other): pack the images again")
-    return dict(manifest)
+        manifest: dict[str, Any] = checked(Manifest, found, str(path))
+        names = [shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"{path}: names no shards, or one of them twice")
+        for name, split in manifest["splits"].items():
+            _check_split(split, f"{path}: splits.{name}")
+    except UserError as e:
+        raise UserError(f"{e}; the file is damaged: pack the images again") from e
+    return manifest
 
 
-def _consistent(split: dict[str, Any]) -> bool:
-    """Whether columns have equal lengths and the right types, and samples lie back to back in plainly named shards."""
+def _check_split(split: dict[str, Any], where: str) -> None:
+    """Whether columns have equal lengths, keys are unique, and samples lie back to back in their shards."""
     index, shards, count = split["index"], split["shards"], split["count"]
-    for name, kind in COLUMNS.items():
-        if len(index[name]) != count or not all(type(value) is kind for value in index[name]):
-            return False
-    if len(set(index["key"])) != count or not isinstance(split["has_sketch"], bool):
-        return False
-    if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in index["sha256"]):
-        return False
+    if any(len(index[name]) != count for name in COLUMNS) or len(set(index["key"])) != count or not count:
+        raise UserError(f"{where}: has not {count} different samples in all columns of its index")
     ends, counts = [0] * len(shards), [0] * len(shards)
     for shard, offset, length in zip(index["shard"], index["offset"], index["length"], strict=True):
-        if shard < 0 or offset != ends[shard] or length <= 0:
-            return False
+        if shard >= len(shards) or offset != ends[shard] or not length:
+            raise UserError(f"{where}: sample {sum(counts)} does not lie behind the one before it")
         ends[shard] += length
         counts[shard] += 1
-    return all(
-        s["file"] == Path(s["file"]).name and n == s["count"] and end <= s["bytes"]
-        for s, n, end in zip(shards, counts, ends, strict=True)
-    )
+    for shard, end, number in zip(shards, ends, counts, strict=True):
+        if number != shard["count"] or end > shard["bytes"]:
+            raise UserError(f"{where}: {shard['file']} holds other samples than the index says")
 
 
 def manifest_hash(shards: Path) -> str:

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import tarfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -26,12 +25,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dist_sketch.core import cpus
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import sha256, write_json
-from dist_sketch.core.folders import refuse_foreign, replaced, sync
+from dist_sketch.core.folders import refuse_foreign, refuse_others, replaced, sync
 from dist_sketch.data.image_files import BadImage, read_image
 from dist_sketch.data.manifest import COLUMNS, FORMAT, MANIFEST, read_manifest
-from dist_sketch.data.recipe import SPLITS, FilePair, Problem, Recipe, listed, pairs, unusable
+from dist_sketch.data.recipe import SPLITS, FilePair, Problem, Recipe, listed, pairs, passed_over, told, unusable
+from dist_sketch.data.regular_files import open_regular
 
 PAIRS_A_WORKER = 32  # with fewer, starting a process takes longer than it saves
 
@@ -66,13 +67,15 @@ def pack(
             full.
     """
     _check_settings(size, shard_mb, shard_count, skip_bad, workers)
-    refuse_foreign(out, "a folder of shards", MANIFEST, leftovers=False)
-    if (out / MANIFEST).is_file() and not force:
-        raise UserError(f"{out}: holds packed shards already; remove it or choose another --out")
+    look = partial(_look, out, force)
+    look()
     found, problems = pairs(recipe)
+    others = passed_over(recipe)
+    for line in told(others):
+        print(f"passed over: {line}")
     splits = {}
     try:
-        with replaced(out) as folder:
+        with replaced(out, look) as folder:
             found.sort(key=lambda pair: SPLITS.index(pair.split))
             prepared = closing(_prepare_all(found, recipe.root, size, workers))
             with _progress("packing", len(found)) as advance, prepared as results:
@@ -99,6 +102,7 @@ def pack(
                     "val_fraction": recipe.val_fraction,
                 },
                 "skipped": [asdict(p) for p in problems],
+                "passed_over": others,
                 "splits": splits,
             }
             write_json(folder / MANIFEST, manifest)
@@ -107,6 +111,20 @@ def pack(
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror or e})") from e
     return manifest
+
+
+def _look(out: Path, force: bool) -> None:
+    """Refuses to replace `out` if it holds anything that `pack` has not written, or shards without `force`."""
+    refuse_foreign(out, "a folder of shards", MANIFEST, leftovers=False)
+    if not (out / MANIFEST).exists():
+        return
+    if not force:
+        raise UserError(f"{out}: holds packed shards already; remove it or choose another --out")
+    try:
+        splits = read_manifest(out)["splits"].values()
+    except UserError as e:
+        raise UserError(f"{e} into another --out, because --force replaces only what it can read") from e
+    refuse_others(out, "these shards", [MANIFEST, *(shard["file"] for split in splits for shard in split["shards"])])
 
 
 def _check_settings(size: int, shard_mb: float, shard_count: int, skip_bad: int, workers: int | None) -> None:
@@ -124,7 +142,7 @@ def _prepare_all(
 ) -> Generator[PackedSample | list[Problem], None, None]:
     """Prepares pairs in worker processes, in order, with a bounded number of results waiting to be written."""
     prepare = partial(_prepare, root=root, size=size)
-    n = min(workers or len(os.sched_getaffinity(0)), math.ceil(len(chosen) / PAIRS_A_WORKER))
+    n = min(workers or len(cpus.usable()), math.ceil(len(chosen) / PAIRS_A_WORKER))
     if n <= 1:
         yield from map(prepare, chosen)
         return
@@ -217,8 +235,15 @@ def _describe(folder: Path, shards: dict[str, list[Span]], has_sketch: bool) -> 
 
 def _hashes(shard: Path, spans: Iterable[Span]) -> list[str]:
     """SHA-256 of each sample; the samples follow each other from the beginning of the file."""
-    with open(shard, "rb") as file:
-        return [hashlib.sha256(file.read(length)).hexdigest() for _, _, length in spans]
+    hashes = []
+    with open_regular(shard) as file:
+        for _, _, length in spans:
+            digest = hashlib.sha256()
+            while length and (block := file.read(min(length, 2**22))):  # a damaged manifest may name any length
+                digest.update(block)
+                length -= len(block)
+            hashes.append(digest.hexdigest())
+    return hashes
 
 
 def holds(shards: Path, recipe: Recipe, size: int) -> bool:
@@ -260,7 +285,7 @@ def verify(shards: Path) -> dict[str, int]:
         jobs += zip(split["shards"], hashes, strict=True)
     problems: list[str] = []
     # Threads are enough, because hashing and reading release the GIL.
-    threads = min(8, len(os.sched_getaffinity(0)))
+    threads = min(8, len(cpus.usable()))
     with _progress("verifying", len(jobs)) as advance, ThreadPoolExecutor(threads) as pool:
         for found in pool.map(lambda job: _verify_shard(shards, *job), jobs):
             problems += found
@@ -277,7 +302,8 @@ def _verify_shard(folder: Path, shard: dict[str, Any], expected: dict[Span, str]
     """What differs from the manifest's entry `shard` and the hashes that its index gives for the samples."""
     name, path = shard["file"], folder / shard["file"]
     try:
-        size, hashes, whole = path.stat().st_size, _hashes(path, expected), sha256(path)
+        hashes, size = _hashes(path, expected), path.stat().st_size
+        whole = sha256(path) if size == shard["bytes"] else None  # another size may be any size
     except OSError as e:
         return [f"{name}: {'is missing' if isinstance(e, FileNotFoundError) else f'cannot be read ({e.strerror})'}"]
     problems = [] if size == shard["bytes"] else [f"{name}: has {size} bytes, not {shard['bytes']}"]

@@ -14,14 +14,8 @@ from torchvision.transforms.v2 import functional as F
 SHIFT = 1 / 16  # largest shift, as a share of the side; pix2pix resizes to 286 px and crops 256
 
 
-def decode(data: bytes, channels: int) -> Tensor:
-    """Decodes a packed image to uint8 (channels, H, W); gray is repeated to 3 channels, RGB reduced to 1 (luma)."""
-    with Image.open(io.BytesIO(data)) as image:
-        return from_image(image, channels)
-
-
 def from_image(image: Image.Image, channels: int) -> Tensor:
-    """A Pillow image as uint8 (channels, H, W)."""
+    """A Pillow image as uint8 (channels, H, W); gray is repeated to 3 channels, RGB reduced to 1 (luma)."""
     array = np.array(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1).contiguous()
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -14,7 +14,10 @@ from dist_sketch.core.fileio import find_file, read_toml
 from dist_sketch.core.toml_dataclass import from_dict
 
 SPLITS = ("train", "val", "test")
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (
+    *(".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
+    *(".pbm", ".pgm", ".pnm", ".ppm"),
+)
 LISTED = 10  # problems that one error message names
 
 
@@ -43,7 +46,7 @@ class Recipe:
     val_fraction: float = 0.0
     """Share of the pairs that goes to `val`, by a stable hash of the name; only if `train` is the only split."""
     extensions: list[str] = field(default_factory=lambda: list(EXTENSIONS))
-    """File name extensions of images, in lower case; other files are ignored."""
+    """File name extensions of images, in lower case; other files are passed over."""
 
 
 @dataclass(frozen=True)
@@ -163,47 +166,74 @@ def pairs(recipe: Recipe) -> tuple[list[FilePair], list[Problem]]:
 def _scan(recipe: Recipe, folder: str, problems: list[Problem]) -> dict[str, Path | None]:
     """Maps NFC stem -> path, or None for a file with a problem, so that its partner is not reported as well."""
     path = _within(recipe.root, folder, recipe.name)
-    by_name: dict[str, list[os.DirEntry[str]]] = defaultdict(list)
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                # names that start with a dot belong to file managers (.DS_Store, ._1.jpg)
-                if PurePath(entry.name).suffix.lower() in recipe.extensions and (
-                    entry.name[0] != "." or _climbs(entry.name)
-                ):
-                    # macOS archives decompose accents, so that the two names of a pair may differ only in that
-                    by_name[unicodedata.normalize("NFC", PurePath(entry.name).stem)].append(entry)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror}); is the root right?") from e
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for name in _names(path):
+        if _is_picture(recipe, name):
+            # macOS archives decompose accents, so that the two names of a pair may differ only in that
+            by_name[unicodedata.normalize("NFC", PurePath(name).stem)].append(name)
     if not by_name:
-        raise UserError(f"{path}: the folder is empty: no file in it ends in {' '.join(recipe.extensions)}")
+        there = "".join(f"; passed over: {line}" for line in told(passed_over(recipe, folder)))
+        endings = " ".join(sorted(recipe.extensions))
+        raise UserError(f"{path}: the folder is empty: no file in it ends in {endings}{there}")
     result: dict[str, Path | None] = {}
     for name in sorted(by_name, key=natural):
-        files = sorted(by_name[name], key=lambda e: e.name)
-        file = path / files[0].name
-        why = _refusal(recipe, files)
+        files = sorted(by_name[name])
+        file = path / files[0]
+        why = _refusal(files)
         if why is not None:
             problems.append(Problem(_relative(recipe, file), why))
         result[name] = file if why is None else None
     return result
 
 
-def _refusal(recipe: Recipe, files: list[os.DirEntry[str]]) -> str | None:
-    """Why the files of one name cannot be used; None if they can."""
-    if len(files) > 1:
-        return f"has the same name as {', '.join(_printable(e.name) for e in files[1:])} beside it: keep one of them"
-    (entry,) = files
-    if _printable(entry.name) != entry.name:
-        return "its name is not valid UTF-8: rename it"
-    if _climbs(entry.name):
-        return "its name leaves its folder: rename it"
-    target = os.path.realpath(entry.path)
-    if entry.is_symlink() and not Path(target).is_relative_to(os.path.realpath(recipe.root)):
-        return f"leaves its folder: a link to {target}, outside {recipe.root}; copy the file instead"
+def _names(path: Path) -> list[str]:
     try:
-        return None if entry.is_file() else "is a broken link" if entry.is_symlink() else "is not a file"
+        return os.listdir(path)
     except OSError as e:
-        return f"cannot be read ({e.strerror})"
+        raise UserError(f"{path}: cannot be read ({e.strerror}); is the root right?") from e
+
+
+def _is_picture(recipe: Recipe, name: str) -> bool:
+    """Whether the name is that of a picture. Those that start with a dot belong to file managers (._1.jpg)."""
+    return PurePath(name).suffix.lower() in recipe.extensions and (name[0] != "." or _climbs(name))
+
+
+def passed_over(recipe: Recipe, *folders: str) -> dict[str, dict[str, int]]:
+    """What lies in the recipe's folders (or in these of them) and is not read: folder -> kind -> number of files.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    own = [f for split in recipe.splits.values() for f in (split.line, split.sketch) if f is not None]
+    used = {os.path.normpath(recipe.root / folder) for folder in own}
+    found: dict[str, dict[str, int]] = {}
+    for folder in folders or own:
+        kinds: Counter[str] = Counter()
+        for name in _names(path := _within(recipe.root, folder, recipe.name)):
+            inner, extension = path / name, PurePath(name).suffix.lower()
+            if inner.is_dir() and not _is_picture(recipe, name):
+                if os.path.normpath(inner) not in used:
+                    within = [file for _, _, files in os.walk(inner) for file in files]
+                    kinds["pictures in sub-folders"] += sum(_is_picture(recipe, file) for file in within)
+            elif not _is_picture(recipe, name):
+                kinds["hidden files" if name[0] == "." else _printable(extension) or "without an extension"] += 1
+        if counts := {kind: kinds[kind] for kind in sorted(kinds) if kinds[kind]}:
+            found[folder] = counts
+    return found
+
+
+def told(counts: dict[str, dict[str, int]]) -> list[str]:
+    """What `passed_over` found as a line a folder."""
+    return [f"{folder}: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}" for folder, kinds in counts.items()]
+
+
+def _refusal(files: list[str]) -> str | None:
+    """Why the files of one name cannot be used; None if they can, as far as their names tell."""
+    if len(files) > 1:
+        return f"has the same name as {', '.join(map(_printable, files[1:]))} beside it: keep one of them"
+    if _printable(files[0]) != files[0]:
+        return "its name is not valid UTF-8: rename it"
+    return "its name leaves its folder: rename it" if _climbs(files[0]) else None
 
 
 def _climbs(name: str) -> bool:
@@ -211,10 +241,10 @@ def _climbs(name: str) -> bool:
 
 
 def _within(root: Path, folder: str, where: str) -> Path:
-    path = root / folder
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
-        raise UserError(f"{where}: the folder {folder} leaves the root {root}: copy it there, or name another root")
-    return path
+    """A recipe's folder below the root. A link there is the user's own and is followed, wherever it leads."""
+    if os.path.isabs(folder) or os.path.normpath(folder).split(os.sep)[0] == os.pardir:
+        raise UserError(f"{where}: the folder {folder} leaves the root {root}: link it there, or name another root")
+    return root / folder
 
 
 def _relative(recipe: Recipe, path: Path) -> str:
@@ -249,29 +279,40 @@ def inputs(path: Path, split: str) -> list[FilePair]:
     """Lists the image files that `infer` draws, in natural order of names.
 
     Args:
-        path: a folder with train_line/, val_line/ ... (its `split` is taken, with sketches if there are any), a folder
-            of images (lines without sketches), or one image file.
+        path: one image file, or a folder as `input_recipe` takes it.
+        split: the split of the folder.
 
     Raises:
-        UserError: nothing is there, the split is missing, or a file cannot be used.
+        UserError: nothing is there, the split is missing, or names do not match.
     """
     if path.is_file():
         if _printable(path.name) != path.name:
             raise UserError(f"{_printable(str(path))}: its name is not valid UTF-8: rename it")
         return [FilePair(encode_key(path.stem), path.stem, split, path, None)]
+    found, problems = pairs(input_recipe(path, split))
+    if problems:
+        raise unusable(path, problems)
+    return found
+
+
+def input_recipe(path: Path, split: str) -> Recipe:
+    """The recipe of a folder that `infer` draws.
+
+    Args:
+        path: a folder with train_line/, val_line/ ... (its `split` is taken, with sketches if there are any), or a
+            folder of images (lines without sketches).
+
+    Raises:
+        UserError: nothing is there, or the split is missing.
+    """
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder or image")
     if any((path / f"{s}_line").is_dir() for s in SPLITS):
         recipe = _folder_recipe(path, need_train_sketches=False)
         if split not in recipe.splits:
             raise UserError(f"{path}: has no split {split}; it has {', '.join(recipe.splits)} (choose with --split)")
-        recipe = replace(recipe, splits={split: recipe.splits[split]})
-    else:
-        recipe = Recipe(name="folder", root=path, splits={split: Folders(line=".")})
-    found, problems = pairs(recipe)
-    if problems:
-        raise unusable(path, problems)
-    return found
+        return replace(recipe, splits={split: recipe.splits[split]})
+    return Recipe(name="folder", root=path, splits={split: Folders(line=".")})
 
 
 def unusable(root: Path, problems: Sequence[Problem], advice: str = "") -> UserError:

@@ -1,4 +1,4 @@
-"""One split of packed shards, read by index."""
+"""The one door for samples: one split of packed shards, read by index."""
 
 import hashlib
 import io
@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.data import local_copy, pixels
+from dist_sketch.data.image_files import MAX_PIXELS, read_packed
 from dist_sketch.data.manifest import read_manifest
+from dist_sketch.data.regular_files import open_regular
+
+MOST_BYTES = 2**26  # of a sample; two PNGs of noise at 2048 px, the largest size, have 25 MB
+MOST_NAME_BYTES = 251  # a file name has at most 255, and the name gets .png or .jpg
 
 
 class Sample(NamedTuple):
@@ -60,12 +66,14 @@ class Shards:
         """Reads sample `i`, in the manifest's order, with one `pread`.
 
         Raises:
-            BadSample: the shard is missing or short, the hash is wrong, or the members are not one pair.
+            BadSample: the shard is missing or short, the hash is wrong, or the bytes are not a pair of this size.
         """
-        key, file = str(self.keys[i]), self.folder / self.files[self.shard_numbers[i]]
+        key, file, length = str(self.keys[i]), self.folder / self.files[self.shard_numbers[i]], int(self.lengths[i])
+        if length > MOST_BYTES:
+            raise BadSample(f"{file}: sample {key!r} has {length:,} bytes; {MOST_BYTES:,} can be read")
         try:
-            with open(file, "rb", buffering=0) as f:
-                block = os.pread(f.fileno(), int(self.lengths[i]), int(self.offsets[i]))
+            with open_regular(file) as f:
+                block = os.pread(f.fileno(), length, int(self.offsets[i]))
         except OSError as e:
             raise BadSample(f"{file}: cannot be read at sample {key!r} ({e.strerror})") from e
         if hashlib.sha256(block).digest() != self.hashes[i].tobytes():
@@ -73,14 +81,58 @@ class Shards:
                 f"{file}: sample {key!r} is not what the manifest says (length or hash); pack the shards again, "
                 "or allow some samples to be left out with --data.skip-bad N"
             )
-        with tarfile.open(fileobj=io.BytesIO(block)) as tar:
-            members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+        try:
+            return self._sample(key, block, channels)
+        except Exception as e:  # a stranger may have packed it, and tarfile and Pillow raise almost any exception
+            raise BadSample(f"{file}: sample {key!r} {e}") from e
+
+    def _sample(self, key: str, block: bytes, channels: int) -> Sample:
+        members = _members(block)
         expected = [f"{key}.json", f"{key}.line.png"] + [f"{key}.sketch.png"] * self.has_sketch
-        if sorted(members) != expected:
-            raise BadSample(f"{file}: sample {key!r} holds {', '.join(members)}: the manifest belongs to other shards")
-        about = json.loads(members[f"{key}.json"])
-        if "/" in about["name"] or about["name"] in ("", ".", ".."):  # output files get this name
-            raise BadSample(f"{file}: sample {key!r} has the name {about['name']!r}, which leaves its folder")
-        line = pixels.decode(members[f"{key}.line.png"], channels)
-        sketch = pixels.decode(members[f"{key}.sketch.png"], channels) if self.has_sketch else None
-        return Sample(about["name"], line, sketch, (about["line"]["width"], about["line"]["height"]))
+        if sorted(name for name, _ in members) != expected:
+            names = ", ".join(name for name, _ in members)
+            raise ValueError(f"holds {names}: the manifest belongs to other shards")
+        about, *pictures = (data for _, data in sorted(members))
+        name, source_size = _about(about)
+        images = [pixels.from_image(_picture(data, self.size), channels) for data in pictures]
+        return Sample(name, images[0], images[1] if self.has_sketch else None, source_size)
+
+
+def _members(block: bytes) -> list[tuple[str, bytes]]:
+    """Names and contents of the members; none of them is longer than the block itself."""
+    found = []
+    try:
+        with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
+            for member in tar:
+                if not member.isreg() or member.issparse() or member.size > len(block):
+                    raise ValueError(f"the member {member.name} is not a plain file")
+                found.append((member.name, tar.extractfile(member).read()))  # type: ignore[union-attr]
+    except Exception as e:
+        raise ValueError(f"is not a plain tar ({e})") from e
+    return found
+
+
+def _about(data: bytes) -> tuple[str, tuple[int, int]]:
+    """The name of the sample, which output files get, and the (width, height) of the line's file."""
+    try:
+        about = json.loads(data)
+        name, size = about["name"], (about["line"]["width"], about["line"]["height"])
+        fits = len(name.encode()) <= MOST_NAME_BYTES and "\0" not in name
+    except Exception as e:
+        raise ValueError(f"has no JSON with a name and a size ({e!r})") from e
+    if not fits:
+        raise ValueError(f"has the name {name!r}, which no file can have")
+    if "/" in name or name in ("", ".", ".."):
+        raise ValueError(f"has the name {name!r}, which leaves its folder")
+    if not all(type(side) is int and side > 0 for side in size) or size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"says that its line had {size[0]!r} x {size[1]!r} px")
+    return name, size
+
+
+def _picture(data: bytes, size: int) -> Image.Image:
+    try:
+        return read_packed(data, size)
+    except UnidentifiedImageError as e:
+        raise ValueError("has a picture that is not a PNG") from e
+    except Exception as e:
+        raise ValueError(f"has a picture that cannot be used: {e}") from e

@@ -1,16 +1,16 @@
 """What `infer` reads: packed shards, a folder of images or one image, each at the network's size."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
 from dist_sketch.data import pixels, recipe
-from dist_sketch.data.image_files import read_image
+from dist_sketch.data.image_files import BadImage, read_image
 from dist_sketch.data.manifest import MANIFEST
-from dist_sketch.data.shards import Sample, Shards
+from dist_sketch.data.shards import BadSample, Sample, Shards
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,21 @@ class Source:
     count: int
     has_sketch: bool
     read: Callable[[int], Sample]
+    passed_over: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What lies there and is not read: folder -> kind -> number of files."""
 
     def __len__(self) -> int:
         return self.count
+
+    def read_good(self, numbers: Iterable[int]) -> tuple[dict[int, Sample], list[str]]:
+        """Reads those of the images that can be read, by number, and says of each of the others why it cannot."""
+        good, left_out = {}, []
+        for i in numbers:
+            try:
+                good[i] = self.read(i)
+            except (BadImage, BadSample) as e:
+                left_out.append(str(e))
+        return good, left_out
 
 
 def open_source(path: Path, split: str, size: int, channels: int) -> Source:
@@ -43,6 +55,7 @@ def open_source(path: Path, split: str, size: int, channels: int) -> Source:
         return Source(len(shards), shards.has_sketch, read_packed)
 
     pairs = recipe.inputs(path, split)
+    passed_over = {} if path.is_file() else recipe.passed_over(recipe.input_recipe(path, split))
 
     def resized(file: Path) -> tuple[Tensor, tuple[int, int]]:
         """The image as `pack` would resize it, and its own (width, height)."""
@@ -54,4 +67,4 @@ def open_source(path: Path, split: str, size: int, channels: int) -> Source:
         line, source_size = resized(pair.line)
         return Sample(pair.name, line, resized(pair.sketch)[0] if pair.sketch else None, source_size)
 
-    return Source(len(pairs), all(p.sketch is not None for p in pairs), read_files)
+    return Source(len(pairs), all(p.sketch is not None for p in pairs), read_files, passed_over)

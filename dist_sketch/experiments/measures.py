@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dist_sketch.core.fileio import read_json
+from dist_sketch.core.saved import read_scores
 from dist_sketch.inference.calibration import noise_features
 from dist_sketch.inference.denoise import NEIGHBOURS, page_tone
 from dist_sketch.reports import error_map
@@ -34,7 +34,7 @@ def measure(name: str, run: Path, output: Path, variant: str) -> float | None:
     if name in FROM_PICTURES:
         drawn, real = zip(*error_map.pairs(output, variant), strict=True)
         return FROM_PICTURES[name](np.stack(drawn), np.stack(real))
-    value = (read_json(output / "metrics.json").get(variant) or {}).get(name)
+    value = (read_scores(output) or {}).get(variant, {}).get(name)
     return None if value is None else float(value)
 
 

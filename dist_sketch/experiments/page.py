@@ -4,7 +4,8 @@ import io
 from functools import cache
 from pathlib import Path
 
-from dist_sketch.core.fileio import read_json, write_atomic
+from dist_sketch.core.fileio import write_atomic
+from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.experiments import claims
 from dist_sketch.experiments.claims import Values
 from dist_sketch.experiments.measures import measure
@@ -73,7 +74,7 @@ def _faces(plan: Plan, name: str, part: Exhibit) -> Section:
     for seed in range(plan.seeds):
         runs = {row: plan.run_of(row, seed) for row in part.rows}
         if all(run.drawn() for run in runs.values()):
-            names = read_json(next(iter(runs.values())).output / "infer.json")["names"]
+            names = read_finished_infer(next(iter(runs.values())).output)["names"]
             count = min(FACES, len(names))
             pictures = [_person(plan, runs, names[i * len(names) // count]) for i in range(count)]
             note = part.note or f"Seed {seed}. The same people, evenly spread over the validation split."
@@ -85,7 +86,7 @@ def _person(plan: Plan, runs: dict[str, PlannedRun], person: str) -> tuple[str, 
     folder = next(iter(runs.values())).output
     pictures = [("line", folder / "line" / f"{person}.png")]
     for row, run in runs.items():
-        suffix = read_json(run.output / "infer.json")["format"]
+        suffix = read_finished_infer(run.output, "format")["format"]
         file = run.output / VARIANT_FOLDERS[_variant(plan, row)] / f"{person}.{suffix}"
         pictures.append((plan.preset.rows[row].label, file))
     return person, [*pictures, ("real sketch", folder / "real" / f"{person}.png")]

@@ -10,12 +10,14 @@ from typing import Any, Literal, NamedTuple
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, TrackConfig
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json, write_atomic
+from dist_sketch.core.fileio import write_atomic
 from dist_sketch.core.folders import refuse_foreign
+from dist_sketch.core.saved import config_of, read_infer, read_settings, read_status, sealed_weights
 from dist_sketch.data.manifest import manifest_hash, read_manifest
 from dist_sketch.experiments.presets import Claim, Exhibit, Preset, nested
 
 PLAN, PAGE = "plan.txt", "compare.html"
+MARK = "# Each line is a command that can also be typed by hand, in this folder:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,24 +35,24 @@ class PlannedRun:
 
     def trained(self) -> bool:
         """Whether the run has finished all its epochs."""
-        status = read_json(self.folder / "status.json", default={})
+        status = read_status(self.folder)
         return status.get("state") == "finished" and status.get("epochs", 0) >= self.config.train.epochs
 
     def drawn(self) -> bool:
         """Whether the output was drawn and scored with the weights that the run selected, and with these options."""
         if not self.trained():
             return False
-        status_file, infer = self.folder / "status.json", read_json(self.output / "infer.json", default={})
-        status = read_json(status_file, default={})
-        try:
-            newer = (self.output / "metrics.json").stat().st_mtime_ns >= status_file.stat().st_mtime_ns
-        except OSError:
+        status, infer = read_status(self.folder), read_infer(self.output)
+        step = status.get("draws", status.get("step"))
+        if infer.get("step") != step or not (self.output / "metrics.json").is_file():
+            return False
+        weights = sealed_weights(self.folder / "checkpoints" / f"step-{step or 0:08d}")
+        if weights is not None and weights != infer.get("weights_sha256"):
             return False
         mode = infer.get("mode") or {}
         used = {**infer, **mode, "mode": mode.get("statistics")}
         used |= {f"denoise.{k}": v for k, v in (infer.get("denoise") or {}).items()}
-        same_options = all(used.get(k.replace("-", "_"), v) == v for k, v in self.infer_options.items())
-        return newer and same_options and infer.get("step") == status.get("draws", status.get("step"))
+        return all(used.get(k.replace("-", "_"), v) == v for k, v in self.infer_options.items())
 
 
 class PlanLine(NamedTuple):
@@ -92,7 +94,7 @@ class Plan:
         """The content of the plan file."""
         lines = [
             f"# {self.preset.title}: {', '.join(self.parts)}; {self.seeds} seed(s), {len(self.runs)} training(s)",
-            "# Each line is a command that can also be typed by hand, in this folder:",
+            MARK,
             f"# {Path.cwd()}",
             "# A training must precede its inference. When the experiment is started again, it skips finished lines.",
         ]
@@ -227,14 +229,17 @@ def claim_folder(plan: Plan) -> None:
         UserError: the folder holds something else, or runs of another configuration or of other data.
     """
     refuse_foreign(plan.out, "an experiment's folder", PLAN)
+    file = plan.out / PLAN
+    if file.exists() and not (file.is_file() and MARK in file.read_text(encoding="utf-8", errors="replace")):
+        raise UserError(f"{file}: is not a plan of dist_sketch, and would be overwritten; choose another --out")
     digest = manifest_hash(plan.data)
     for planned in plan.runs:
         file = planned.folder / "config.json"
         if not file.exists():
             continue
-        saved = read_json(file)
-        changes = cfg.difference(cfg.from_dict(Config, saved["config"], str(file)), planned.config)
-        if saved["facts"]["manifest_sha256"] != digest:
+        saved = read_settings(planned.folder)
+        changes = cfg.difference(config_of(saved, planned.folder), planned.config)
+        if (saved.get("facts") or {}).get("manifest_sha256") != digest:
             changes.append(f"--data {plan.data}: another data set (its manifest differs)")
         if changes:
             raise UserError(

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json
+from dist_sketch.core.fileio import no_links
+from dist_sketch.core.saved import read_status
 from dist_sketch.core.signals import signal_on_parent_death
 from dist_sketch.experiments.planning import Plan, PlanLine
 
@@ -57,12 +58,12 @@ class Runner:
         """
         command = shlex.split(line.command)
         if command[0] == "dist-sketch":  # this installation, even if its script is not on the PATH
-            command[:1] = [sys.executable, "-m", "dist_sketch"]
+            command[:1] = [sys.executable, "-P", "-m", "dist_sketch"]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         log = self.log(line)
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            with open(log, "ab") as sink:
+            with open(log, "ab", opener=no_links) as sink:
                 sink.write(f"$ {line.command}\n".encode())
                 sink.flush()
                 begin = sink.tell()
@@ -130,7 +131,7 @@ def _run(plan: Plan, runner: Runner) -> int:
         code = runner.start(line)
         # Somebody else may have asked the training to stop; the exit code of a launcher does not say so.
         saved = line.kind == "train" and _written_at(status) != before
-        if runner.asked or code == STOPPED or (saved and read_json(status, default={}).get("state") == "stopped"):
+        if runner.asked or code == STOPPED or (saved and read_status(status.parent).get("state") == "stopped"):
             say(f"{head}: stopped; the same command goes on from there")
             return STOPPED
         if code != 0 or not line.done():

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from dist_sketch.core import config as cfg
 from dist_sketch.core import fileio
 from dist_sketch.core.errors import SharedError, UserError
-from dist_sketch.core.folders import refuse_foreign
+from dist_sketch.core.folders import LOGS, Lock, refuse_foreign, refuse_others, tidy
 from dist_sketch.core.precision import AUTOCAST, full_float32, resolve_precision
 from dist_sketch.core.ranks import Ranks
+from dist_sketch.core.saved import read_infer, read_scores
 from dist_sketch.data import pixels
 from dist_sketch.data.manifest import MANIFEST, manifest_hash
+from dist_sketch.data.recipe import listed, told
 from dist_sketch.data.shards import Sample
 from dist_sketch.data.sources import open_source
 from dist_sketch.inference import parts
@@ -40,13 +42,14 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
         The contents of metrics.json where the input has sketches, else None; the same on all ranks.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can mend. Inputs that cannot be read are named when all others are drawn and
+            scored; infer.json has them as `left_out`.
     """
     for name, least in (("batch_size", 1), ("workers", 0)):
         if (value := getattr(options, name)) is not None and value < least:
             raise SharedError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     part = Part.parse(options.part) if options.part else None
-    with worker_map(options.workers) as run_in_workers, Ranks() as ranks:
+    with Lock(out) as lock, worker_map(options.workers) as run_in_workers, Ranks() as ranks:
         # Rank 0 chooses for all: a run in training may save a newer checkpoint at any moment.
         weights = ranks.main_decides(lambda: pretrained.find_weights(run, options.step))
         model = pretrained.SketchGenerator.load(run, weights).to(ranks.device).to(memory_format=torch.channels_last)
@@ -74,7 +77,7 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
                 lambda: model.chosen and options.split == "val" and _is_data_of(model, source)
             ),
         }
-        if not ranks.main_decides(lambda: _make_room(out, source, part, about)):
+        if not ranks.main_decides(lambda: _make_room(out, source, part, about, lock)):
             if ranks.is_main:
                 print(f"{out}: part {options.part} is drawn already; nothing to do")
             return None
@@ -87,28 +90,49 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
         batches = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
         finish = Postprocess(out=out, denoise=settings, format=options.format, output_px=output_px)
 
-        def begin(indices: range) -> tuple[range, list[Sample], list[Tensor], Iterator[Tensor]]:
-            items = [inputs.read(i) for i in indices]
-            raw = [pixels.to_rgb(x) for x in draw(items)]
-            return indices, items, raw, finish.start(run_in_workers, items, raw)
-
         names: list[str] = []
+        left_out: list[str] = []
+
+        def begin(numbers: range) -> tuple[list[int], list[Sample], list[Tensor], Iterator[Tensor]]:
+            good, bad = inputs.read_good(numbers)
+            left_out.extend(bad)
+            items = list(good.values())
+            raw = [pixels.to_rgb(x) for x in draw(items)] if items else []
+            return list(good), items, raw, finish.start(run_in_workers, items, raw)
+
         begun = map(begin, progress_bar(batches, "drawing", disable=not ranks.is_main))
         for indices, items, raw, finished in _behind(begun):
             clean = list(finished)
             own = [i.name for i in items]
             names += own
-            if scorer is not None:
+            if scorer is not None and items:
                 sketches = [i.sketch for i in items if i.sketch is not None]
                 images = {"raw": raw, "denoised": clean, "line": [i.line for i in items], "real": sketches}
                 scorer.add(indices, own, {k: torch.stack([pixels.to_rgb(i) for i in v]) for k, v in images.items()})
                 reference.add(scorer, indices)
-        names = [name for found in ranks.gather_to_main(names) or [] for name in found]
+        names, left_out = (
+            [text for found in ranks.gather_to_main(own) or [] for text in found] for own in (names, left_out)
+        )
         states = ranks.gather_to_main(scorer.state()) if scorer is not None else None
-        if part:
-            ranks.main_decides(lambda: parts.save(out, part, names, states))
+        not_drawn = {"left_out": left_out, "passed_over": inputs.passed_over}
+
+        def close() -> dict[str, Any] | None:
+            for line in told(inputs.passed_over):
+                print(f"passed over: {line}")
+            if part is None:
+                if not names:  # as when a disk is gone: what was drawn before may stay
+                    _tell_left_out(out, left_out)
+                return _finish(out, about | {"names": names} | not_drawn, states)
+            for sentence in left_out:  # `merge` ends with the code that says so, because it has to come to its turn
+                print(f"left out: {sentence}")
+            fileio.write_json(_not_drawn_file(out, part), not_drawn)
+            parts.save(out, part, names, states)
             return None
-        return ranks.main_decides(lambda: _finish(out, about | {"names": names}, states))
+
+        result = ranks.main_decides(close)
+        if part is None:
+            ranks.main_decides(lambda: _tell_left_out(out, left_out))
+        return result
 
 
 def merge(out: Path) -> dict[str, Any] | None:
@@ -122,16 +146,30 @@ def merge(out: Path) -> dict[str, Any] | None:
     Raises:
         UserError: a part is missing or damaged, or parts were scored with different weights.
     """
-    if "names" in fileio.read_json(out / "infer.json", default={}):
+    with Lock(out) as lock:
+        if (out / "infer.json").is_file():
+            lock.acquire()
+            _look(out)
+        return _merge(out)
+
+
+def _merge(out: Path) -> dict[str, Any] | None:
+    there = read_infer(out)
+    if "names" in there:
         shutil.rmtree(out / parts.PARTS, ignore_errors=True)
-        result: dict[str, Any] | None = fileio.read_json(out / "metrics.json", default=None)
-        return result
+        _tell_left_out(out, there.get("left_out", []))
+        return read_scores(out)
     about, names, states = parts.load(out)
+    total = there["parts"]
+    found = [fileio.read_json(_not_drawn_file(out, Part(k + 1, total)), default={}) for k in range(total)]
+    left_out = [sentence for one in found for sentence in one.get("left_out", [])]
+    not_drawn = {"left_out": left_out, "passed_over": found[0].get("passed_over", {})}
     try:
-        result = _finish(out, about | {"names": names}, states)
+        result = _finish(out, about | {"names": names} | not_drawn, states)
     except ValueError as e:
         raise UserError(f"{out}: its parts do not match ({e}); draw them again, all with the same FID weights") from e
     shutil.rmtree(out / parts.PARTS)
+    _tell_left_out(out, left_out)
     return result
 
 
@@ -148,20 +186,56 @@ def _output_px(text: str, size: int) -> int | None:
     raise UserError(f"--output-size {text}: must be network, source, or a number of px up to {MOST_OUTPUT_PX}")
 
 
-def _make_room(out: Path, source: Path, part: Part | None, about: dict[str, Any]) -> bool:
+def _make_room(out: Path, source: Path, part: Part | None, about: dict[str, Any], lock: Lock) -> bool:
     """Removes the pictures of an earlier inference, but not other jobs' parts; returns whether there is work left."""
     if source.resolve().is_relative_to(out.resolve()):
         raise UserError(f"{out}: holds the input {source}, which would be overwritten; choose another --out")
     if part:
-        return parts.claim(out, part, about)
-    refuse_foreign(out, "an output folder", "infer.json")
-    for folder in (*FOLDERS, parts.PARTS):
+        _look(out, parts.PARTS)
+        lock.acquire(shared=True)  # the jobs that draw the other parts work in it, too
+        with lock.turn():
+            _look(out, parts.PARTS)
+            return parts.claim(out, part, about)
+    _look(out)
+    lock.acquire()
+    _look(out)  # another may have drawn there in the meantime
+    tidy(out)
+    there = read_infer(out)
+    # If it is the same inference again, each picture stays until it is drawn anew.
+    same = all(there.get(key) == value for key, value in about.items())
+    for folder in (parts.PARTS,) if same else (*FOLDERS, parts.PARTS):
         shutil.rmtree(out / folder, ignore_errors=True)
     for file in ("metrics.json", "report.html"):
         (out / file).unlink(missing_ok=True)
     # Marks the folder as ours, so that an inference that was killed can be started again.
-    fileio.write_json(out / "infer.json", {"state": "running"})
+    fileio.write_json(out / "infer.json", about | {"state": "running"})
     return True
+
+
+def _look(out: Path, *begun: str) -> None:
+    """Refuses a folder that is not an output folder, whose infer.json is not ours, or whose pictures are not all ours.
+
+    Which pictures a finished inference has drawn is known by name, those of an unfinished one only by their kind.
+
+    Args:
+        begun: what may be there without an infer.json, if a job was killed before it wrote that.
+    """
+    refuse_foreign(out, "an output folder", "infer.json", *begun)
+    if not (out / "infer.json").exists():
+        refuse_others(out, "an output folder", [LOGS, *begun])
+    there, what = read_infer(out), "what an inference has drawn there"
+    if there and there != {"state": "running"} and not {"run", "input", "weights_sha256"} <= there.keys():
+        raise UserError(f"{out / 'infer.json'}: was not written by dist_sketch; choose another --out")
+    for name in (*FOLDERS, parts.PARTS):
+        folder = out / name
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise UserError(f"{folder}: is a link or a file where pictures would be written; choose another --out")
+    for name in FOLDERS if there else ():
+        drawn = [f".{there['format']}"] if "format" in there and name in ("raw", "sketch") else [".png", ".jpg"]
+        stems = there.get("names") or [p.stem for p in (out / name).glob("*") if p.is_file()]
+        refuse_others(out / name, what, [stem + suffix for stem in stems for suffix in drawn])
+    files = [p.name for p in (out / parts.PARTS).glob("*-of-*") if p.suffix in (".pt", ".json")]
+    refuse_others(out / parts.PARTS, what, files)
 
 
 @torch.no_grad()
@@ -187,6 +261,45 @@ def _is_data_of(model: pretrained.SketchGenerator, source: Path) -> bool:
 
 
 def _finish(out: Path, about: dict[str, Any], states: list[Any] | None) -> dict[str, Any] | None:
+    """Writes the scores and infer.json, and removes pictures of inputs that were there when it was drawn before."""
+    if about["left_out"]:
+        states = _closed(states or [])
     result = finish_scores(out, states, "memory") if states else None
+    names = set(about["names"])
+    for file in (file for folder in FOLDERS for file in (out / folder).glob("*")):
+        if file.is_file() and file.stem not in names:
+            file.unlink()
     fileio.write_json(out / "infer.json", about)  # written last: its "names" mark the output as complete
     return result
+
+
+def _closed(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The scorers' states with the gaps closed that inputs leave which cannot be read."""
+    numbers = sorted(i for state in states for i, _ in state["names"])
+    place = {i: number for number, i in enumerate(numbers)}
+
+    def moved(found: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+        return [(place[i], value) for i, value in found]
+
+    return [
+        state
+        | {"names": moved(state["names"])}
+        | {part: {kind: moved(found) for kind, found in state[part].items()} for part in ("rows", "features")}
+        for state in states
+        if numbers
+    ]
+
+
+def _not_drawn_file(out: Path, part: Part) -> Path:
+    """Where a part keeps what it could not draw, for `merge`."""
+    return part.file(out).with_suffix(".json")
+
+
+def _tell_left_out(out: Path, left_out: list[str]) -> None:
+    """Ends with exit code 2 if inputs were left out, although all others are drawn and scored."""
+    if left_out:
+        count = f"{len(left_out)} input{'s' if len(left_out) > 1 else ''}"
+        raise UserError(
+            f"{out}: {count} could not be read:{listed(left_out)}\n"
+            "all others are drawn; repair or remove these, and draw again"
+        )

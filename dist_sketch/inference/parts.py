@@ -12,6 +12,8 @@ from torch import Tensor
 from dist_sketch.core import fileio
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.folders import refuse_foreign
+from dist_sketch.core.saved import Name, read_infer
+from dist_sketch.core.toml_dataclass import checked
 
 PARTS = "parts"
 
@@ -52,7 +54,7 @@ def claim(out: Path, part: Part, about: dict[str, Any]) -> bool:
     """
     mark = about | {"state": PARTS, "parts": part.total}
     if (out / "infer.json").is_file():
-        there = fileio.read_json(out / "infer.json")
+        there = read_infer(out)
         if "names" in there and all(there.get(k) == v for k, v in about.items()):
             return False  # all parts are merged already
         differs = [k for k in mark if there.get(k) != mark[k]]
@@ -79,9 +81,12 @@ def load(out: Path) -> tuple[dict[str, Any], list[str], list[Any] | None]:
     Raises:
         UserError: `out` holds no parts, or some are missing or damaged.
     """
-    about = fileio.read_json(out / "infer.json", default={})
-    if about.get("state") != PARTS:
-        raise UserError(f"{out}: has no parts to merge (`dist-sketch infer --part K/N --out {out}`)")
+    about = read_infer(out)
+    if about.get("state") != PARTS or "parts" not in about:
+        raise UserError(
+            f"{out}: has no parts to merge: the merge is a job of its own, after all parts are drawn (`dist-sketch "
+            f"infer --part K/N --out {out}`); `dist-sketch submit infer --array=1-N ...` adds it by itself"
+        )
     files = [Part(k + 1, about["parts"]).file(out) for k in range(about["parts"])]
     missing = [f.stem.replace("-of-", "/") for f in files if not f.is_file()]
     if missing:
@@ -91,7 +96,7 @@ def load(out: Path) -> tuple[dict[str, Any], list[str], list[Any] | None]:
     for file in files:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-            names += content["names"]
+            names += checked(list[Name], content["names"], str(file))
             states += [_map(Tensor.numpy, s) for s in content["states"] or []]
         except Exception as e:  # with damaged bytes the safe unpickler may raise anything
             raise UserError(f"{file}: is damaged; remove it, and draw this part again") from e

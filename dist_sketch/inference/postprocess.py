@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_sketch.core import fileio
+from dist_sketch.core import cpus, fileio, launcher
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.signals import signal_on_parent_death
@@ -79,8 +79,8 @@ def worker_map(workers: int | None) -> Iterator[WorkerMap]:
         UserError: a worker was killed.
     """
     if workers is None:
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        workers = min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // ranks))
+        ranks = max(1, launcher.number("LOCAL_WORLD_SIZE", 1))
+        workers = min(MOST_WORKERS, max(1, len(cpus.usable()) // ranks))
     if workers == 0:
         yield map
         return

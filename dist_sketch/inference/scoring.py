@@ -1,5 +1,6 @@
 """Scores of drawings: during inference, or again from the files of an output folder."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor
 from dist_sketch.core import fileio
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.folders import Lock
 from dist_sketch.core.ranks import Ranks
+from dist_sketch.core.saved import read_finished_infer, read_infer
 from dist_sketch.data import loader, pixels
 from dist_sketch.data.image_files import read_image
 from dist_sketch.data.manifest import MANIFEST, read_manifest
@@ -50,7 +53,7 @@ class ReferenceSketches:
             self._shards = Shards(Path(folder), "train")
             self._places = loader.order(len(self._shards), 0, 0, shuffle=True)[:count]
 
-    def add(self, scorer: Scorer, indices: range) -> None:
+    def add(self, scorer: Scorer, indices: Iterable[int]) -> None:
         """Adds the sketches that belong to the inputs `indices`."""
         if self._shards is None:
             return
@@ -76,14 +79,8 @@ def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
     Raises:
         UserError: `out` was not made by `infer`, a file of it is gone, or its input had no sketches.
     """
-    if not (out / "infer.json").is_file():
-        raise UserError(f"{out}: is not an output folder of `dist-sketch infer` (no infer.json)")
-    about = fileio.read_json(out / "infer.json")
-    if "names" not in about:
-        raise UserError(f"{out}: its inference is not finished; start it again (parts: `dist-sketch merge {out}`)")
-    if not (out / "real").is_dir():
-        raise UserError(f"{out}: its input had no sketches, so there is nothing to compare the drawings with")
-    with Ranks() as ranks:
+    with Lock(out) as lock, Ranks() as ranks:
+        about = ranks.main_decides(lambda: _take(out, lock))
         scorer, names = make_scorer(fid_weights, ranks), about["names"]
         mine = ranks.share(len(names))
         reference = ReferenceSketches(about["reference"], len(names), about["size"])
@@ -95,6 +92,19 @@ def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
             reference.add(scorer, indices)
         states = ranks.gather_to_main(scorer.state())
         return ranks.main_decides(lambda: finish_scores(out, states or [], "files"))
+
+
+def _take(out: Path, lock: Lock) -> dict[str, Any]:
+    """Locks an output folder that can be scored; returns the contents of its infer.json."""
+    if not (out / "infer.json").is_file():
+        raise UserError(f"{out}: is not an output folder of `dist-sketch infer` (no infer.json)")
+    lock.acquire()
+    if "names" not in read_infer(out):
+        raise UserError(f"{out}: its inference is not finished; start it again (parts: `dist-sketch merge {out}`)")
+    about = read_finished_infer(out, "format", "size", "reference")
+    if not (out / "real").is_dir():
+        raise UserError(f"{out}: its input had no sketches, so there is nothing to compare the drawings with")
+    return about
 
 
 def read_output(out: Path, about: dict[str, Any], name: str) -> dict[str, Tensor]:

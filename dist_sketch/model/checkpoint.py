@@ -12,8 +12,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +27,10 @@ from torch import nn
 
 from dist_sketch.core import folders
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json, sha256
+from dist_sketch.core.fileio import sha256
 from dist_sketch.core.ranks import Ranks
+from dist_sketch.core.saved import read_best, read_seal
+from dist_sketch.core.words import plain
 from dist_sketch.model.weights import load_weights
 
 FOLDER, BEST = "checkpoints", "best.json"
@@ -109,17 +111,17 @@ def verify(folder: Path) -> list[str]:
     """What is wrong with a checkpoint; an empty list for a good one."""
     seal = folder / "checkpoint.json"
     try:
-        files = {folder / n: (v["bytes"], v["sha256"]) for n, v in read_json(seal)["files"].items()}
+        files = {folder / n: (v["bytes"], v["sha256"]) for n, v in read_seal(folder)["files"].items()}
     except UserError as e:
         return [str(e)]
-    except (KeyError, TypeError, AttributeError):
-        return [f"{seal}: damaged (does not list the files)"]
     problems = []
     for path, expected in files.items():
         try:
-            if (path.stat().st_size, sha256(path)) != expected:
+            if path.exists() and not path.is_file():  # a pipe would never end
+                problems.append(f"{path}: is not a file")
+            elif path.stat().st_size != expected[0] or sha256(path) != expected[1]:
                 problems.append(f"{path}: damaged (size or hash)")
-        except (FileNotFoundError, ValueError):  # ValueError: not a possible file name
+        except FileNotFoundError:
             problems.append(f"{path}: missing")
         except OSError as e:
             problems.append(f"{path}: cannot be read ({e.strerror})")
@@ -154,9 +156,10 @@ def step_of(folder: Path) -> int:
 def chosen(run: Path, say: Callable[[str], None] = print) -> Path | None:
     """The checkpoint whose weights draw: the best according to the newest complete one, else the newest; or None."""
     newest = find(run, say)
-    if newest is None or not (newest / BEST).is_file():
+    step = read_best(newest) if newest else None
+    if step is None:
         return newest
-    best = folder(run, read_json(newest / BEST)["step"])
+    best = folder(run, step)
     if problems := verify(best):
         say(f"passed over the best one: {'; '.join(problems)}")
         return newest
@@ -219,13 +222,14 @@ def table(found: list[CheckpointInfo]) -> Table:
     """The checkpoints as a table; marks the newest complete one, and the one that draws if that is another."""
     result = Table(*(Column(name, no_wrap=True) for name in ("step", "size", "files", "written")), "state")
     now, newest = datetime.now().replace(microsecond=0), next((e for e in found if not e.problems), None)
-    best = read_json(newest.folder / BEST, default={}).get("step") if newest else None
+    best = read_best(newest.folder) if newest else None
     for e in found:
         state = "; ".join(p.replace(f"{e.folder}{os.sep}", "") for p in e.problems) or "complete"
         state += ", draws" * (step_of(e.folder) == best and not e.problems)
         when = f"{e.written:%Y-%m-%d %H:%M} ({max(now - e.written, timedelta())} ago)"
         cells = (str(step_of(e.folder)), decimal(e.bytes), str(e.files), when, state + ", newest" * (e is newest))
-        result.add_row(*map(escape, cells), style="bold" if e is newest else "red" if e.problems else None)
+        style = "bold" if e is newest else "red" if e.problems else None
+        result.add_row(*(escape(plain(cell)) for cell in cells), style=style)
     return result
 
 
@@ -236,22 +240,39 @@ def load(folder: Path, modules: dict[str, nn.Module], ranks: Ranks) -> dict[str,
     warning.
 
     Raises:
-        UserError: a file is damaged, or has contents that a checkpoint never has.
+        UserError: a file is damaged, or has contents that a checkpoint never has; what is in `state` the caller checks.
     """
     for name, module in modules.items():
         load_weights(folder / f"{name}.safetensors", module)
     state: dict[str, Any] = _unpickled(folder / "state.pt")
     rng = _unpickled(folder / "rng.pt")
-    if len(rng) == ranks.world_size:
-        own = rng[ranks.rank]
-        torch.set_rng_state(own["cpu"])
-        if ranks.device.type == "cuda" and "cuda" in own:
+    with believed(folder / "rng.pt"):
+        own = rng[ranks.rank] if len(rng) == ranks.world_size else None
+        if own is not None:
+            torch.set_rng_state(own["cpu"])
+        if own is not None and ranks.device.type == "cuda" and "cuda" in own:
             torch.cuda.set_rng_state(own["cuda"], ranks.device)
-    else:
+    if own is None:
         torch.manual_seed(hash((step_of(folder), ranks.rank)))
         if ranks.is_main:
             print(f"warning: saved on {len(rng)} rank(s), resumed on {ranks.world_size}: dropout draws other numbers")
     return state
+
+
+@contextmanager
+def believed(path: Path) -> Iterator[None]:
+    """In this block the contents of a checkpoint's file are taken as they are; what does not fit is a sentence.
+
+    Raises:
+        UserError: `path` has contents that a checkpoint never has.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as e:
+        raise UserError(
+            f"{path}: has contents that a checkpoint never has ({type(e).__name__}: {str(e)[:200]}). Remove "
+            f"{path.parent} to go on from the checkpoint before it"
+        ) from e
 
 
 def _unpickled(path: Path) -> Any:

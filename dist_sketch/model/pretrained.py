@@ -3,7 +3,7 @@
 DIR/
     generator.safetensors  the weights that draw (the moving average if the run has one), float32 or 8 bits
     config.json            {"config": the run's settings, "facts": facts such as "size" and "step"}; an export leaves
-                           out the path of the shards
+                           out the path of the shards and the names that W&B gets
     denoise.json           noise removal, chosen at the end of a run; missing if the run has none
     README.md              the model card of an export
 """
@@ -11,7 +11,7 @@ DIR/
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -19,15 +19,15 @@ from huggingface_hub.errors import HFValidationError
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from dist_sketch.core import fileio, folders
-from dist_sketch.core.config import Config, DenoiseConfig, from_dict
+from dist_sketch.core import fileio, folders, saved
+from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.toml_dataclass import checked
 from dist_sketch.model import checkpoint, networks
-from dist_sketch.model.weights import load_weights, to_8bit
+from dist_sketch.model.weights import check_weights, load_weights, to_8bit
 
 CARD, CARD_MARKER = "README.md", "<!-- Written by dist-sketch checkpoint export, which may replace it. -->"
 FILES = (WEIGHTS, SETTINGS, DENOISE) = ("generator.safetensors", "config.json", "denoise.json")
-STATUS = "status.json"
 
 
 def located(run: Path) -> Path:
@@ -49,7 +49,7 @@ def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
             f"dist_sketch ({', '.join(names)})"
         )
     if (run / WEIGHTS).is_file():
-        exported = _facts(fileio.read_json(run / SETTINGS), run).get("step", 0)
+        exported = _facts(saved.read_settings(run), run).get("step", 0)
         if step not in (None, exported):
             raise UserError(f"--step {step}: {run} is an exported generator of step {exported}")
         return run, exported
@@ -67,11 +67,18 @@ def weights_file(folder: Path) -> Path:
     return average if average.is_file() else folder / WEIGHTS
 
 
-def _facts(saved: Any, folder: Path) -> dict[str, Any]:
-    match saved:
-        case {"config": dict(), "facts": {"size": int()} as facts}:
-            return facts
-    raise UserError(f"{folder / SETTINGS}: is not the configuration of a run or of an exported generator")
+class NetworkFacts(TypedDict):
+    """The facts without which there is no network."""
+
+    size: saved.Side
+
+
+def _facts(contents: dict[str, Any], folder: Path) -> dict[str, Any]:
+    facts = contents.get("facts") or {}
+    if "size" not in facts:
+        raise UserError(f"{folder / SETTINGS}: is not the configuration of a run or of an exported generator")
+    checked(NetworkFacts, facts, f"{folder / SETTINGS}: facts")
+    return dict(facts)
 
 
 class SketchGenerator(
@@ -83,7 +90,7 @@ class SketchGenerator(
     It uses the generic mixin, not the one for PyTorch, which falls back to pickled weights and ignores missing ones.
 
     Args:
-        saved: contents of config.json.
+        contents: of config.json.
         calibration: contents of denoise.json.
         folder: where these files are, for error messages.
 
@@ -91,18 +98,17 @@ class SketchGenerator(
         UserError: these are not the contents that `train` and `export` write.
     """
 
-    def __init__(self, saved: dict[str, Any], calibration: dict[str, Any] | None = None, folder: Path = Path()):
+    def __init__(self, contents: dict[str, Any], calibration: dict[str, Any] | None = None, folder: Path = Path()):
         super().__init__()
-        facts = _facts(saved, folder)
-        self.saved, self.calibration = saved, calibration
-        self.config = from_dict(Config, saved["config"], str(folder / SETTINGS))
+        facts = _facts(contents, folder)
+        self.saved, self.calibration = contents, calibration
+        self.config = saved.config_of(contents, folder)
         self.size: int = facts["size"]
         self.step: int = facts.get("step", 0)
         self.chosen: bool = facts.get("chosen", False)
         self.denoise = DenoiseConfig()
         if calibration is not None:
-            values = calibration.get("denoise") if isinstance(calibration, dict) else calibration
-            self.denoise = from_dict(DenoiseConfig, values, str(folder / DENOISE))
+            self.denoise = saved.denoise_of(calibration, folder)
         self.net = networks.generator(self.config)
         self.compact = False  # when saved
 
@@ -121,13 +127,14 @@ class SketchGenerator(
             UserError: the folder has no generator, or its weights are damaged or belong to another network.
         """
         folder, step = weights or find_weights(run)
-        saved = fileio.read_json(run / SETTINGS)
-        saved["facts"] = {**_facts(saved, run), "step": step}
-        if (run / STATUS).is_file():  # a run; in an export this was stored when it was written
-            by_kid = from_dict(Config, saved["config"], str(run / SETTINGS)).checkpoint.choose == "kid"
-            saved["facts"]["chosen"] = by_kid and fileio.read_json(run / STATUS).get("draws") == step
-        calibration = fileio.read_json(run / DENOISE, default=None)
-        model = cls(saved, calibration, run)
+        contents, calibration = saved.read_settings(run), saved.read_calibration(run)
+        facts, config = _facts(contents, run), saved.config_of(contents, run)
+        contents["facts"] = facts | {"step": step}
+        if status := saved.read_status(run):  # a run; in an export this was stored when it was written
+            contents["facts"]["chosen"] = config.checkpoint.choose == "kid" and status.get("draws") == step
+        with torch.device("meta"):  # before a foreign configuration can take memory
+            check_weights(weights_file(folder), networks.generator(config))
+        model = cls(contents, calibration, run)
         load_weights(weights_file(folder), model.net)
         return model.eval()
 
@@ -144,7 +151,7 @@ class SketchGenerator(
             huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: the Hub has no such thing, or cannot be
                 reached.
         """
-        folder = located(Path(pretrained_model_name_or_path))
+        folder = located(fileio.path_of(pretrained_model_name_or_path))
         if folder.is_dir():
             return cls.load(folder)
         try:
@@ -167,8 +174,8 @@ class SketchGenerator(
             UserError: the disk is full or the folder cannot be written.
         """
         if options:
-            return super().save_pretrained(save_directory, **options)
-        self._save_pretrained(Path(save_directory))
+            return super().save_pretrained(fileio.path_of(save_directory), **options)
+        self._save_pretrained(fileio.path_of(save_directory))
         return None
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -180,7 +187,9 @@ class SketchGenerator(
         else:
             (save_directory / DENOISE).unlink(missing_ok=True)
         settings = self.saved["config"]
-        anywhere = settings | {"data": settings.get("data", {}) | {"shards": None}}
+        # Paths and names of the user's surroundings are nobody else's business.
+        neutral = {"data": {"shards": None}, "track": {"project": "dist_sketch", "group": "", "name": ""}}
+        anywhere = settings | {part: settings.get(part, {}) | values for part, values in neutral.items()}
         fileio.write_json(save_directory / SETTINGS, self.saved | {"config": anywhere})
 
 
@@ -205,11 +214,13 @@ def export(
     model = SketchGenerator.load(run, weights)
     model.compact = compact
     try:
-        with folders.replaced(out) as folder:
+        with folders.replaced(out, lambda: _check_out(out)) as folder:
             model.save_pretrained(folder)
             if card is not None:  # rounded weights draw a little differently from those that they were made of
                 drawing = weights_file(folder if compact else weights[0])
                 fileio.write_atomic(folder / CARD, card(model, fileio.sha256(drawing)))
+            if not {WEIGHTS, SETTINGS} <= {p.name for p in folder.iterdir()}:
+                raise UserError(f"{folder}: was emptied by another process before it was complete; start this again")
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e
     return model
@@ -224,3 +235,5 @@ def _check_out(out: Path) -> None:
     if names and not ({WEIGHTS, SETTINGS} <= names <= set(FILES)):
         other = ", ".join(sorted(names - set(FILES))[:3]) or "an incomplete one"
         raise UserError(f"{out}: is there already and not an earlier export (it holds {other}); choose another --out")
+    if names:
+        _facts(saved.read_settings(out), out)  # others have files of these names, too

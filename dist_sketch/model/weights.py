@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -15,14 +16,50 @@ def load_weights(path: Path, module: nn.Module) -> None:
     """Loads a `.safetensors` file into a network.
 
     Raises:
+        UserError: the file is missing or damaged, belongs to another network, or has weights that are not finite.
+    """
+    check_weights(path, module)
+    try:
+        tensors = from_8bit(load_file(path))
+        module.load_state_dict(tensors)
+    except Exception as e:  # safetensors' own error type is not public; torch raises RuntimeError
+        raise _foreign(path, str(e)) from e
+    # Such a network would draw black pages.
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{path}: {broken[0]} has values that are not finite")
+
+
+def check_weights(path: Path, module: nn.Module) -> None:
+    """Compares the names, shapes and types in a file's header with a network, which may be on the device "meta".
+
+    Raises:
         UserError: the file is missing or damaged, or belongs to another network.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: missing")
     try:
-        module.load_state_dict(from_8bit(load_file(path)))
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: missing") from e
-    except Exception as e:  # safetensors' own error type is not public; torch raises RuntimeError
-        raise UserError(f"{path}: does not hold the weights of this network: {str(e).splitlines()[0]}") from e
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
+            types = {name: tensor.get_dtype() for name, tensor in found.items()}
+    except Exception as e:  # safetensors' own error type is not public
+        raise _foreign(path, str(e)) from e
+    wanted = module.state_dict()
+    own = {name for name in found if not name.endswith(SCALE)}
+    for name in sorted(own ^ wanted.keys()):
+        raise _foreign(path, f"{name} is {'missing' if name in wanted else 'unknown'}")
+    for name, tensor in wanted.items():
+        scale = shapes.get(name + SCALE)
+        if shapes[name] != tensor.shape:
+            raise _foreign(path, f"{name} has the shape {shapes[name]}, not {tuple(tensor.shape)}")
+        if scale is not None and scale != (*tensor.shape[:1], *(1 for _ in tensor.shape[1:])):
+            raise _foreign(path, f"{name + SCALE} has the shape {scale}")
+        if scale is None and tensor.is_floating_point() and types[name] not in ("F64", "F32", "F16", "BF16"):
+            raise _foreign(path, f"{name} is of type {types[name]}")
+
+
+def _foreign(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: does not hold the weights of this network: {(why.splitlines() or ['damaged'])[0]}")
 
 
 def to_8bit(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.ndimage import gaussian_filter1d
 
+SMOOTHED_POINTS = 10_000  # most points of a curve that is smoothed
 CURVE_POINTS = 1400  # most points of a drawn curve; a screen shows no more
 PANEL_IN, GAP_IN = 1.9, 0.45  # heights in inches
 
@@ -51,7 +52,7 @@ class Panel(NamedTuple):
 
 def lock_intervals(records: list[dict[str, Any]]) -> dict[str, list[LockInterval]]:
     """When D ("d") and G ("g") were locked, from the lock records, or from the train records if there are none."""
-    changes = [(r["step"], {"d": not r["train_d"], "g": not r["train_g"]}, r.get("reason"))
+    changes = [(r["step"], {"d": not r.get("train_d", True), "g": not r.get("train_g", True)}, r.get("reason"))
                for r in records if r["kind"] == "lock"]  # fmt: skip
     if not changes:
         changes = [(r["step"], {"d": bool(r.get("lock/d")), "g": bool(r.get("lock/g"))}, r.get("lock/reason"))
@@ -82,9 +83,9 @@ def bands(intervals: list[LockInterval]) -> list[tuple[int, int]]:
 
 def points(records: list[dict[str, Any]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
     """Two columns of the records, without the rows in which one of them is not finite."""
-    pairs = np.array([(r.get(x), r.get(y)) for r in records], dtype=float).reshape(-1, 2)  # None becomes NaN
-    at, value = pairs[np.isfinite(pairs).all(1)].T
-    return at + (x == "epoch"), value  # epochs are logged from 0, and people count from 1
+    at, value = (np.array([r.get(key) for r in records], dtype=float) for key in (x, y))  # None becomes NaN
+    known = np.isfinite(at) & np.isfinite(value)
+    return at[known] + (x == "epoch"), value[known]  # epochs are logged from 0, and people count from 1
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +95,15 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     parts = np.array_split(np.arange(len(y)), CURVE_POINTS // 2)
     keep = np.unique([i for part in parts for i in (part[y[part].argmin()], part[y[part].argmax()])])
     return x[keep], y[keep]
+
+
+def coarse(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most SMOOTHED_POINTS points, means of equal stretches: smoothing costs the square of their number."""
+    k = -(-len(y) // SMOOTHED_POINTS)
+    if k < 2:
+        return x, y
+    whole = len(y) // k * k
+    return x[:whole].reshape(-1, k).mean(1), y[:whole].reshape(-1, k).mean(1)
 
 
 def style(colours: dict[str, str]) -> AbstractContextManager[None]:
@@ -144,12 +154,13 @@ def plot(
 
 
 def _draw_curve(ax: Axes, curve: Curve, parts: int, raw: bool) -> None:
-    y, marker = curve.y, "o"
+    x, y, marker = curve.x, curve.y, "o"
     if curve.noisy and len(y):
         if raw:
-            ax.plot(*thin(curve.x, y), color=curve.colour, alpha=0.25, linewidth=0.7)
+            ax.plot(*thin(x, y), color=curve.colour, alpha=0.25, linewidth=0.7)
+        x, y = coarse(x, y)
         y, marker = gaussian_filter1d(y, max(1.0, len(y) / parts), mode="reflect"), ""
-    ax.plot(*thin(curve.x, y), curve.style, color=curve.colour, linewidth=1.6, marker=marker, markersize=3.5)
+    ax.plot(*thin(x, y), curve.style, color=curve.colour, linewidth=1.6, marker=marker, markersize=3.5)
 
 
 def svg(figure: Figure, title: str) -> Markup:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dist_sketch.core.fileio import read_json
+from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.data import pixels
 from dist_sketch.data.image_files import read_image
 from dist_sketch.inference.denoise import page_tone
@@ -48,7 +48,7 @@ def pairs(output: Path, variant: str, most: int | None = None) -> Iterator[tuple
     Raises:
         UserError: a picture is missing or damaged.
     """
-    infer = read_json(output / "infer.json")
+    infer = read_finished_infer(output, "size", "format")
     names, size = infer["names"], infer["size"]
     count = min(most or len(names), len(names))
     for i in range(count):

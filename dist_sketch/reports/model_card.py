@@ -5,7 +5,7 @@ from typing import Any
 
 from dist_sketch.core.config import to_dict
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json
+from dist_sketch.core.saved import read_infer, read_scores
 from dist_sketch.model.pretrained import CARD_MARKER, SketchGenerator
 from dist_sketch.reports.page import render
 from dist_sketch.reports.report import changed
@@ -38,8 +38,8 @@ def card(model: SketchGenerator, name: str, weights_sha256: str, scored: Path | 
 
 def _scores(model: SketchGenerator, weights_sha256: str, scored: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The contents of infer.json and metrics.json."""
-    infer, scores = (read_json(scored / name, default=None) for name in ("infer.json", "metrics.json"))
-    if infer is None or scores is None:
+    infer, scores = read_infer(scored), read_scores(scored)
+    if not infer or scores is None:
         raise UserError(f"--scores {scored}: is not an output folder of `dist-sketch infer` with scores (metrics.json)")
     again = "draw again with `dist-sketch infer`"
     if infer.get("weights_sha256") != weights_sha256:

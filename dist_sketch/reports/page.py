@@ -11,6 +11,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from dist_sketch.core.fileio import flat
+from dist_sketch.core.words import plain
+from dist_sketch.data.image_files import BadImage, read_image
 from dist_sketch.metrics.definitions import BASELINES, METRICS
 
 # Shown if `checkpoint.choose` selected the weights on the very pairs that are scored.
@@ -36,9 +38,9 @@ def breakable(name: str) -> Markup:
     return Markup(re.sub(r"(?<=[._/])(?=\w)", "<wbr>", str(Markup.escape(name))))
 
 
-def escape_markdown(text: str) -> str:
-    """Text on one line, in which no character has a meaning in Markdown."""
-    text = " ".join(text.split())
+def escape_markdown(value: Any) -> str:
+    """A value as text on one line, in which no character has a meaning in Markdown."""
+    text = " ".join(plain(str(value)).split())
     for letter in "\\|*`[]":
         text = text.replace(letter, "\\" + letter)
     return text.replace("<", "&lt;")
@@ -66,9 +68,8 @@ def embed(file: Path, px: int, small: bool = False) -> str:
     Up to 256 px the compression is lossless, but with `small` it is strong, for thumbnails.
     """
     try:
-        with Image.open(file) as image:
-            picture = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        picture = read_image(file).convert("RGB")
+    except BadImage:
         return ""
     picture.thumbnail((px, px), Image.Resampling.LANCZOS)
     return data_uri(picture, "webp", lossless=not small and px <= 256, quality=60 if small else 92)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from dist_sketch.core import saved
 from dist_sketch.core.config import Config, items
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import flat, read_json, write_atomic
+from dist_sketch.core.fileio import flat, write_atomic
 from dist_sketch.data.manifest import MANIFEST
 from dist_sketch.metrics.definitions import METRICS, Metric
 from dist_sketch.model.pretrained import WEIGHTS
@@ -20,6 +21,7 @@ from dist_sketch.tracking.tracker import read_metrics
 PORTRAIT_PX = 512  # largest side of a portrait on the page
 THUMB_PX = 96  # twice the shown size, for dense screens
 TABLE_LIMIT, TABLE_END = 500, 200  # with more images than the limit, the table shows this number from both ends
+NEEDED = ("run", "step", "input", "split", "size", "output_size", "format", "mode", "denoise")  # of infer.json
 CAPTIONS = {"line": "line", "raw": "raw", "sketch": "denoised", "real": "real"}  # folder of OUT -> caption
 
 # (title, kind of record, x axis, panels: (title, curves: (key of the record, colour, line style)))
@@ -42,20 +44,15 @@ def build(out: Path) -> Path:
     Raises:
         UserError: `out` is not an output folder of infer, or one of its JSON files is damaged.
     """
-    infer = read_json(out / "infer.json", default={})
-    if "names" not in infer:
-        raise UserError(
-            f"{out}: has no infer.json of a finished inference; run `dist-sketch infer ... --out {out}` first"
-        )
-    metrics = read_json(out / "metrics.json", default=None)
+    infer, metrics = saved.read_finished_infer(out, *NEEDED), saved.read_scores(out)
     run = Path(infer["run"])
-    saved = read_json(run / "config.json", default={})
-    settings = saved.get("config") or infer.get("config") or {}
+    kept = saved.read_settings(run, {})
+    settings = kept.get("config") or infer.get("config") or {}
     names, scored = infer["names"], {image["name"]: image for image in metrics["images"]} if metrics else {}
     folders = [f for f in CAPTIONS if f != "real" or (out / "real").is_dir()]
     source, split = Path(infer["input"]), infer["split"]
     has_splits = "real" in folders or (source / MANIFEST).is_file() or (source / f"{split}_line").is_dir()
-    calibration = read_json(run / "denoise.json", default={})
+    calibration = saved.read_calibration(run) or {}
     differences = None
     with suppress(UserError):  # a picture is missing or damaged
         differences = error_map.error_map(out, "denoised") if "real" in folders else None
@@ -71,7 +68,7 @@ def build(out: Path) -> Path:
         run=run,
         infer=infer,
         metrics=metrics,
-        facts=saved.get("facts"),
+        facts=kept.get("facts"),
         settings=settings,
         changed=changed(settings),
         split=split if has_splits else None,

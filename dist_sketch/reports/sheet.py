@@ -7,7 +7,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json, write_atomic
+from dist_sketch.core.fileio import write_atomic
+from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.data import pixels
 from dist_sketch.data.image_files import read_image
 
@@ -29,9 +30,9 @@ def write_sheet(out: Path, names: list[str], file: Path) -> None:
     format = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg"}.get(file.suffix.lower())
     if format is None:
         raise UserError(f"{file}: a sheet is a .png or .jpg file")
-    infer = read_json(out / "infer.json", default={})
-    if "names" not in infer or not (out / "real").is_dir():
+    if not (out / "real").is_dir():
         raise UserError(f"{out}: has no drawings with real sketches; run `dist-sketch infer ... --out {out}` first")
+    infer = read_finished_infer(out, "size", "format")
     names = names or infer["names"][:4]
     for name in names:
         if name not in infer["names"]:

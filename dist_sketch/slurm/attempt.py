@@ -16,7 +16,7 @@ from typing import Any
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.slurm.rank_logs import describe
-from dist_sketch.slurm.requeue_policy import attempt_end, record, settle
+from dist_sketch.slurm.requeue_policy import attempt_end, record, record_lost, settle
 
 NOT_FINISHED = os.EX_TEMPFAIL  # exit code: jobs that depend on this one must not start
 REPEAT_S = 3.0  # the warning is repeated, because ranks that are still starting miss it
@@ -38,6 +38,8 @@ def run_attempt(run: Path, command: list[str], *, then: str, most_requeues: int)
     known, end_time = ask_slurm("squeue", "--noheader", f"--jobs={job}", "--format=%e")
     if known and end_time.isdigit():
         os.environ["SLURM_JOB_END_TIME"] = end_time  # the run stops in time even if it gets no signal
+    with suppress(UserError):  # a record for the reader of the logs only
+        record_lost(run)
     code = steps.run(command)
     end = attempt_end(run, code=code, since=began, warned=steps.warned)
     if not steps.ended:

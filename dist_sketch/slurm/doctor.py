@@ -18,7 +18,8 @@ from dist_sketch.commands.train import TrainCommand, preset
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json
+from dist_sketch.core.saved import config_of, read_settings
+from dist_sketch.core.words import plain
 from dist_sketch.slurm.submit import Request, experiment_command
 
 GB = 1e9
@@ -47,7 +48,7 @@ def report(requests: Sequence[Request]) -> int:
     for request in requests:
         for line in check(request, made):
             bad += line.state == "bad"
-            table.add_row(request.kind, line.what, f"[{style[line.state]}]{line.state}[/]", escape(line.found))
+            table.add_row(request.kind, line.what, f"[{style[line.state]}]{line.state}[/]", escape(plain(line.found)))
         made.append(Path(request.setting("out")))
     if not shutil.which("sbatch"):
         table.add_row("", "SLURM", "[yellow]note[/]", "there is no sbatch here: is this the login node?")
@@ -59,6 +60,7 @@ def check(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     """The checks of a job; `made` are folders that earlier jobs of its chain will make."""
     yield from {"pack": _pack, "train": _train, "infer": _infer, "experiment": _experiment}[request.kind](request, made)
     yield _writable(Path(request.setting("out")))
+    yield from _logs(request)
     mode = os.environ.get("WANDB_MODE") or "offline"
     if "--track.wandb" in request.options:
         mode = request.options[request.options.index("--track.wandb") + 1]
@@ -82,10 +84,14 @@ def _pack(request: Request, made: Sequence[Path]) -> Iterator[Check]:
 
 
 def _train(request: Request, made: Sequence[Path]) -> Iterator[Check]:
-    words = ["--data.shards", request.setting("shards"), "--out", request.setting("out"), *request.options]
+    words = ["--data.shards", request.setting("shards"), "--out", request.setting("out")]
+    words += cfg.as_typed(request.options)
     if request.setting("config"):
         words = ["--config", request.setting("config"), *words]
     given = tyro.cli(TrainCommand, prog="dist-sketch train", args=words, default=preset(words))
+    if request.slurm("array"):
+        found = f"--array={request.slurm('array')}: all tasks would train into {request.setting('out')}"
+        yield Check("array", "bad", f"{found}: give each training an out= and a job of its own, or submit experiment")
     yield from _training(request, cfg.validate(given.settings), Path(request.setting("out")), made)
 
 
@@ -117,8 +123,7 @@ def _training(request: Request, config: Config, run: Path, made: Sequence[Path])
     if found.state != "bad":
         yield from _with_data(request, config, ranks, run)
     if (run / "config.json").exists():
-        old = cfg.from_dict(Config, read_json(run / "config.json")["config"], str(run / "config.json"))
-        changes = cfg.difference(old, config)
+        changes = cfg.difference(config_of(read_settings(run), run), config)
         yield Check("run", "bad" if changes else "good", "; ".join(changes) or f"{run}: will be continued")
 
 
@@ -160,7 +165,7 @@ def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     from dist_sketch.data import recipe
     from dist_sketch.model import pretrained
 
-    if request.setting("merge") == "1":
+    if request.setting("merge") == "1" and not request.slurm("array"):
         return
     run, source = Path(request.setting("run")), Path(request.setting("input"))
     if run in made:
@@ -268,6 +273,16 @@ def _writable(folder: Path) -> Check:
     if existing.is_relative_to(tempfile.gettempdir()):
         return Check("output", "note", f"{folder}: can be written, but is a temporary folder: can the nodes see it?")
     return Check("output", "good", f"{folder}: can be written")
+
+
+def _logs(request: Request) -> Iterator[Check]:
+    """SLURM makes no folders: a job whose log has none ends at once, without a word."""
+    for option in ("output", "error"):
+        folder = os.path.dirname(request.slurm(option))
+        if "%" in folder or "\\" in folder:
+            yield Check("log", "note", f"--{option}: {folder} must exist when the job starts; SLURM does not make it")
+        elif folder and not (Path(request.given.get("--chdir", "")) / folder).is_dir():
+            yield Check("log", "bad", f"--{option}: {folder} is missing, and SLURM does not make it: mkdir -p {folder}")
 
 
 def _disk(folder: Path, wanted: float, what: str) -> Check:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ STEP_VARIABLES = (
     "SLURM_STEP_NODELIST",
 )
 DEVICES = Path("/dev")
+DEVICE = re.compile(r"\d+|(GPU|MIG)-\S+")  # an entry of CUDA_VISIBLE_DEVICES
 SAVE_S = 60.0  # how long ranks whose launcher is gone may take to save and to end
 
 
@@ -110,13 +112,13 @@ def launch(
 
 def _count_gpus(env: Mapping[str, str]) -> int:
     """How many GPUs SLURM gives to this job on this node."""
-    visible, on_node = env.get("CUDA_VISIBLE_DEVICES", ""), env.get("SLURM_GPUS_ON_NODE", "")
-    if visible and visible != "NoDevFiles":
-        return len(visible.split(","))
+    visible, on_node = env.get("CUDA_VISIBLE_DEVICES"), env.get("SLURM_GPUS_ON_NODE", "")
+    if visible is not None:  # CUDA, too, stops at the first entry that is no device
+        return len(list(takewhile(DEVICE.fullmatch, (entry.strip() for entry in visible.split(",")))))
     if on_node.isdigit():
         return int(on_node)
     present = len(list(DEVICES.glob("nvidia[0-9]*")))
-    if present and not visible and "ACCELERATE_USE_CPU" not in env:
+    if present and "ACCELERATE_USE_CPU" not in env:
         raise UserError(
             f"{socket.gethostname()} has {present} GPU(s), but SLURM gave this job none: --gpus-per-node={present}; if "
             "SLURM does not manage them, export CUDA_VISIBLE_DEVICES; to use CPUs, export ACCELERATE_USE_CPU=true"

@@ -5,7 +5,7 @@ the first node, of rank 0; the job's own log repeats it. Each attempt of the job
 names the job and the attempt ("leg").
 """
 
-import json
+import errno
 import os
 import re
 import socket
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json
+from dist_sketch.core.fileio import no_links
+from dist_sketch.core.saved import attempt_line, read_status
+from dist_sketch.core.words import plain
 
 FOLDER_VARIABLE = "DIST_SKETCH_LOGS"
 ATTEMPTS = "legs.jsonl"
@@ -24,12 +26,10 @@ ATTEMPT_LINE = re.compile(r"^=== job (\S+) leg (\d+) .*===$", re.MULTILINE)
 # How `__main__` reports an error
 ERROR_LINE = re.compile(r"^(?:error\b.*|This is a fault of dist_sketch.*)$", re.MULTILINE)
 LOST_PEER = "another rank failed or is gone"
-# The report of torch's launcher. A negative exit code is a signal.
-ROOT_CAUSE = re.compile(
-    r"Root Cause \(first observed failure\):.*?time\s*:\s*(?P<time>\S+).*?host\s*:\s*(?P<host>\S+)"
-    r".*?rank\s*:\s*(?P<rank>\d+).*?exitcode\s*:\s*(?P<code>-?\d+)",
-    re.DOTALL,
-)
+# The report of torch's launcher: this title, then a line for each of the fields. A negative exit code is a signal.
+ROOT_CAUSE = "Root Cause (first observed failure):"
+CAUSE_FIELD = re.compile(r"^\W*(time|host|rank|exitcode)\s*:\s*(\S+)", re.MULTILINE)
+CAUSE_LENGTH = 4000  # most characters of such a report
 
 
 class Failure(NamedTuple):
@@ -42,8 +42,8 @@ class Failure(NamedTuple):
 
 def redirect() -> None:
     """Sends the output of this process to its own log if it is a rank other than 0 of a SLURM job."""
-    folder, rank = os.environ.get(FOLDER_VARIABLE), os.environ.get("RANK", "0")
-    if not folder or rank == "0":
+    folder, rank = os.environ.get(FOLDER_VARIABLE), os.environ.get("RANK", "")
+    if not folder or not rank.isdecimal() or not int(rank):
         return
     file = open_log(Path(folder), f"rank-{int(rank):05d}.log")
     if file:
@@ -59,8 +59,10 @@ def this_attempt() -> tuple[str, str]:
 def open_log(folder: Path, name: str) -> IO[bytes] | None:
     """Opens a log and writes the line of this attempt; None, after a warning, if it cannot be written."""
     try:
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "its folder is a link; remove it")
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / name, "ab")  # noqa: SIM115 - open as long as the process lives
+        file = open(folder / name, "ab", opener=no_links)  # noqa: SIM115 - open as long as the process lives
         job, number = this_attempt()
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"=== job {job} leg {number} on {socket.gethostname()}, {now} ===\n".encode())
@@ -75,9 +77,9 @@ def read_attempts(run: Path) -> list[dict[str, Any]]:
     """How each attempt ended, as `dist-sketch leg` recorded it; skips lines that were cut off while being written."""
     attempts = []
     with suppress(OSError):
-        for line in (run / "logs" / ATTEMPTS).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                attempts.append(json.loads(line))
+        for line in (run / "logs" / ATTEMPTS).read_text(encoding="utf-8", errors="replace").split("\n"):
+            if attempt := attempt_line(line):
+                attempts.append(attempt)
     return attempts
 
 
@@ -114,15 +116,25 @@ def first_failure(run: Path, attempt: tuple[str, str] | None = None) -> Failure 
             last = errors[-1]
             log = texts[name][: last.end()]
             return Failure(f"rank {int(name[5:])}: {last[0]}", log, last[0].startswith("error"))
-    causes = [m for n, t in texts.items() if n.startswith("node-") for m in ROOT_CAUSE.finditer(t)]
+    causes = [c for n, t in texts.items() if n.startswith("node-") for c in root_causes(t)]
     if not causes:
         return None
     # A rank that was killed by a signal could not report an error itself.
-    cause = min(causes, key=lambda m: (int(m["code"]) >= 0, m["time"]))
-    code, rank = int(cause["code"]), int(cause["rank"])
+    cause = min(causes, key=lambda c: (int(c["exitcode"]) >= 0, c["time"]))
+    code, rank = int(cause["exitcode"]), int(cause["rank"])
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     log = texts.get(f"rank-{rank:05d}", "").rstrip()
     return Failure(f"rank {rank} on {cause['host']} {ended} at {cause['time']}", log, False)
+
+
+def root_causes(log: str) -> list[dict[str, str]]:
+    """The fields of each whole report of torch's launcher in a log; those that were cut off are left out."""
+    found = []
+    for report in log.split(ROOT_CAUSE)[1:]:
+        fields = dict(reversed(CAUSE_FIELD.findall(report[:CAUSE_LENGTH])))  # the first of each name
+        if len(fields) == 4 and all(re.fullmatch(r"-?\d{1,9}", fields[name]) for name in ("rank", "exitcode")):
+            found.append(fields)
+    return found
 
 
 def describe(run: Path, lines: int = 30) -> str:
@@ -131,7 +143,7 @@ def describe(run: Path, lines: int = 30) -> str:
     Raises:
         UserError: there is neither a status nor a log.
     """
-    status, attempts = read_json(run / "status.json", default={}), read_attempts(run)
+    status, attempts = read_status(run), read_attempts(run)
     if not status and not (run / "logs").is_dir():
         raise UserError(f"{run}: has neither status.json nor logs/: is it the folder of a run?")
     state = status.get("state", "not begun")
@@ -144,10 +156,10 @@ def describe(run: Path, lines: int = 30) -> str:
         report.append(f"job {a['job']} leg {a['leg']}: {a['state']} at step {a['step']}: {a['next']}, {a['why']}")
     ended_well = state in ("finished", "stopped")
     if ended_well and not (attempts and attempts[-1].get("failed")):
-        return "\n".join(report)
+        return plain("\n".join(report))
     failure = first_failure(run)
     if failure:
         report += [f"failed first: {failure.what}", "", *failure.log.splitlines()[-lines:]]
     elif not ended_well:
         report.append("no rank reports an error: the run is still running, or was killed together with its node")
-    return "\n".join(report)
+    return plain("\n".join(report))

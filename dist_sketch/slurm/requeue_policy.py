@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json
+from dist_sketch.core.fileio import no_links
+from dist_sketch.core.saved import read_status
 from dist_sketch.slurm import rank_logs
 from dist_sketch.slurm.rank_logs import Failure
 
 Decision = Literal["done", "requeue", "stop"]
+LOST = "lost"  # what came next after an attempt that left no record
 MOST_LAUNCHES = 3  # in a row that may fail: SLURM cannot always use a node at once that has just come back
 
 
@@ -37,7 +39,7 @@ class AttemptEnd(NamedTuple):
 
 def attempt_end(run: Path, *, code: int, since: float, warned: bool) -> AttemptEnd:
     """Reads from the run's folder how an attempt ended that began at `since`, s since 1970."""
-    status = read_json(run / "status.json", default={})
+    status = read_status(run)
     fresh = status.get("time", 0.0) >= since
     return AttemptEnd(
         status, fresh, code, warned, launched=fresh or rank_logs.newest_attempt(run)[0] == rank_logs.this_attempt()
@@ -89,23 +91,37 @@ def settle(run: Path, end: AttemptEnd, most_requeues: int) -> tuple[Decision, st
         UserError: the record cannot be written. The job then stops, as it could not count its requeues.
     """
     job, number = rank_logs.this_attempt()
-    # Attempts that SLURM ended show nothing about the run.
-    before = [a for a in rank_logs.read_attempts(run) if a["job"] == job and a["next"] != "ended"]
+    # Attempts that SLURM ended, or that went with their node, show nothing about the run.
+    before = [a for a in rank_logs.read_attempts(run) if a["job"] == job and a["next"] not in ("ended", LOST)]
     decision, why = decide(end, before, most_requeues, rank_logs.first_failure(run, (job, number)), first=number == "0")
     record(run, end, decision, why)
     return decision, why
 
 
-def record(run: Path, end: AttemptEnd, decision: str, why: str) -> None:
-    """Adds an attempt to RUN/logs/legs.jsonl.
+def record_lost(run: Path) -> None:
+    """Writes down that the attempt before this one has ended without a word, if it has left no record of its own.
+
+    Raises:
+        UserError: the record cannot be written.
+    """
+    job, number = rank_logs.this_attempt()
+    before = int(number) - 1
+    if before < 0 or any((a["job"], a["leg"]) == (job, before) for a in rank_logs.read_attempts(run)):
+        return
+    end = AttemptEnd(read_status(run), fresh=True, code=-1, warned=False)
+    record(run, end, LOST, "ended without a word: its node lost its power, say, or was cut off", number=before)
+
+
+def record(run: Path, end: AttemptEnd, decision: str, why: str, *, number: int | None = None) -> None:
+    """Adds an attempt, this one or the one of `number`, to RUN/logs/legs.jsonl.
 
     Raises:
         UserError: the file cannot be written, and the run is not done.
     """
-    job, number = rank_logs.this_attempt()
+    job, this = rank_logs.this_attempt()
     line = {
         "job": job,
-        "leg": int(number),
+        "leg": int(this) if number is None else number,
         "state": end.status.get("state", "not begun") if end.fresh else "not begun",
         "step": end.status.get("step", 0),
         "failed": decision in ("requeue", "stop") and end.failed,
@@ -119,7 +135,7 @@ def record(run: Path, end: AttemptEnd, decision: str, why: str) -> None:
     file = run / "logs" / rank_logs.ATTEMPTS
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a", encoding="utf-8") as f:
+        with open(file, "a", encoding="utf-8", opener=no_links) as f:
             f.write(json.dumps(line, ensure_ascii=False) + "\n")
     except OSError as e:
         if decision != "done":

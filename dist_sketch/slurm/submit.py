@@ -156,7 +156,8 @@ def read_requests(arguments: Sequence[str]) -> list[Request]:
             raise UserError(f"submit {kind}: --dependency: only the first job of a chain may wait for other jobs")
         if kind == "experiment" and any(r.kind == "pack" for r in found):
             raise UserError("submit experiment: needs shards for its plan; pack them first, not in the same chain")
-        needed = ("out",) if kind == "infer" and request.setting("merge") == "1" else NEEDED[kind]
+        only_merges = kind == "infer" and request.setting("merge") == "1" and not request.slurm("array")
+        needed = ("out",) if only_merges else NEEDED[kind]
         missing = [name for name in needed if not settings.get(name)]
         if missing:
             raise UserError(f"submit {kind}: {missing[0]}=... is missing")
@@ -183,8 +184,11 @@ def sbatch_calls(requests: Sequence[Request], *, write: bool = True) -> list[tup
                 calls.append(("experiment", [*request.sbatch, f"--array={array}", *script, f"plan={plan}"]))
             calls.append(("page", [*one_node, "--job-name=page", *script, *request.options]))
             continue
+        by_array = request.kind == "infer" and bool(request.slurm("array"))
+        if by_array and "merge=1" in script:  # the tasks draw; the merge is a job of its own
+            script.remove("merge=1")
         calls.append((request.kind, [*request.sbatch, *script, *request.options]))
-        if request.kind == "infer" and request.slurm("array"):
+        if by_array:
             calls.append(("merge", [*one_node, "--job-name=merge", *script, "merge=1"]))
     return calls
 

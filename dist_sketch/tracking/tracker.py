@@ -13,8 +13,9 @@ import torch
 
 from dist_sketch import __version__
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import finite, write_atomic, write_json
+from dist_sketch.core.fileio import finite, no_links, write_atomic, write_json
 from dist_sketch.core.ranks import Ranks
+from dist_sketch.core.saved import record_line
 from dist_sketch.tracking.wandb_run import STEP_AXIS, WandbRun
 
 
@@ -36,7 +37,7 @@ class Tracker:
             return
         line = finite({"kind": kind, "step": step, "time": round(time.time(), 3), **values})
         try:
-            with open(self._path, "a", encoding="utf-8") as f:
+            with open(self._path, "a", encoding="utf-8", opener=no_links) as f:
                 f.write(json.dumps(line, ensure_ascii=False) + "\n")
         except OSError as e:
             raise UserError(f"{self._path}: cannot be written ({e.strerror})") from e
@@ -107,12 +108,8 @@ def memory_mb(device: torch.device) -> float:
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of a `metrics.jsonl` and their contents, without damaged lines, as a killed run may leave one."""
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # splitlines would cut at U+2028, too
-        try:
-            record = json.loads(line)
-            record["kind"], record["step"] = str(record["kind"]), int(record["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        yield line, record
+        if record := record_line(line):
+            yield line, record
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

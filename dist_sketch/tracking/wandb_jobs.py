@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json, sha256
+from dist_sketch.core.fileio import sha256
+from dist_sketch.core.saved import read_finished_infer, read_scores, read_settings
 from dist_sketch.data import pixels
 from dist_sketch.data.manifest import manifest_hash
 from dist_sketch.metrics.definitions import METRICS
@@ -22,7 +23,7 @@ COLUMNS = ("name", "line", "raw", "denoised", "real", "raw/ssim", "denoised/ssim
 
 def generator(run: Path, weights: Path) -> Artifact:
     """The generator whose `weights` are in this folder of a run's checkpoint or an export; named by the run's id."""
-    run_id = read_json(run / pretrained.SETTINGS)["facts"].get("run_id", "unknown")
+    run_id = (read_settings(run).get("facts") or {}).get("run_id", "unknown")
     return Artifact(kind="model", name=f"generator-{run_id}", sha256=sha256(pretrained.weights_file(weights)))
 
 
@@ -36,8 +37,7 @@ def drawn(out: Path, track: TrackConfig, *, seconds: float | None = None, again:
     try:
         from dist_sketch.inference.scoring import read_output  # takes seconds to import, which `pack` does not need
 
-        about = read_json(out / "infer.json")
-        result = read_json(out / "metrics.json", default=None)
+        about, result = read_finished_infer(out), read_scores(out)
         names = about.pop("names")
         settings = {**about, "images": len(names), "code": revision(), "versions": versions()}
         if result is not None:

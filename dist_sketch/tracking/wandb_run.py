@@ -58,6 +58,15 @@ def dataset(shards: Path, sha256: str) -> Artifact:
     return Artifact(kind="dataset", name=f"shards-{sha256[:12]}", sha256=sha256, path=shards / "manifest.json")
 
 
+MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
+
+
+def odd_mode() -> str | None:
+    """What is wrong with WANDB_MODE: a sentence; None if it is not set, or right."""
+    mode = os.environ.get("WANDB_MODE")
+    return f"WANDB_MODE={mode}: must be one of {', '.join(MODES)}" if mode and mode not in MODES else None
+
+
 class WandbRun:
     """One W&B run; its files are in `folder`/wandb. If tracking is off or has failed, every method does nothing.
 
@@ -95,6 +104,9 @@ class WandbRun:
         os.environ.setdefault("WANDB_SILENT", "true")  # we print what the user must know
         # Where pictures of tables wait to be sent; W&B's default is the home folder.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / FOLDER))
+        if odd := odd_mode():
+            self._give_up(odd)
+            return
         try:
             import wandb  # takes a second or more that the timeout does not count, but contacts nobody
         except Exception as e:
@@ -222,11 +234,13 @@ def _start(folder: Path, track: TrackConfig, job: str, run_id: str, settings: di
     """Starts a run online (True) if that is wanted and the server answers within half of the timeout, else offline."""
     import wandb
 
+    project, name = project_and_name(folder, track)
+
     def start(mode: Literal["online", "offline"]) -> Any:
         run = wandb.init(
-            project=track.project,
+            project=project,
             group=track.group or None,
-            name=track.name or folder.resolve().name,
+            name=name,
             job_type=job,
             id=run_id,
             resume="allow" if mode == "online" else None,
@@ -266,6 +280,13 @@ def _start(folder: Path, track: TrackConfig, job: str, run_id: str, settings: di
     elif track.wandb == "online":
         print("warning: W&B knows no account here (`wandb login`, or WANDB_API_KEY); it logs offline")
     return start("offline"), False
+
+
+def project_and_name(folder: Path, track: TrackConfig) -> tuple[str, str]:
+    """W&B's names for a run: our defaults give way to W&B's variables, what the user has set for this run does not."""
+    default = TrackConfig().project
+    project = track.project if track.project != default else os.environ.get("WANDB_PROJECT") or default
+    return project, track.name or os.environ.get("WANDB_NAME") or folder.resolve().name
 
 
 def logged_in() -> bool:

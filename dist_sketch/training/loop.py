@@ -8,7 +8,7 @@ from dist_sketch.core import folders
 from dist_sketch.core.config import Config, validate
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.signals import StopRequest
-from dist_sketch.data.loader import Batch
+from dist_sketch.data.loader import Batch, kill_workers
 from dist_sketch.data.pixels import to_float
 from dist_sketch.tracking import wandb_run
 from dist_sketch.training import setup
@@ -25,6 +25,7 @@ def train(
     *,
     expect_world_size: int | None = None,
     dry_run: bool = False,
+    grow: bool = True,
     stop: StopRequest | None = None,
 ) -> int:
     """Trains into the folder `out`, or continues the run that is there.
@@ -32,6 +33,7 @@ def train(
     Args:
         expect_world_size: refuse to start on another number of processes.
         dry_run: resolve, check and print everything, write nothing.
+        grow: continue a finished run if `config` has more epochs.
         stop: a request that may have been made while this module was imported.
 
     Returns:
@@ -53,9 +55,9 @@ def train(
             setup.show(config, facts, out, previous)
         if dry_run:
             return 0
-        if previous and previous["status"].get("state") == "finished" and previous["epochs"] >= config.train.epochs:
+        if previous and setup.finished(previous, config, grow=grow):
             if ranks.is_main:
-                print(f"{out}: this run is finished ({previous['status']['step']} steps); nothing to do")
+                print(f"{out}: this run is finished ({previous['status'].get('step')} steps); nothing to do")
             return 0
         lock = folders.Lock(out)  # held until this process ends
         facts["run_id"] = ranks.main_decides(lambda: setup.claim(out, config, facts, lock))
@@ -65,6 +67,8 @@ def train(
         except Exception as e:
             run.failed(e)
             raise
+        finally:
+            kill_workers()
         run.stop.ignore()  # everything is saved, and the process is about to end
         return code
 
@@ -72,31 +76,42 @@ def train(
 def loop(run: Run) -> int:
     """Trains until the last epoch is done or a rank is asked to stop. Returns the exit code."""
     state, epochs = run.state, run.config.train.epochs
+    read = state.step  # the log has been read up to this step
     run.write_status("running")
     with ProgressBar(run.total_steps, run.config.data.batch_size, state.step, run.ranks.is_main) as progress:
         while state.epoch < epochs:
             for batch in run.batches():
+                if batch is None:
+                    if state.step > read:
+                        run.log.read(state)
+                    return stop_here(run, progress)
                 train_batch(run, batch)
                 end_of_epoch = state.batch == run.loader.steps
                 must_stop = False
                 if run.log.due(state.step) or end_of_epoch or run.checkpoint_due(end_of_epoch):
-                    must_stop = run.log.read(state)
+                    must_stop, read = run.log.read(state), state.step
                 progress.show(state.step, state.epoch, epochs, run.log.latest)
                 if end_of_epoch:
                     finish_epoch(run)
-                if must_stop or run.checkpoint_due(end_of_epoch):
-                    run.save()
                 if must_stop:
-                    run.write_status("stopped")
-                    run.tracker.close(exit_code=STOPPED)
-                    progress.console.print(f"stopped at step {state.step}; the same command goes on from there")
-                    return STOPPED
+                    return stop_here(run, progress)
+                if run.checkpoint_due(end_of_epoch):
+                    run.save()
     from dist_sketch.training import closing  # its filters take half a second to import; a start need not wait for that
 
     drawing_step = closing.choose_noise_removal(run)
     run.write_status("finished", draws=drawing_step)
     run.tracker.close()
     return 0
+
+
+def stop_here(run: Run, progress: ProgressBar) -> int:
+    """Saves the run at its present step, because it was asked to stop. Returns the exit code."""
+    run.save()
+    run.write_status("stopped")
+    run.tracker.close(exit_code=STOPPED)
+    progress.console.print(f"stopped at step {run.state.step}; the same command goes on from there")
+    return STOPPED
 
 
 def train_batch(run: Run, batch: Batch) -> None:
@@ -116,7 +131,7 @@ def finish_epoch(run: Run) -> None:
     state, c = run.state, run.config.train
     done = state.epoch + 1
     about = {"epoch": state.epoch, "images": state.step * run.config.data.batch_size}
-    run.tracker.log("epoch", state.step, about | {k: v / run.loader.steps for k, v in state.sums.items()})
+    run.tracker.log("epoch", state.step, about | state.epoch_means())
 
     def due(interval_epochs: int) -> bool:
         return interval_epochs > 0 and (done == c.epochs or done % interval_epochs == 0)
@@ -133,4 +148,4 @@ def finish_epoch(run: Run) -> None:
             nth, count = (-(-epochs // c.sample_interval_epochs) for epochs in (done, c.epochs))
             if wandb_run.is_shown(nth, count) and path.is_file():  # no file if no validation pair can be read
                 run.tracker.wandb.picture("samples", state.step, about["images"], path)
-    state.epoch, state.batch, state.sums = done, 0, {}
+    state.epoch, state.batch, state.sums, state.counts = done, 0, {}, {}

@@ -13,17 +13,18 @@ from dist_sketch.core import fileio
 from dist_sketch.core.config import Config, TrackConfig, to_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks, lost_peer
-from dist_sketch.core.signals import SCHEDULER_SIGNALS, StopRequest
+from dist_sketch.core.signals import STOP_SIGNALS, StopRequest
 from dist_sketch.data.batches import training_batches
-from dist_sketch.data.loader import Batch
+from dist_sketch.data.loader import Batch, NoBatch
 from dist_sketch.data.shards import Shards
 from dist_sketch.model import checkpoint
 from dist_sketch.tracking.tracker import Speed, Tracker, drop_later_lines
 from dist_sketch.tracking.wandb_run import WandbRun, dataset
-from dist_sketch.training.policy import PolicyState
 from dist_sketch.training.step import Step
 from dist_sketch.training.step_log import RunState, StepLog
 from dist_sketch.training.validation import Validation
+
+PATIENCE_S = 5.0  # how long to wait for a batch after a request to stop
 
 
 class Run:
@@ -33,7 +34,7 @@ class Run:
         assert config.data.shards is not None
         self.config, self.out, self.ranks, self.facts, self.stop = config, out, ranks, facts, stop
         self.total_steps: int = facts["steps"]
-        stop.listen(*SCHEDULER_SIGNALS, signal.SIGINT, orphaned=signal.SIGTERM)
+        stop.listen(*STOP_SIGNALS, signal.SIGINT, orphaned=signal.SIGTERM)
         torch.manual_seed(config.train.seed)  # the same weights on every rank
         self.step = Step(config, ranks, facts["precision"], self.total_steps)
         torch.manual_seed(config.train.seed + 1 + ranks.rank)  # each rank draws its own dropout
@@ -41,7 +42,7 @@ class Run:
         settings = {"config": to_dict(config), "facts": facts}
         ranks.main_decides(lambda: fileio.write_json(out / "config.json", settings))
         shards = Shards(config.data.shards, "train")
-        self.loader = training_batches(shards, config.data, ranks, config.train.seed)
+        self.loader = training_batches(shards, config.data, ranks, config.train.seed, self._waits_for_batch)
         c = config.train
         fid = None if not c.validate_fid else 2048 if config.checkpoint.choose == "kid" else 64
         self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad, fid)
@@ -67,28 +68,48 @@ class Run:
         if folder is None:
             return RunState()
         saved = checkpoint.load(folder, self.step.modules(), self.ranks)
-        self.step.load_state_dict(saved["step"])
-        if len(saved["statistics"]) == self.ranks.world_size:  # else all ranks continue with the mean
-            self.step.set_statistics(saved["statistics"][self.ranks.rank])
+        with checkpoint.believed(folder / "state.pt"):
+            place = saved["place"]
+            self.step.load_state_dict(saved["step"])
+            if len(saved["statistics"]) == self.ranks.world_size:  # else all ranks continue with the mean
+                self.step.set_statistics(saved["statistics"][self.ranks.rank])
         if self.ranks.is_main:
             print(f"resumed from {folder}")
-        place = saved["place"]
-        state = RunState(**{**place, "policy": PolicyState(**place["policy"])})
+        step, steps = checkpoint.step_of(folder), self.facts["steps_an_epoch"]
+        state = RunState.restore(place, folder / "state.pt", steps, step)
         best = state.best_step
         if best is not None and self.ranks.main_decides(lambda: checkpoint.verify(checkpoint.folder(self.out, best))):
             state.best_kid = state.best_step = None  # the best weights are lost: the next validation counts as best
         return state
 
-    def batches(self) -> Iterator[Batch]:
-        """This rank's remaining batches of the current epoch, on its device; `speed` counts the time of waiting."""
+    def batches(self) -> Iterator[Batch | None]:
+        """This rank's remaining batches of the current epoch, on its device; `speed` counts the time of waiting.
+
+        The last one is None if this process, without peers, was asked to stop while it waited in vain.
+        """
         batches = self.loader.epoch(self.state.epoch, self.state.batch)
         while True:
             began = time.perf_counter()
-            batch = next(batches, None)
-            self.speed.waited_s += time.perf_counter() - began
-            if batch is None:
+            try:
+                batch = next(batches)
+            except StopIteration:
                 return
+            except NoBatch:
+                yield None
+                return
+            self.speed.waited_s += time.perf_counter() - began
             yield batch
+
+    def _waits_for_batch(self, waited_s: float) -> None:
+        """Obeys a request to stop while no batch comes: a scheduler kills those that do not, half a minute later."""
+        if not self.stop.asked or waited_s < PATIENCE_S:
+            return
+        if self.ranks.world_size == 1:
+            raise NoBatch
+        raise UserError(  # the others wait for this rank in the middle of a step, and nothing can be saved there
+            f"{self.config.data.shards}: asked to stop, and no batch has come for {waited_s:.0f} s; does the disk "
+            "answer? The same command goes on from the newest checkpoint"
+        )
 
     def checkpoint_due(self, end_of_epoch: bool) -> bool:
         """Whether the run shall be saved after the step that was just made."""

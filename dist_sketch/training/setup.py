@@ -7,12 +7,13 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from dist_sketch.core import fileio
-from dist_sketch.core.config import Config, difference, from_dict, items
+from dist_sketch.core import saved
+from dist_sketch.core.config import Config, difference, items
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock, refuse_foreign, tidy
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
+from dist_sketch.core.words import plain
 from dist_sketch.data.loader import check_batch, steps_an_epoch
 from dist_sketch.data.manifest import manifest_hash, read_manifest
 from dist_sketch.data.shards import Shards
@@ -88,21 +89,30 @@ def previous_attempt(out: Path, config: Config, facts: dict[str, Any]) -> dict[s
     if not (out / "config.json").exists():
         refuse_foreign(out, "a run folder")
         return None
-    saved = fileio.read_json(out / "config.json")
-    old = from_dict(Config, saved["config"], str(out / "config.json"))
+    kept = saved.read_settings(out)
+    old, was = saved.config_of(kept, out), _facts(kept, out)
     changes = difference(old, config)
-    if saved["facts"]["manifest_sha256"] != facts["manifest_sha256"]:
+    if was["manifest_sha256"] != facts["manifest_sha256"]:
         changes.append("data.shards: another data set (its manifest differs)")
-    if saved["facts"]["precision"] != facts["precision"]:
-        changes.append(f"train.precision: {saved['facts']['precision']} -> {facts['precision']} (resolved)")
+    if was["precision"] != facts["precision"]:
+        changes.append(f"train.precision: {was['precision']} -> {facts['precision']} (resolved)")
     if changes:
         undo = "\n  ".join(changes)
         raise UserError(f"{out}: holds a run with another configuration; choose another --out, or undo:\n  {undo}")
-    status = fileio.read_json(out / "status.json", default={})
-    device, now = saved["facts"].get("device", facts["device"]), facts["device"]
+    status = saved.read_status(out)
+    device, now = was.get("device") or facts["device"], facts["device"]
     if device.split(THEN)[-1] != now:
         device += THEN + now
     return {"status": status, "epochs": old.train.epochs, "device": device}
+
+
+def _facts(kept: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The facts in a run's config.json; an export, say, lacks some of those that a run is continued by."""
+    facts = kept.get("facts") or {}
+    for key in ("manifest_sha256", "precision", "run_id"):
+        if key not in facts:
+            raise UserError(f"{out / 'config.json'}: facts.{key} is missing: this is not the folder of a run")
+    return facts
 
 
 def claim(out: Path, config: Config, facts: dict[str, Any], lock: Lock) -> str:
@@ -118,7 +128,18 @@ def claim(out: Path, config: Config, facts: dict[str, Any], lock: Lock) -> str:
     tidy(out)
     if previous_attempt(out, config, facts) is None:
         return new_id()
-    return str(fileio.read_json(out / "config.json")["facts"]["run_id"])
+    return str(_facts(saved.read_settings(out), out)["run_id"])
+
+
+def finished(previous: dict[str, Any] | None, config: Config, *, grow: bool) -> bool:
+    """Whether the run in the folder is done: a finished run grows only if more epochs were asked for.
+
+    Args:
+        grow: the user has typed --train.epochs; else more epochs are only a default's or a preset's.
+    """
+    if not previous or previous["status"].get("state") != "finished":
+        return False
+    return not grow or previous["epochs"] >= config.train.epochs
 
 
 def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, Any] | None) -> None:
@@ -126,7 +147,7 @@ def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, A
     default = dict(items(Config()))
     lines = {"out": out} | {k: v for k, v in items(config) if v != default[k]}
     lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256")}
-    text = "\n".join(f"[bold]{k:28}[/bold] {escape(str(v))}" for k, v in lines.items())
+    text = "\n".join(f"[bold]{k:28}[/bold] {escape(plain(str(v)))}" for k, v in lines.items())
     Console(soft_wrap=True, highlight=False).print(text)
     if previous and config.optim.decay and previous["epochs"] < config.train.epochs:
         print(

@@ -3,15 +3,17 @@
 On GPUs the host reads only every few steps, because each reading waits for the device.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 
 from dist_sketch.core.config import Config
-from dist_sketch.core.errors import SharedError
+from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.ranks import Ranks
+from dist_sketch.core.toml_dataclass import from_dict
 from dist_sketch.model import checkpoint
 from dist_sketch.tracking.tracker import Speed, Tracker
 from dist_sketch.training.policy import Decision, PolicyState, observe
@@ -30,6 +32,7 @@ class RunState:
     batch: int = 0
     policy: PolicyState = field(default_factory=PolicyState)
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's losses, for their means
+    counts: dict[str, int] = field(default_factory=dict)  # of the steps in which these were finite
     reason: str = ""  # of the last decision of the policy
     locked_d: int = 0  # steps in which D was locked, since the last line of the log
     locked_g: int = 0
@@ -42,6 +45,37 @@ class RunState:
     void_in_a_row: int = 0  # bad steps in a row up to now, of any of these three kinds
     best_kid: float | None = None  # lowest KID of the validations so far
     best_step: int | None = None  # the step of that validation
+
+    @classmethod
+    def restore(cls, place: Any, file: Path, steps_an_epoch: int, step: int) -> Self:
+        """A saved state, checked: it decides how long a run goes on.
+
+        Args:
+            place: what `asdict` gave when the checkpoint of `step` was saved.
+            file: where it was saved, for messages.
+
+        Raises:
+            UserError: it is not the state of a run of so many steps an epoch.
+        """
+        values = dict(place) if isinstance(place, dict) else place
+        if isinstance(values, dict) and isinstance(values.get("sums"), dict):
+            # Older checkpoints have no counts, and may have a sum that is not finite.
+            values["sums"] = {k: v for k, v in values["sums"].items() if v not in (math.inf, -math.inf) and v == v}
+            values.setdefault("counts", dict.fromkeys(values["sums"], values.get("batch")))
+        state = from_dict(cls, values, str(file), "place.")
+        good = 0 <= state.batch < steps_an_epoch and state.epoch >= 0
+        if not good or not state.step == step == state.epoch * steps_an_epoch + state.batch:
+            raise UserError(
+                f"{file}: place.step = {state.step}, epoch = {state.epoch}, batch = {state.batch}: is no place in a "
+                f"run of {steps_an_epoch} steps an epoch at step {step}; remove {file.parent} to go on from the one "
+                "before"
+            )
+        return state
+
+    def epoch_means(self) -> dict[str, float | None]:
+        """The mean of each loss over this epoch's steps in which it was finite, and the number of these steps."""
+        means: dict[str, float | None] = {k: self.sums[k] / n if n else None for k, n in self.counts.items()}
+        return means | {k.replace("loss/", "finite_steps/"): n for k, n in self.counts.items()}
 
 
 class UnreadStep(NamedTuple):
@@ -141,7 +175,9 @@ class StepLog:
         """Adds a step to the epoch's sums, and writes a line where one is due."""
         decision, config = unread.decision, self._config
         for name in ("loss/d", "loss/g"):
-            state.sums[name] = state.sums.get(name, 0.0) + values[name]
+            finite = math.isfinite(values[name])
+            state.sums[name] = state.sums.get(name, 0.0) + (values[name] if finite else 0.0)
+            state.counts[name] = state.counts.get(name, 0) + finite
         state.locked_d += not decision.train_d
         state.policy_d += not decision.train_d
         state.locked_g += not decision.train_g

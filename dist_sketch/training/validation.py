@@ -47,9 +47,9 @@ def _distances(parts: list[list[tuple[int, Features, Features]]]) -> dict[str, f
     for dims in rows[0][1]:
         drawn = np.stack([mine[dims] for _, mine, _ in rows]).astype(np.float64)
         real = np.stack([theirs[dims] for _, _, theirs in rows]).astype(np.float64)
-        found[f"val/fid_{dims}"] = fid_kid.frechet(drawn, real)
+        found[f"fid_{dims}"] = fid_kid.frechet(drawn, real)
         if dims == 2048:
-            found["val/kid"] = fid_kid.kid(drawn, real)
+            found["kid"] = fid_kid.kid(drawn, real)
     return found
 
 
@@ -75,7 +75,7 @@ def drawing(generator: nn.Module, device: torch.device) -> Iterator[Draw]:
 
 
 class Validation:
-    """The validation split of a run's shards; the training split if there is none.
+    """The validation split of a run's shards; the training split, under another name and with a warning, if none.
 
     All drawing is done in float32, so that the scores of runs with different precisions can be compared.
 
@@ -95,11 +95,21 @@ class Validation:
         self._inception: inception.Inception | None = None
         self._real: dict[int, Features] = {}  # features of the real sketches, kept because these do not change
         self._training = self._shards = training
+        self.name = "val"  # stands before the names of the scores
         if training.paired.get("val"):
             self._shards = Shards(training.folder, "val")
+        else:
+            self.name = "seen"
+            if ranks.is_main:
+                print(
+                    f"warning: {training.folder} has no validation pairs: pairs that the run trains on are scored, as "
+                    f"{self.name}/ssim and the like, which says nothing about new faces"
+                )
 
     def scores(self, generator: nn.Module, limit: int) -> dict[str, float]:
         """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank; FID and KID of them.
+
+        They are named `val/ssim` and so on; `seen/ssim` if there is no validation split.
 
         Raises:
             UserError: more unreadable samples than are allowed; raised on all ranks.
@@ -131,12 +141,12 @@ class Validation:
                 f"{self._shards.folder}: {bad:.0f} {self._shards.split} sample(s) are unreadable, {self._skip_bad} are "
                 "allowed (--data.skip-bad N); `dist-sketch verify` names them"
             )
-        found = {"val/ssim": ssim / count, "val/l1": l1 / count} if count else {}
+        found = {"ssim": ssim / count, "l1": l1 / count} if count else {}
         if self._inception is not None and count >= 2:
             parts = self._ranks.gather_to_main(features)
             # All ranks use rank 0's figures: rounding must not lead them to different decisions.
             found |= self._ranks.main_decides(lambda: _distances(parts or []))
-        return found
+        return {f"{self.name}/{metric}": score for metric, score in found.items()}
 
     def picture(self, generator: nn.Module, count: int, path: Path) -> None:
         """Writes rows of line | drawn | real for the first `count` pairs that can be read."""

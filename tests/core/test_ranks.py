@@ -3,6 +3,8 @@
 Each child below runs once, on all ranks; it leaves what it saw in a file, and the tests read that.
 """
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import torch
 from support.ranked import Result, run, start
 from torch import nn
 
+from dist_sketch.core import launcher
 from dist_sketch.core.errors import PeerLost, SharedError, UserError
 from dist_sketch.core.ranks import GONE, TOO_LATE, Ranks, expectations, lost_peer
 
@@ -157,6 +160,75 @@ def test_another_number_of_processes_is_refused(alone: Ranks, monkeypatch: pytes
     with pytest.raises(UserError, match=SENTENCE.format(1, 2)):
         Ranks()
     assert Ranks(expect_world_size=1).world_size == 1  # the user's option overrides what the launcher says
+
+
+PLACE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29501"}
+LEFTOVERS = [
+    *[({name: "abc"}, f"{name}=abc: is not a number.*unset {name}") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")],
+    ({"WORLD_SIZE": "-2"}, "WORLD_SIZE=-2: is not a number"),
+    ({"WORLD_SIZE": "²"}, "WORLD_SIZE=²: is not a number"),
+    ({"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS=x: is not a number"),
+    ({"SLURM_STEP_NUM_NODES": "2(x2)"}, r"SLURM_STEP_NUM_NODES=2\(x2\): is not a number"),
+    ({"DIST_SKETCH_RANKS": "x"}, "DIST_SKETCH_RANKS=x: is not a number"),
+    ({"LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE=x: is not a number"),
+    ({"LOCAL_RANK": "0"}, "the environment has LOCAL_RANK, but no RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: .*unset"),
+    ({"LOCAL_RANK": ""}, "the environment has an empty LOCAL_RANK, but no RANK, .*unset LOCAL_RANK$"),
+    ({**PLACE, "MASTER_ADDR": ""}, "but no MASTER_ADDR: "),
+    ({**PLACE, "RANK": "1"}, "RANK=1 with WORLD_SIZE=1: ranks count from 0"),
+    ({"WORLD_SIZE": "2"}, SENTENCE.format(1, 2)),
+    ({"ACCELERATE_USE_FSDP": "true"}, "ACCELERATE_USE_FSDP=true: the launcher's configuration asks for FSDP, "),
+    ({"ACCELERATE_USE_DEEPSPEED": "True"}, "ACCELERATE_USE_DEEPSPEED=True: .* asks for DeepSpeed, .*--multi_gpu"),
+    ({"ACCELERATE_USE_MEGATRON_LM": "1"}, "asks for Megatron-LM"),
+    ({"ACCELERATE_DYNAMO_BACKEND": "odd"}, r"accelerate cannot start .*: .*ACCELERATE_DYNAMO_BACKEND=odd"),
+    ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "x"}, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=x"),
+]
+
+
+@pytest.mark.parametrize(("env", "sentence"), LEFTOVERS, ids=lambda v: " ".join(v) if isinstance(v, dict) else "")
+def test_what_a_launcher_has_left_in_the_environment_is_named(
+    alone: Ranks, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], sentence: str
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SharedError, match=sentence) as refused:
+        Ranks()
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("env", [{}, {"WORLD_SIZE": ""}, {"RANK": "0"}, {"LOCAL_RANK": "0", **PLACE}], ids=" ".join)
+def test_leftovers_that_change_nothing_are_let_pass(
+    alone: Ranks, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    launcher.check()
+
+
+CPU_CONFIG = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\nnum_processes: 2\n"
+WAYS = {
+    "an option": ("accelerate", "launch", "--cpu", "--num_processes", "2", "-m"),
+    "the module": (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "-m"),
+    "a configuration": ("accelerate", "launch", "--config_file", "FILE", "-m"),
+    "behind a shell": ("accelerate", "launch", "--cpu", "--num_processes", "2", "--no_python", "sh"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_launcher_that_starts_fewer_processes_than_asked_is_found_out(tmp_path: Path, shards: Path, way: str) -> None:
+    """With --cpu it starts one, whatever it was told."""
+    (tmp_path / "cpu.yaml").write_text(CPU_CONFIG)
+    train = ("dist_sketch", "train", "--dry-run", "--data.shards", str(shards), "--out", str(tmp_path / "run"))
+    if way == "behind a shell":
+        (tmp_path / "go").write_text(f'{sys.executable} -m "$@"; exit $?')
+        train = (str(tmp_path / "go"), *train)
+    command = [w.replace("FILE", str(tmp_path / "cpu.yaml")) for w in WAYS[way]]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run([*command, *train], capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert len(said) == 1, done.stderr
+    assert re.match("error: " + SENTENCE.format(1, 2), said[0])
+    assert "(accelerate launch's --num_processes)" in said[0]
 
 
 def test_the_launcher_s_mixed_precision_is_declined_with_a_word(

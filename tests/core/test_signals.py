@@ -1,13 +1,16 @@
-"""A run stops by the clock, before the SLURM job's time is over."""
+"""A run stops when a signal asks it to, or by the clock, before the SLURM job's time is over."""
 
+import os
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import SMALL, Run
 
 from dist_sketch.core.fileio import read_json
-from dist_sketch.core.signals import StopRequest, before_job_end
+from dist_sketch.core.signals import STOP_SIGNALS, StopRequest, before_job_end
 
 
 @pytest.mark.parametrize("value", [None, "", "Unknown", "0", "1000"])
@@ -30,6 +33,33 @@ def test_the_clock_asks() -> None:
     assert not StopRequest().asked
     assert not StopRequest(ask_at=time.time() + 60).asked
     assert StopRequest(ask_at=time.time() - 1).asked
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts back the handlers of signals."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_each_of_these_signals_asks(number: signal.Signals, handlers: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    stop = StopRequest()
+    stop.listen(*STOP_SIGNALS)
+    assert not stop.asked
+    os.kill(os.getpid(), number)
+    assert stop.asked
+
+
+def test_nohup_keeps_a_run_alive_after_its_terminal(handlers: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest()
+    stop.listen(*STOP_SIGNALS)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not stop.asked
 
 
 def test_a_run_saves_itself_before_the_job_s_end(cli: Run, shards: Path, tmp_path: Path) -> None:

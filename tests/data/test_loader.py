@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import random
@@ -6,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -348,46 +348,151 @@ def lines_alone(tmp_path: Path) -> dict[str, Any]:
     return dict(part["index"])
 
 
-def test_a_name_that_leaves_its_folder_is_refused(shards: Path, tmp_path: Path) -> None:
-    # The hashes are right, because whoever can write shards can also write a manifest.
-    shutil.copytree(shards, tmp_path / "shards")
-    shard, path = tmp_path / "shards/train-000000.tar", tmp_path / "shards/manifest.json"
-    content = shard.read_bytes().replace(b'"name": "1"', b'"name": "/"', 1)
-    shard.write_bytes(content)
-    manifest = json.loads(path.read_text())
-    index = manifest["splits"]["train"]["index"]
-    index["sha256"][0] = hashlib.sha256(content[: index["length"][0]]).hexdigest()
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(BadSample, match=r"train-000000.tar: sample '1' has the name '/', which leaves its folder$"):
-        Shards(tmp_path / "shards", "train").read(0, 3)
-
-
 def test_no_such_split(shards: Path) -> None:
     with pytest.raises(UserError, match=r"shards: has no split 'test'; it has train, val$"):
         Shards(shards, "test")
 
 
-STALLED = """
-import sys, time
+# Workers that are in trouble
+
+
+READS = """
+import os, signal, sys, time
 from pathlib import Path
 from dist_sketch.core.config import DataConfig
 from dist_sketch.core.errors import UserError
-from dist_sketch.data.loader import Loader
+from dist_sketch.data import loader
 from dist_sketch.data.shards import Shards
 
-Shards.read = lambda *_: time.sleep(3600)
-data = DataConfig(batch_size=4, workers=1, stall_timeout_s=1.0)
-loader = Loader(Shards(Path(sys.argv[1]), "train"), data, seed=0, rank=0, world_size=1)
-batches = loader.epoch(0)
+{disturb}
+data = DataConfig(batch_size=2, workers=2, stall_timeout_s=float(sys.argv[2]), memory_mb=0)
+batches = loader.Loader(Shards(Path(sys.argv[1]), "train"), data, seed=3, rank=0, world_size=1).epoch(0)
 try:
-    next(batches)
+    keys = []
+    for batch in batches:
+        keys += batch.keys
+        {between}
+    print(keys)
 except UserError as e:
-    print(e)
+    print("error:", e)
 """
+STALLS = "Shards.read = lambda *_: time.sleep(3600)"
+DIES = "Shards.read = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+DIES_LATE = """
+read, count = Shards.read, 0
+def reads(*arguments):
+    global count
+    count += 1
+    return read(*arguments) if count < 5 else os.kill(os.getpid(), signal.SIGKILL)
+Shards.read = reads
+"""
+
+
+def reads(
+    shards: Path,
+    disturb: str = "",
+    stall_s: float = 600,
+    *,
+    between: str = "",
+    within: tuple[object, ...] = (),
+    **env: str,
+) -> subprocess.CompletedProcess[str]:
+    """What a process with two workers prints: the keys of an epoch, or a sentence."""
+    command = [
+        *map(str, within),
+        sys.executable,
+        "-c",
+        READS.format(disturb=disturb, between=between),
+        str(shards),
+        str(stall_s),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **env})
+
+
+def keys_of_epoch_0(shards: Path) -> str:
+    return f"{[str(Shards(shards, 'train').keys[i]) for i in order(13, 3, 0, True)[:12]]}\n"
 
 
 def test_workers_that_give_nothing_are_given_up_with_a_sentence(shards: Path) -> None:
     """They also do not keep the process alive, although they ignore the signal that would end them."""
-    ended = subprocess.run([sys.executable, "-c", STALLED, shards], capture_output=True, text=True, timeout=120)
-    assert ended.stdout.startswith(f"{shards}: no batch for 1 s; does the disk answer?")
+    ended = reads(shards, STALLS, 1.0)
+    assert ended.stdout.startswith(f"error: {shards}: no batch for 1 s; does the disk answer?")
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# While the training process computes
+KILL = "import multiprocessing; multiprocessing.active_children()[0].kill(); time.sleep(0.5)"
+
+
+@pytest.mark.parametrize(
+    ("disturb", "between"), [(DIES, ""), (DIES_LATE, ""), ("", KILL)], ids=["at its first pair", "later", "at rest"]
+)
+def test_a_worker_that_is_killed_is_noticed_at_once_and_the_disk_is_not_blamed(
+    shards: Path, disturb: str, between: str
+) -> None:
+    ended = reads(shards, disturb, between=between)  # else it would take 600 s
+    assert ended.stdout.startswith("error: a process that reads the data was killed, mostly because memory is short")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_worker_s_own_fault_stays_one(shards: Path) -> None:
+    ended = reads(shards, "def fails(*_): raise ValueError('on purpose')\nShards.read = fails")
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("ValueError: on purpose\n")
+
+
+def test_a_long_path_of_the_temporary_folder_is_no_hindrance(shards: Path, tmp_path: Path) -> None:
+    """A socket in it could not be opened: such paths have at most 107 characters."""
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    ended = reads(shards, TMPDIR=str(folder))
+    assert (ended.stdout, ended.stderr) == (keys_of_epoch_0(shards), "")
+
+
+def shared_memory_of(kb: int, filled_kb: int = 0) -> tuple[object, ...]:
+    """Begins a command with so much of /dev/shm, in a view of the folders that no other process has."""
+    fill = f"head -c {filled_kb}k /dev/zero > /dev/shm/fill; " if filled_kb else ""
+    mount = f'mount -t tmpfs -o size={kb}k tmpfs /dev/shm && {{ {fill} exec "$@"; }}'
+    return "unshare", "-m", "sh", "-c", mount, "sh"
+
+
+needs_mounts = pytest.mark.skipif(
+    subprocess.run([*map(str, shared_memory_of(64)), "true"], capture_output=True).returncode != 0,
+    reason="this user may not mount",
+)
+
+
+@needs_mounts
+def test_a_small_dev_shm_is_enough(shards: Path) -> None:
+    """Containers have 64 MB of it; here a batch has more than there is at all."""
+    ended = reads(shards, within=shared_memory_of(64))
+    assert (ended.stdout, ended.stderr) == (keys_of_epoch_0(shards), "")
+
+
+@needs_mounts
+def test_a_full_dev_shm_is_named(shards: Path) -> None:
+    ended = reads(shards, within=shared_memory_of(64, filled_kb=64))
+    assert ended.stdout.startswith("error: 2 processes that read the data cannot be started ([Errno 28] No space left")
+    assert "is /dev/shm full or missing" in ended.stdout
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_who_waits_is_asked_whether_to_go_on(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "POLL_S", 0.01)
+    monkeypatch.setattr(Shards, "read", lambda *_: time.sleep(3600))
+    waited: list[float] = []
+
+    def give_up(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            raise loader.NoBatch
+
+    data = replace(DATA, workers=1)
+    train = Loader(Shards(shards, "train"), data, seed=3, rank=0, world_size=1, waiting=give_up)
+    try:
+        with pytest.raises(loader.NoBatch):
+            next(train.epoch(0))
+    finally:
+        loader.kill_workers()
+    assert waited == sorted(waited)
+    assert len(waited) == 3

@@ -1,7 +1,7 @@
 """Shards on a node's own disk: the loader finds the copy, and nothing of it remains."""
 
-import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -36,6 +36,21 @@ def test_each_node_has_its_own(tmp_path: Path) -> None:
     assert local_copy.home(env | {"SLURM_TMPDIR": "/local"}) == Path("/local/dist-sketch-7-1")
 
 
+def test_only_what_the_manifest_names_is_copied(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for file in shards.iterdir():
+        (folder / file.name).symlink_to(file)  # links are followed
+    (folder / "endless").symlink_to("/dev/zero")
+    with local_copy.staged(folder, tmp_path / "copy"):
+        assert {p.name for p in (tmp_path / "copy").iterdir()} == {p.name for p in shards.iterdir()}
+    shard = next(folder.glob("*.tar"))
+    shard.unlink()
+    shard.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="it is not a regular file"), local_copy.staged(folder, tmp_path / "copy"):
+        pass
+
+
 def test_mistakes(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="cannot be read"), local_copy.staged(tmp_path / "no", tmp_path / "copy"):
         pass
@@ -43,14 +58,12 @@ def test_mistakes(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match=r"cannot be copied to .*; without a copy: stage=0"):
         with local_copy.staged(shards, tmp_path / "file" / "copy"):
             pass
-    whole = local_copy.shutil.copytree
 
-    def damaged(source: Path, target: Path) -> None:
-        whole(source, target)
-        tar = next(target.glob("*.tar"))
-        os.truncate(tar, tar.stat().st_size - 1000)
+    def damaged(source: BinaryIO, target: BinaryIO, _: int) -> None:
+        data = source.read()
+        target.write(data[:-1000] if target.name.endswith(".tar") else data)
 
-    monkeypatch.setattr(local_copy.shutil, "copytree", damaged)
+    monkeypatch.setattr(local_copy.shutil, "copyfileobj", damaged)
     with pytest.raises(UserError, match="differ from the manifest"), local_copy.staged(shards, tmp_path / "copy"):
         pass
     assert not (tmp_path / "copy").exists()

@@ -1,23 +1,25 @@
 import os
-import pickle
-import struct
 import unicodedata
-import warnings
-import zlib
 from pathlib import Path
 from urllib.parse import unquote
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.data.image_files import BadImage, read_image
-from dist_sketch.data.recipe import FilePair, Problem, encode_key, inputs, load, natural, pairs
-
-GRAY = np.arange(64 * 48, dtype=np.int64).reshape(48, 64) * 7 % 256
+from dist_sketch.data.recipe import (
+    FilePair,
+    Problem,
+    encode_key,
+    inputs,
+    load,
+    natural,
+    pairs,
+    passed_over,
+    told,
+)
 
 
 def save(path: Path, value: int = 200, **options: object) -> Path:
@@ -32,23 +34,6 @@ def source(root: Path, train: list[str], val: list[str] = ()) -> Path:
             save(root / f"{split}_line" / name)
             save(root / f"{split}_sketch" / name)
     return root
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size, with right checksums and almost no pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(BadImage) as e:
-        read_image(path)
-    assert str(e.value) == f"{path}: {e.value.why}"
-    return e.value.why
 
 
 # --- pairs ---
@@ -91,11 +76,37 @@ def test_decomposed_accents_pair_with_composed_ones(tmp_path: Path) -> None:
     assert [p.key for p in found] == [unicodedata.normalize("NFC", "é")]
 
 
-def test_other_files_are_ignored(tmp_path: Path) -> None:
+def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
     source(tmp_path, ["1.png"])
-    for name in ("README.txt", ".DS_Store", "Thumbs.db", "._1.png", "noext"):
+    for name in ("README.txt", ".DS_Store", "notes.TXT", "._1.png", "noext", "2.avif", "a.b.heic"):
         (tmp_path / "train_line" / name).write_bytes(b"no image")
-    assert [p.name for p in pairs(load(str(tmp_path)))[0]] == ["1"]
+    for name in ("more/2.png", "more/deep/3.JPG", "more/note.txt"):
+        (tmp_path / "train_sketch" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train_sketch" / name).write_bytes(b"")
+    recipe = load(str(tmp_path))
+    assert [p.name for p in pairs(recipe)[0]] == ["1"]
+    found = passed_over(recipe)
+    assert found == {
+        "train_line": {".avif": 1, ".heic": 1, ".txt": 2, "hidden files": 2, "without an extension": 1},
+        "train_sketch": {"pictures in sub-folders": 2},
+    }
+    assert told(found)[1] == "train_sketch: 2 pictures in sub-folders"
+
+
+def test_folders_of_the_recipe_are_not_passed_over(tmp_path: Path) -> None:
+    save(tmp_path / "data/1.png")
+    save(tmp_path / "data/sketches/1.png")
+    (tmp_path / "r.toml").write_text('name = "x"\n[splits.train]\nline = "."\nsketch = "sketches"\n')
+    recipe = load(str(tmp_path / "r.toml"), tmp_path / "data")
+    assert (len(pairs(recipe)[0]), passed_over(recipe)) == (1, {})
+
+
+@pytest.mark.parametrize("extension", [".jfif", ".jpe", ".JPEG", ".pnm"])
+def test_all_names_of_a_format_are_read(tmp_path: Path, extension: str) -> None:
+    source(tmp_path, ["1.png"])
+    for side in ("line", "sketch"):
+        save(tmp_path / f"train_{side}" / f"2{extension}", format="PPM" if extension == ".pnm" else "JPEG")
+    assert [p.line.name for p in pairs(load(str(tmp_path)))[0]] == ["1.png", f"2{extension}"]
 
 
 def test_missing_partner(tmp_path: Path) -> None:
@@ -118,48 +129,30 @@ def test_duplicate_stems_are_one_problem(tmp_path: Path) -> None:
     assert problems == [Problem("train_line/1.jpg", "has the same name as 1.png beside it: keep one of them")]
 
 
-def test_names_that_leave_their_folder(tmp_path: Path) -> None:
-    root = source(tmp_path / "root", ["1.png", "2.png", "3.png", "4.png"])
-    outside = save(tmp_path / "secret.png")
-    for name, target in (("2.png", outside), ("3.png", root / "train_sketch" / "1.png"), ("4.png", "nowhere")):
-        (root / "train_line" / name).unlink()
-        (root / "train_line" / name).symlink_to(target)
-    save(root / "train_line" / "..\\5.png")
+@pytest.mark.parametrize("linked", ["", "train_line", "train_line/1.png"], ids=["root", "folder", "file"])
+def test_links_are_followed(tmp_path: Path, linked: str) -> None:
+    root = source(tmp_path / "root", ["1.png", "2.png"])
+    (root / linked).rename(tmp_path / "elsewhere")
+    (root / linked).symlink_to(tmp_path / "elsewhere")
     found, problems = pairs(load(str(root)))
-    assert [p.name for p in found] == ["1", "3"]  # a link that stays inside is a file like any other
-    assert {p.file: p.why.split(":")[0] for p in problems} == {
-        "train_line/2.png": "leaves its folder",
-        "train_line/4.png": "is a broken link",
-        "train_line/..\\5.png": "its name leaves its folder",
-    }
-    assert str(outside) in problems[0].why
+    assert ([p.name for p in found], problems) == (["1", "2"], [])
+    assert found[0].line == root / "train_line/1.png"  # the name is the link's
 
 
-def test_a_root_that_is_a_link_is_fine(tmp_path: Path) -> None:
-    source(tmp_path / "real", ["1.png"])
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert pairs(load(str(tmp_path / "link")))[1] == []
+def test_name_that_leaves_its_folder(tmp_path: Path) -> None:
+    source(tmp_path, ["1.png"])
+    save(tmp_path / "train_line" / "..\\5.png")
+    found, problems = pairs(load(str(tmp_path)))
+    assert [p.name for p in found] == ["1"]
+    assert problems == [Problem("train_line/..\\5.png", "its name leaves its folder: rename it")]
 
 
-def test_folder_that_links_outside(tmp_path: Path) -> None:
-    root = source(tmp_path / "root", ["1.png"])
-    (root / "train_line").rename(tmp_path / "elsewhere")
-    (root / "train_line").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="the folder train_line leaves the root"):
-        pairs(load(str(root)))
-
-
-def test_name_that_is_not_utf8_and_a_directory(tmp_path: Path) -> None:
-    source(tmp_path, ["1.png", "2.png"])
-    (tmp_path / "train_line" / "1.png").unlink()
-    (tmp_path / "train_line" / "1.png").mkdir()
+def test_name_that_is_not_utf8(tmp_path: Path) -> None:
+    source(tmp_path, ["1.png"])
     open(os.fsencode(tmp_path / "train_line") + b"/\xff.png", "wb").close()
     found, problems = pairs(load(str(tmp_path)))
-    assert [p.name for p in found] == ["2"]
-    assert problems == [
-        Problem("train_line/1.png", "is not a file"),
-        Problem("train_line/\\udcff.png", "its name is not valid UTF-8: rename it"),
-    ]
+    assert [p.name for p in found] == ["1"]
+    assert problems == [Problem("train_line/\\udcff.png", "its name is not valid UTF-8: rename it")]
 
 
 @pytest.mark.parametrize("content", [None, "README.txt"])
@@ -168,8 +161,9 @@ def test_empty_folder(tmp_path: Path, content: str | None) -> None:
     (tmp_path / "train_sketch" / "1.png").unlink()
     if content:
         (tmp_path / "train_sketch" / content).touch()
-    with pytest.raises(UserError, match=r"train_sketch: the folder is empty: no file in it ends in \.bmp"):
+    with pytest.raises(UserError, match=r"train_sketch: the folder is empty: no file in it ends in \.bmp") as e:
         pairs(load(str(tmp_path)))
+    assert ("passed over: train_sketch: 1 .txt" in str(e.value)) == (content is not None)
 
 
 def test_val_fraction_is_stable(tmp_path: Path) -> None:
@@ -375,172 +369,3 @@ def test_inputs_refused(tmp_path: Path) -> None:
     open(odd, "wb").close()
     with pytest.raises(UserError, match="not valid UTF-8"):
         inputs(Path(odd), "val")
-
-
-# --- read_image: conversions ---
-
-
-def check(image: Image.Image, mode: str, expected: np.ndarray, source_mode: str, tolerance: int = 0) -> None:
-    assert image.mode == mode
-    assert image.info == {"mode": source_mode}
-    assert np.abs(np.asarray(image).astype(int) - expected).max() <= tolerance
-
-
-def test_gray_stays_gray(tmp_path: Path) -> None:
-    Image.fromarray(GRAY.astype(np.uint8)).save(tmp_path / "a.png")
-    check(read_image(tmp_path / "a.png"), "L", GRAY, "L")
-
-
-def test_gray_stored_as_rgb(tmp_path: Path) -> None:
-    rgb = np.repeat(GRAY.astype(np.uint8)[..., None], 3, axis=2)
-    Image.fromarray(rgb).save(tmp_path / "a.png")
-    check(read_image(tmp_path / "a.png"), "L", GRAY, "RGB")
-    rgb[3, 4, 2] ^= 1
-    Image.fromarray(rgb).save(tmp_path / "b.png")
-    check(read_image(tmp_path / "b.png"), "RGB", rgb, "RGB")
-
-
-def test_palette(tmp_path: Path) -> None:
-    indices = np.array([[0, 1], [2, 1]], dtype=np.uint8)
-    colors = np.array([[255, 0, 0], [0, 128, 0], [1, 2, 3]])
-    image = Image.fromarray(indices, "L")
-    image.putpalette(colors.astype(np.uint8).tobytes())
-    image.save(tmp_path / "a.png")
-    check(read_image(tmp_path / "a.png"), "RGB", colors[indices], "P")
-    image.save(tmp_path / "b.png", transparency=1)
-    colors[1] = 255
-    check(read_image(tmp_path / "b.png"), "RGB", colors[indices], "P")
-    image.save(tmp_path / "c.png", transparency=bytes([255, 0, 255]))
-    check(read_image(tmp_path / "c.png"), "RGB", colors[indices], "P")
-
-
-def test_gray_palette(tmp_path: Path) -> None:
-    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "L")
-    image.putpalette([250, 250, 250, 9, 9, 9])
-    image.save(tmp_path / "a.gif")
-    check(read_image(tmp_path / "a.gif"), "L", np.array([[250, 9]]), "P")
-
-
-def test_cmyk(tmp_path: Path) -> None:
-    ink = np.zeros((8, 24, 4), np.uint8)
-    ink[:, 8:16, 0] = 255  # cyan
-    ink[:, 16:, 3] = 255  # black
-    expected = np.repeat(np.array([[255, 255, 255], [0, 255, 255], [0, 0, 0]]), 8, axis=0)[None].repeat(8, axis=0)
-    Image.fromarray(ink, "CMYK").save(tmp_path / "a.tif")
-    check(read_image(tmp_path / "a.tif"), "RGB", expected, "CMYK")
-    Image.fromarray(ink, "CMYK").save(tmp_path / "a.jpg", quality=95)
-    check(read_image(tmp_path / "a.jpg"), "RGB", expected, "CMYK", tolerance=12)
-
-
-@pytest.mark.parametrize(("mode", "color"), [("RGBA", (255, 0, 0)), ("LA", (0,))])
-def test_alpha_on_white(tmp_path: Path, mode: str, color: tuple[int, ...]) -> None:
-    pixels = np.zeros((1, 3, len(color) + 1), np.uint8)
-    pixels[..., : len(color)] = color
-    pixels[0, :, -1] = (255, 0, 51)  # opaque, clear, one fifth
-    Image.fromarray(pixels, mode).save(tmp_path / "a.png")
-    expected = np.array([[color, [255] * len(color), [255 - (255 - c) // 5 for c in color]]])
-    check(read_image(tmp_path / "a.png"), mode.rstrip("A"), expected.squeeze(-1) if mode == "LA" else expected, mode)
-
-
-def test_transparent_gray_level(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 90]], np.uint8)).save(tmp_path / "a.png", transparency=0)
-    check(read_image(tmp_path / "a.png"), "L", np.array([[255, 90]]), "L")
-
-
-def test_exif_rotation(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
-    Image.fromarray(GRAY.astype(np.uint8)).save(tmp_path / "a.png", exif=exif)
-    check(read_image(tmp_path / "a.png"), "L", np.rot90(GRAY, -1), "L")
-
-
-def test_16_bit(tmp_path: Path) -> None:
-    Image.fromarray((GRAY * 257).astype(np.uint16)).save(tmp_path / "a.png")
-    check(read_image(tmp_path / "a.png"), "L", GRAY, "I;16")
-    Image.fromarray((GRAY * 257).astype(np.uint16)).save(tmp_path / "a.tif")
-    check(read_image(tmp_path / "a.tif"), "L", GRAY, "I;16")
-    Image.fromarray((GRAY * 257).astype(np.int32)).save(tmp_path / "b.tif")
-    check(read_image(tmp_path / "b.tif"), "L", GRAY, "I")
-
-
-@pytest.mark.parametrize("scale", [1 / 255, 1, 257])
-def test_float(tmp_path: Path, scale: float) -> None:
-    Image.fromarray((GRAY * scale).astype(np.float32)).save(tmp_path / "a.tif")
-    check(read_image(tmp_path / "a.tif"), "L", GRAY, "F")
-
-
-@pytest.mark.parametrize("level", [-1.0, 70000.0, float("nan")])
-def test_levels_without_a_scale(tmp_path: Path, level: float) -> None:
-    Image.fromarray(np.array([[0, level]], np.float32)).save(tmp_path / "a.tif")
-    assert "is damaged or truncated (gray levels from" in refused(tmp_path / "a.tif")
-
-
-def test_1_bit(tmp_path: Path) -> None:
-    bits = GRAY > 100
-    Image.fromarray(bits).save(tmp_path / "a.png")
-    check(read_image(tmp_path / "a.png"), "L", bits * 255, "1")
-
-
-# --- read_image: refusals ---
-
-
-def test_missing_and_empty(tmp_path: Path) -> None:
-    assert refused(tmp_path / "a.png") == "cannot be read (No such file or directory)"
-    assert refused(tmp_path) == "cannot be read (Is a directory)"
-    (tmp_path / "a.png").touch()
-    assert refused(tmp_path / "a.png") == "the file is empty (0 bytes)"
-
-
-@pytest.mark.parametrize("content", [b"no image at all", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
-def test_unreadable(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.jpg").write_bytes(content)
-    assert refused(tmp_path / "a.jpg").startswith("is not a readable image (BMP, GIF, JPEG")
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp", "gif"])
-def test_truncated(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
-    data = path.read_bytes()
-    ends = [3] if suffix == "gif" else [1, 2, 4, 12, 16, 20]  # a GIF's last two bytes hold no data
-    for cut in (*ends, 100, len(data) // 2):
-        path.write_bytes(data[:-cut])
-        why = refused(path)
-        assert why.startswith(("is damaged or truncated (", "is not a readable image")), (cut, why)
-
-
-def test_flipped_bit(tmp_path: Path) -> None:
-    ramp = np.add.outer(np.arange(300), np.arange(300)) // 7 % 256
-    Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "a.png")
-    data = bytearray((tmp_path / "a.png").read_bytes())
-    data[80] ^= 4  # Pillow alone decodes this to other pixels without an error
-    (tmp_path / "a.png").write_bytes(data)
-    assert refused(tmp_path / "a.png").startswith("is damaged or truncated (")
-
-
-@pytest.mark.parametrize("size", [(60_000, 60_000), (10_001, 10_000)])
-def test_bomb_is_refused_by_its_header(
-    tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
-    def load(self: object) -> None:
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    (tmp_path / "a.png").write_bytes(png_header(*size))
-    assert refused(tmp_path / "a.png") == (
-        "is too large (a decompression bomb?): more than 100,000,000 pixels; make it smaller"
-    )
-    assert len(recwarn) == 0
-
-
-def test_no_warning_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
-    save(tmp_path / "a.png")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert read_image(tmp_path / "a.png").size == (8, 8)
-
-
-def test_bad_image_survives_pickling(tmp_path: Path) -> None:
-    error = pickle.loads(pickle.dumps(BadImage(tmp_path, "why")))
-    assert str(error) == f"{tmp_path}: why"

@@ -1,4 +1,5 @@
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_both_sides_are_the_same_face() -> None:
 def test_write_names_splits_and_same_bytes_again(tmp_path: Path) -> None:
     synth.write(tmp_path, count=3, val=2, size=64, seed=9, workers=2)
     first = _hashes(tmp_path)
-    (tmp_path / "val_line/4.jpg").write_bytes(b"damaged")
+    (tmp_path / "val_line/4.jpg").unlink()
     synth.write(tmp_path, count=3, val=2, size=64, seed=9, workers=1)
     names = {f"train_{side}/{n}.jpg" for side in ("line", "sketch") for n in (1, 2, 3)}
     names |= {f"val_{side}/{n}.jpg" for side in ("line", "sketch") for n in (4, 5)}
@@ -121,6 +122,39 @@ def test_a_file_or_a_folder_with_other_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"already holds 1 .*7\.jpg.*another folder"):
         synth.write(tmp_path, count=6, val=1, size=64)
     assert _hashes(tmp_path).keys() == {"file", "train_sketch/7.jpg"}
+
+
+def own_picture(file: Path, mine: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(file)
+
+
+def other_seed(file: Path, mine: Path) -> None:
+    synth.draw(7, int(file.stem), 64)[0].convert("RGB").save(file, quality=95)
+
+
+def no_picture(file: Path, mine: Path) -> None:
+    file.write_bytes(b"mine")
+
+
+def link(file: Path, mine: Path) -> None:
+    file.symlink_to(mine)
+
+
+def folder(file: Path, mine: Path) -> None:
+    file.mkdir()
+
+
+@pytest.mark.parametrize("put", [own_picture, other_seed, no_picture, link, folder])
+def test_pictures_of_others_stay_as_they_are(tmp_path: Path, put: Callable[[Path, Path], None]) -> None:
+    root, mine = tmp_path / "root", tmp_path / "mine.jpg"
+    mine.write_bytes(b"mine")
+    file = root / "train_sketch" / "2.jpg"
+    file.parent.mkdir(parents=True)
+    put(file, mine)
+    before = _hashes(tmp_path)
+    with pytest.raises(UserError, match=rf"^{file}: is another picture than this call would write"):
+        synth.write(root, count=3, val=1, size=64, workers=1)
+    assert _hashes(tmp_path) == before
 
 
 def test_what_lies_behind_is_hidden() -> None:

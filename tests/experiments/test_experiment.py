@@ -57,11 +57,20 @@ if name == os.environ.get("HANG"):
 if name == os.environ.get("FAIL"):
     print("out of luck")
     sys.exit(int(os.environ.get("CODE", 1)))
+def seal(run, step):
+    return run / f"checkpoints/step-{step:08d}/checkpoint.json"
 if kind == "train":
-    leave("finished", int(words[words.index("--train.epochs") + 1]))
+    epochs = int(words[words.index("--train.epochs") + 1])
+    file = seal(out, 10 * epochs)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    weights = {"bytes": 1, "sha256": f"weights of {time.time_ns()}"}
+    file.write_text(json.dumps({"step": 10 * epochs, "files": {"generator.safetensors": weights}}))
+    leave("finished", epochs)
 else:
     run = Path(words[words.index("--run") + 1])
-    about = {"step": json.loads((run / "status.json").read_text())["step"], "mode": {"statistics": "running"}}
+    step = json.loads((run / "status.json").read_text())["step"]
+    weights = json.loads(seal(run, step).read_text())["files"]["generator.safetensors"]["sha256"]
+    about = {"step": step, "mode": {"statistics": "running"}, "weights_sha256": weights}
     (out / "infer.json").write_text(json.dumps(about))
     (out / "metrics.json").write_text("{}")
 """
@@ -321,15 +330,19 @@ def test_lines_run_in_turn_and_a_second_start_does_what_is_missing(shards: Path,
     # Drawings of a training that went on are drawn again, a third seed is added
     assert run(shards, "--epochs", 4, "--seeds", 3, "--only", "one").returncode == 0
     assert calls() == [f"a-s{s}-{kind}" for s in range(3) for kind in ("train", "infer")]
-    # and so are drawings older than their weights, though of as many steps
+    # and so are drawings of other weights, though of as many steps; time stamps prove nothing
     late = time.time() + 10
     os.utime(folder / "exp/runs/a-s0/status.json", (late, late))
+    run(shards, "--epochs", 4, "--only", "one")
+    assert calls() == []
+    seal = folder / "exp/runs/a-s0/checkpoints/step-00000040/checkpoint.json"
+    seal.write_text(seal.read_text().replace("weights of", "other weights of"))
     run(shards, "--epochs", 4, "--only", "one")
     assert calls() == ["a-s0-infer"]
     # and drawings of a checkpoint before the last
     (folder / "exp/outputs/a-s1/infer.json").write_text('{"step": 30, "mode": {}}')
     run(shards, "--epochs", 4, "--seeds", 3, "--only", "one")
-    assert calls() == ["a-s0-infer", "a-s1-infer"]
+    assert calls() == ["a-s1-infer"]
 
 
 def test_the_weights_that_a_run_chose_are_to_draw(shards: Path, folder: Path) -> None:
@@ -635,7 +648,8 @@ def test_measures_of_the_log(tmp_path: Path) -> None:
     assert measures.measure("loss_g", tmp_path, tmp_path, "raw") == 2.5  # two at least: both phases of the timer
     assert measures.measure("time", tmp_path, tmp_path, "raw") is None
     scores = {"raw": {"fid_2048": 8.0, "kid": None}, "denoised": {"fid_2048": 7.0}}
-    (tmp_path / "metrics.json").write_text(json.dumps(scores))
+    whole = {**scores, "n": 1, "baselines": {}, "settings": {}, "images": []}
+    (tmp_path / "metrics.json").write_text(json.dumps(whole))
     found = [measures.measure(m, tmp_path, tmp_path, v) for m, v in (("fid_2048", "raw"), ("fid_2048", "denoised"))]
     assert found == [8.0, 7.0]
     assert measures.measure("kid", tmp_path, tmp_path, "raw") is None

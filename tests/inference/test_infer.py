@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,14 @@ import numpy as np
 import pytest
 from conftest import SMALL, Run, face, write_pairs
 from PIL import Image
+from support import forks
 from support.scores import assert_same_scores
 
+from dist_sketch.core import folders
+from dist_sketch.core.folders import Lock
 from dist_sketch.data import pack, recipe
 from dist_sketch.data.manifest import read_manifest
+from dist_sketch.inference.infer import _make_room
 from dist_sketch.model import checkpoint
 from dist_sketch.tracking.tracker import read_metrics
 
@@ -244,6 +250,96 @@ def test_an_output_is_replaced_and_other_folders_are_not(tmp_path: Path, cli: Ru
     assert "is not an output folder" in other.stderr
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def foreign_infer_json(out: Path, mine: Path) -> None:
+    (out / "infer.json").write_text('{"model": "mine", "names": ["14"]}')
+
+
+def foreign_state(out: Path, mine: Path) -> None:
+    (out / "infer.json").write_text('{"state": "running", "port": 80}')
+
+
+def own_picture(out: Path, mine: Path) -> None:
+    shutil.copy(out / "raw" / "14.png", out / "raw" / "holiday.png")
+
+
+def own_folder(out: Path, mine: Path) -> None:
+    shutil.copytree(mine, out / "line" / "mine")
+
+
+def own_notes(out: Path, mine: Path) -> None:
+    (out / "sketch" / "notes.txt").write_text("mine")
+
+
+def linked_folder(out: Path, mine: Path) -> None:
+    shutil.rmtree(out / "raw")
+    (out / "raw").symlink_to(mine)
+
+
+def own_parts(out: Path, mine: Path) -> None:
+    shutil.copytree(mine, out / "parts")
+
+
+@pytest.mark.parametrize("more", [(), ("--part", "1/2")], ids=["whole", "part"])
+@pytest.mark.parametrize(
+    "put",
+    [foreign_infer_json, foreign_state, own_picture, own_folder, own_notes, linked_folder, own_parts],
+)
+def test_pictures_of_others_stay_as_they_are(
+    tmp_path: Path,
+    cli: Run,
+    run: Path,
+    pairs: Path,
+    out: Path,
+    put: Callable[[Path, Path], None],
+    more: tuple[str, ...],
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "14.png").write_bytes(b"mine")
+    shutil.copytree(out, tmp_path / "o")
+    put(tmp_path / "o", mine)
+    before = contents(tmp_path)
+    ended = cli("infer", "--run", run, "--out", tmp_path / "o", "--input", pairs / "val_line" / "14.png", *more)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {tmp_path / 'o'}")
+    assert contents(tmp_path) == before
+
+
+def impatient() -> None:
+    """Hook: waits for no other process."""
+    folders.WAIT_S = 0.0
+
+
+def test_an_output_has_one_writer(tmp_path: Path, run: Path, pairs: Path, out: Path) -> None:
+    target, prints = tmp_path / "o", (tmp_path / "stdout", tmp_path / "stderr")
+    shutil.copytree(out, target)
+    before = contents(target)
+
+    def refused(*command: object) -> str:
+        env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+        pid = forks.fork(prints, arguments=command, call=("test_infer", "impatient"), env=env)
+        assert forks.wait(pid) == 2, command
+        return prints[1].read_text()
+
+    infer, others = (
+        ("infer", "--run", run, "--input", pairs, "--out", target),
+        (("merge", target), ("evaluate", target)),
+    )
+    with Lock(target) as lock:
+        lock.acquire()
+        for command in (infer, (*infer, "--part", "1/2"), *others):
+            assert f"error: {target}: process {os.getpid()} on " in refused(*command)
+    with Lock(target) as lock:  # a job that draws a part
+        lock.acquire(shared=True)
+        for command in (infer, *others):
+            assert f"error: {target}: process {os.getpid()} on " in refused(*command)
+    assert contents(target) == before
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -312,3 +408,97 @@ def test_parts_make_what_one_job_makes(tmp_path: Path, cli: Run, run: Path, shar
     assert json.loads((target / "infer.json").read_text()) == json.loads((out / "infer.json").read_text())
     assert_same_scores(scores(target), scores(out))
     assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in out.iterdir() if p.name != "report.html")
+
+
+def broken(folder: Path) -> list[str]:
+    """Lines 14 to 18, of which four cannot be read, beside one good face; returns the names of the bad ones."""
+    (folder / "14.png").write_bytes((folder / "14.png").read_bytes()[:-40])
+    for name in ("15", "16", "17"):
+        (folder / f"{name}.png").unlink()
+    (folder / "15.png").write_bytes(b"no picture")
+    (folder / "16.png").symlink_to("nowhere")
+    os.mkfifo(folder / "17.png")
+    return VAL[:4]
+
+
+def test_good_inputs_are_drawn_beside_broken_ones(tmp_path: Path, cli: Run, run: Path, pairs: Path, out: Path) -> None:
+    lines, target = tmp_path / "lines", tmp_path / "o"
+    shutil.copytree(pairs / "val_line", lines)
+    infer = ("infer", "--run", run, "--input", lines, "--out", target, "--batch-size", 2)
+    assert cli(*infer).returncode == 0
+    bad = broken(lines)
+    (lines / "sub").mkdir()
+    shutil.copy(lines / "18.png", lines / "sub" / "19.png")
+    for _ in range(2):  # a second start draws the same, and its broken inputs' older drawings are gone
+        done = cli(*infer)
+        assert done.returncode == 2
+        assert f"{target}: 4 inputs could not be read:" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "passed over: .: 1 pictures in sub-folders" in done.stdout
+        about = json.loads((target / "infer.json").read_text())
+        assert about["names"] == ["18"]
+        assert about["passed_over"] == {".": {"pictures in sub-folders": 1}}
+        for name, sentence in zip(bad, about["left_out"], strict=True):
+            assert sentence.startswith(f"{lines / name}.png: ")
+            assert sentence in done.stderr
+        assert pictures(target, "raw", "sketch") == {
+            k: v for k, v in pictures(out, "raw", "sketch").items() if k.endswith("/18.png")
+        }
+    assert cli("report", target).returncode == 0
+    (lines / "18.png").write_bytes(b"")
+    assert "5 inputs could not be read" in cli(*infer).stderr
+    assert pictures(target, "raw")  # nothing was drawn, so nothing is removed
+
+
+def test_broken_pairs_leave_no_gap_in_the_scores(
+    tmp_path: Path, cli: Run, cli_ranks: Run, run: Path, pairs: Path
+) -> None:
+    """Also in parts, and on any number of ranks; the scores are those of the good pairs alone."""
+    data, good = tmp_path / "data", tmp_path / "good"
+    shutil.copytree(pairs, data)
+    shutil.copytree(pairs, good)
+    (data / "val_sketch" / "15.png").write_bytes(b"")
+    for side in ("line", "sketch"):
+        (good / f"val_{side}" / "15.png").unlink()
+    infer = ("infer", "--run", run, "--input")
+    assert cli(*infer, good, "--out", tmp_path / "a").returncode == 0
+    assert cli_ranks(2, *infer, data, "--out", tmp_path / "b").returncode == 2
+    for part in ("1/2", "2/2"):
+        done = cli(*infer, data, "--out", tmp_path / "c", "--part", part)
+        assert done.returncode == 0, done.stderr
+    for _ in range(2):  # as when the job is started again
+        merged = cli("merge", tmp_path / "c")
+        assert merged.returncode == 2
+        assert "1 input could not be read" in merged.stderr
+    expected = pictures(tmp_path / "a", *FOLDERS)
+    for name in ("b", "c"):
+        assert pictures(tmp_path / name, *FOLDERS) == expected
+        found = scores(tmp_path / name)
+        assert (found["n"], [image["name"] for image in found["images"]]) == (4, ["14", "16", "17", "18"])
+        assert found["denoised"]["ssim"] == pytest.approx(scores(tmp_path / "a")["denoised"]["ssim"])
+
+
+def test_the_same_inference_again_keeps_what_is_drawn_until_it_is_drawn_anew(out: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    shutil.copytree(out, target)
+    about = json.loads((target / "infer.json").read_text())
+    about = {key: value for key, value in about.items() if key not in ("names", "left_out", "passed_over")}
+    before = pictures(target, *FOLDERS)
+    with Lock(target) as lock:
+        assert _make_room(target, tmp_path / "in", None, about, lock)
+    assert pictures(target, *FOLDERS) == before
+    assert "names" not in json.loads((target / "infer.json").read_text())
+    with Lock(target) as lock:  # another network's drawings are not mixed with them
+        assert _make_room(target, tmp_path / "in", None, about | {"step": 1}, lock)
+    assert not (target / "raw").exists()
+
+
+def test_long_names_are_drawn(tmp_path: Path, cli: Run, run: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    names = ["n" * 251, "é" * 125]
+    for n, name in enumerate(names):
+        face(n, 64)[0].save(lines / f"{name}.png")
+    done = cli("infer", "--run", run, "--input", lines, "--out", tmp_path / "o")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.stem for p in (tmp_path / "o" / "sketch").iterdir()) == sorted(names)

@@ -22,7 +22,9 @@ from rich.console import Console
 from torch import nn
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.fileio import sha256
 from dist_sketch.core.ranks import Ranks
+from dist_sketch.core.saved import read_best, sealed_weights
 from dist_sketch.model import checkpoint
 from dist_sketch.model.checkpoint import check, chosen, entries, find, load, save, step_of, table, verify
 from dist_sketch.model.weights import load_weights
@@ -309,7 +311,7 @@ def test_entries_tell_size_time_and_what_is_wrong(saved: Path) -> None:
     assert [e.written.timestamp() for e in (newest, oldest)] == [7, 5]
     assert newest.bytes == sum(p.stat().st_size for p in newest.folder.iterdir())
     assert sorted(p.removeprefix(f"{middle.folder}/") for p in middle.problems) == [
-        "rng.pt: cannot be read (Is a directory)",
+        "rng.pt: is not a file",
         "state.pt: damaged (size or hash)",
     ]
     assert oldest.problems == [f"{oldest.folder}/checkpoint.json: cannot be read (No such file or directory)"]
@@ -649,3 +651,32 @@ def test_weights_of_another_network_are_a_sentence(saved: Path) -> None:
 
 def test_the_folder_is_where_the_issue_says() -> None:
     assert checkpoint.FOLDER == "checkpoints"
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [3], [{"cpu": torch.zeros(3)}], [{"cpu": "x"}], [{}]])
+def test_a_random_state_that_others_wrote_is_a_sentence(saved: Path, ranks: Ranks, wrong: Any) -> None:
+    folder = saved / "checkpoints/step-00000003"
+    torch.save(wrong, folder / "rng.pt")
+    with pytest.raises(UserError, match=r"rng\.pt: has contents that a checkpoint never has .*Remove"):
+        load(folder, Nets().modules, ranks)
+
+
+@pytest.mark.parametrize("error", [KeyError("step"), TypeError("x"), RuntimeError("size mismatch"), IndexError()])
+def test_contents_that_do_not_fit_are_a_sentence(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"state\.pt: has contents that a checkpoint never has"):
+        with checkpoint.believed(tmp_path / "state.pt"):
+            raise error
+
+
+@pytest.mark.parametrize("content", [{}, {"step": -1}, {"step": "3"}, [3], {"step": 10**30}])
+def test_a_foreign_best_step_is_a_sentence(content: Any, saved: Path) -> None:
+    folder = saved / "checkpoints/step-00000003"
+    (folder / "best.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"best\.json: "):
+        read_best(folder)
+
+
+def test_the_seal_tells_the_hash_of_the_weights_that_draw(saved: Path) -> None:
+    folder = saved / "checkpoints/step-00000003"
+    assert sealed_weights(folder) == sha256(folder / "generator.safetensors")
+    assert sealed_weights(saved / "checkpoints/step-00000099") is None

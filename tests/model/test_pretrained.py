@@ -14,7 +14,7 @@ import torch
 from conftest import SMALL, Run
 from huggingface_hub import hub_mixin
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dist_sketch.__main__ import parse
@@ -194,7 +194,7 @@ def test_infer_draws_the_same_from_the_run_and_from_what_was_saved_again(
         about = json.loads((out / "infer.json").read_text())
         assert about.pop("run") == str(source)
         assert about["config"]["data"].pop("shards") == (str(shards.resolve()) if source == run else None)
-        outs.append((about, {k: v for k, v in contents(out).items() if k != "infer.json"}))
+        outs.append((about, {k: v for k, v in contents(out).items() if k not in ("infer.json", ".lock")}))
     assert outs[0] == outs[1]
     assert outs[0][0]["step"] == STEPS[-1]
     assert outs[0][0]["reference"] is not None
@@ -398,6 +398,18 @@ def edit(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
     return edited
 
 
+def spoil(value: float) -> Callable[[Path], None]:
+    """Puts a value into the weights."""
+
+    def spoiled(folder: Path) -> None:
+        file = folder / "generator.safetensors"
+        tensors = load_file(file)
+        next(t for t in tensors.values() if t.is_floating_point()).view(-1)[0] = value
+        save_file(tensors, file)
+
+    return spoiled
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -405,18 +417,25 @@ def edit(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
         (lambda f: (f / "generator.safetensors").unlink(), "has no complete checkpoint, and no generator.safetensors"),
         (lambda f: (f / "config.json").unlink(), "is neither a run nor an exported generator"),
         (lambda f: (f / "config.json").write_text("{"), "config.json: is not valid JSON"),
-        (edit("config.json", lambda v: [v]), "config.json: is not the configuration of a run"),
+        (edit("config.json", lambda v: [v]), "config.json: the file must be a table"),
         (edit("config.json", lambda v: {"config": v["config"]}), "config.json: is not the configuration of a run"),
-        (edit("config.json", lambda v: v | {"config": None}), "config.json: is not the configuration of a run"),
-        (
-            edit("config.json", lambda v: v | {"facts": {"size": "64"}}),
-            "config.json: is not the configuration of a run",
-        ),
+        (edit("config.json", lambda v: v | {"config": None}), "config.json: config = None: must be of type dict"),
+        (edit("config.json", lambda v: v | {"facts": {"size": "64"}}), "facts.size = '64': must be of type int"),
+        (edit("config.json", lambda v: v | {"facts": {"size": 65}}), "size = 65: must be a multiple of 64"),
+        (edit("config.json", lambda v: v | {"config": {"generator": {"width": 8192}}}), "must be a multiple of 8 from"),
+        (edit("config.json", lambda v: v | {"config": {"generator": {"width": 10**9}}}), "must be a multiple of 8"),
+        (edit("config.json", lambda v: v | {"config": {"generator": {"width": -8}}}), "must be a multiple of 8 from"),
+        (edit("config.json", lambda v: v | {"config": {"generator": {"width": 1024}}}), "does not hold the weights of"),
+        (edit("config.json", lambda v: v | {"config": {"generator": {"dropout": 5}}}), "dropout = 5.0: must be in [0"),
+        (spoil(float("nan")), "has values that are not finite"),
+        (spoil(float("inf")), "has values that are not finite"),
+        (lambda f: (f / "denoise.json").symlink_to(f / "gone"), "denoise.json: is a link to a file that is gone"),
+        (lambda f: (f / "denoise.json").write_text('{"denoise": {"strength": -1}}'), "must be a finite number, 0"),
         (edit("config.json", lambda v: v | {"config": {"norn": "none"}}), "config.json: there is no setting norn"),
         (edit("config.json", lambda v: v | {"config": {}}), "does not hold the weights of this network"),
         (lambda f: (f / "denoise.json").write_text("[1]"), "denoise.json: the file must be a table"),
-        (lambda f: (f / "denoise.json").write_text("{}"), "denoise.json: the file must be a table"),
-        (lambda f: (f / "denoise.json").write_text('{"denoise": {"strong": 1}}'), "there is no setting strong"),
+        (lambda f: (f / "denoise.json").write_text("{}"), "denoise.json: denoise is missing"),
+        (lambda f: (f / "denoise.json").write_text('{"denoise": {"strong": 1}}'), "there is no setting denoise.strong"),
     ],
 )
 def test_damage_is_a_sentence(tmp_path: Path, small: Path, damage: Callable[[Path], Any], sentence: str) -> None:

@@ -50,6 +50,7 @@ def scored(tmp_path: Path, run: Path) -> Path:
     folder = tmp_path / "out"
     write_json(folder / "infer.json", about(run))
     scores = {"n": 105, "size": 64, "raw": SCORES | {"kid": None}, "denoised": SCORES | {"kid": 0.0123, "ssim": 0.7777}}
+    scores |= {"images": [], "settings": {}}
     scores["baselines"] = {"blank": SCORES | {"ssim": 0.28}, "input": SCORES | {"ssim": 0.69}, "reference": None}
     write_json(folder / "metrics.json", scores)
     return folder
@@ -149,3 +150,22 @@ def test_a_card_of_ours_is_replaced_and_another_one_is_not(tmp_path: Path, run: 
     (made / "README.md").write_text((made / "README.md").read_text().replace(CARD_MARKER, ""))
     with pytest.raises(UserError, match=r"not an earlier export \(it holds README.md"):
         export(run, "--out", made)
+
+
+@pytest.mark.parametrize("words", ["<b>bold</b>", "](http://x) [y", "a\n# title", "| a | b |", "`code`", "\x1b[31mred"])
+def test_others_words_are_only_words(words: str, tmp_path: Path, run: Path) -> None:
+    saved = json.loads((run / "config.json").read_text())
+    saved["facts"] |= {"data": words, "license": words, "device": words, "precision": words, "code": words}
+    write_json(run / "config.json", saved)
+    export(run, "--out", tmp_path / "made")
+    card = (tmp_path / "made/README.md").read_text()
+    assert words not in card
+    assert not [mark for mark in ("<b>", "\n# title", "\x1b") if mark in card]
+
+
+def test_an_export_keeps_no_names_of_its_surroundings(tmp_path: Path, run: Path) -> None:
+    saved = json.loads((run / "config.json").read_text())
+    saved["config"]["track"] |= {"project": "secret", "group": "secret", "name": "secret"}
+    write_json(run / "config.json", saved)
+    export(run, "--out", tmp_path / "made")
+    assert "secret" not in (tmp_path / "made/config.json").read_text() + (tmp_path / "made/README.md").read_text()

@@ -407,3 +407,15 @@ def test_damaged_file_is_named(out):
     with pytest.raises(UserError, match=r"metrics\.json.*not valid JSON"):
         report.build(out)
     assert not (out / "report.html").exists()
+
+
+def test_long_curves_are_smoothed_as_short_ones_are(monkeypatch):
+    x = np.arange(40_003.0)
+    at, value = curves.coarse(x, np.sin(x / 2000))
+    assert len(value) == 8000  # stretches of 5; the last three points are left out
+    assert np.abs(value - np.sin(at / 2000)).max() < 1e-5
+    assert len(curves.coarse(x[:100], x[:100])[0]) == 100
+    seen = []
+    monkeypatch.setattr(curves, "gaussian_filter1d", lambda y, *_, **__: seen.append(len(y)) or y)
+    curves.plot([curves.Panel("loss", [curves.Curve(x, x, "k")], {})], "step", 5.0)
+    assert max(seen) <= curves.SMOOTHED_POINTS

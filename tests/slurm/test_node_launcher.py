@@ -48,6 +48,15 @@ def test_ranks_on_gpus() -> None:
     assert launched({**STEP, "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}) == (4, True, 8)
 
 
+@pytest.mark.parametrize(
+    ("visible", "count"), [("-1", 0), ("", 0), ("NoDevFiles", 0), ("0,-1,1", 1), ("0,1,", 2), (" 0, 1", 2)]
+)
+def test_gpus_count_up_to_the_first_entry_that_is_none(visible: str, count: int) -> None:
+    """As CUDA counts them."""
+    ranks, on_gpus, _ = launched({**STEP, "SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": visible})
+    assert (ranks, on_gpus) == (2 * max(count, 1), count > 0)
+
+
 def test_ranks_on_cpus() -> None:
     for env in (STEP, {**STEP, "CUDA_VISIBLE_DEVICES": "NoDevFiles"}):
         assert launched(env) == (2, False, 16)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -122,8 +123,11 @@ def test_describe(cli: Run, tmp_path: Path) -> None:
 def test_incomplete_records_are_skipped(tmp_path: Path) -> None:
     assert rank_logs.read_attempts(tmp_path) == []
     write(tmp_path)
-    (tmp_path / "logs" / "legs.jsonl").write_text('{"job": "1"}\n{"job":\n{"job": "2"}\n{"jo')
-    assert rank_logs.read_attempts(tmp_path) == [{"job": "1"}, {"job": "2"}]
+    good = {"job": "1", "leg": 0, "state": "stopped", "step": 3, "next": "requeue", "why": "saved\u2028here"}
+    whole = json.dumps(good, ensure_ascii=False)
+    lines = [whole, '{"job":', "[1]", '{"job": "1"}', json.dumps(good | {"leg": 1}), '{"jo']
+    (tmp_path / "logs" / "legs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert rank_logs.read_attempts(tmp_path) == [good, good | {"leg": 1}]
 
 
 @pytest.mark.parametrize("rank", ["0", "5", None])
@@ -160,7 +164,27 @@ def test_the_report_of_torch_s_launcher_is_understood(tmp_path: Path) -> None:
     done = launch(2, "train", "--out", tmp_path / "run", DIST_SKETCH_LOGS=str(tmp_path / "logs"))
     assert done.returncode != 0
     assert "error: data.shards is not set" in done.stderr
-    causes = list(rank_logs.ROOT_CAUSE.finditer(done.stderr))
+    causes = rank_logs.root_causes(done.stderr)
     assert len(causes) == 1
-    assert causes[0]["code"] == "2"
+    assert causes[0]["exitcode"] == "2"
     assert (tmp_path / "logs" / "rank-00001.log").read_text().startswith("=== job 0 leg 0 on ")
+
+
+def test_reports_that_were_cut_off_cost_no_time() -> None:
+    whole = LAUNCHER.format(code=-9, second=1, host="n1", rank=3)
+    cut = f"{rank_logs.ROOT_CAUSE}\n[0]:\n  time      : 2026-11-22\n  host      : n1\n  rank      : {'x' * 60}\n"
+
+    def seconds(blocks: int) -> float:
+        text, began = cut * blocks + whole, time.perf_counter()
+        assert [(c["host"], c["rank"], c["exitcode"]) for c in rank_logs.root_causes(text)] == [("n1", "3", "-9")]
+        return time.perf_counter() - began
+
+    few, many = (min(seconds(n) for _ in range(3)) for n in (2000, 8000))
+    assert many < 10 * few  # 16 if it were quadratic
+
+
+def test_a_terminal_does_not_obey_a_log(tmp_path: Path) -> None:
+    write(tmp_path, node_00000=attempt(0), rank_00003=attempt(0) + "\x1b]0;title\x07\nerror (rank 3): no \x1b[2Jface\n")
+    text = rank_logs.describe(tmp_path)
+    assert "\x1b" not in text
+    assert r"error (rank 3): no \x1b[2Jface" in text

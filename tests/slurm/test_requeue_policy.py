@@ -10,7 +10,7 @@ from conftest import Run
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.slurm.rank_logs import Failure, open_log, read_attempts
-from dist_sketch.slurm.requeue_policy import AttemptEnd, attempt_end, decide, record, settle
+from dist_sketch.slurm.requeue_policy import AttemptEnd, attempt_end, decide, record, record_lost, settle
 
 
 def status(state: str, step: int = 8, **more: Any) -> dict[str, Any]:
@@ -174,3 +174,23 @@ def test_an_attempt_has_failed_if_its_run_says_so_or_slurm_did_not_announce_its_
     assert AttemptEnd(status("failed"), True, 1, True).failed
     assert not AttemptEnd(status("running"), True, 137, True).failed
     assert not AttemptEnd(status("stopped"), True, 1, False).failed
+
+
+def test_an_attempt_that_went_with_its_node_is_written_down_by_the_next(
+    tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "status.json").write_text(json.dumps(status("running", 6)))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    record_lost(tmp_path)
+    assert read_attempts(tmp_path) == []
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for _ in range(2):
+        record_lost(tmp_path)
+    (lost,) = read_attempts(tmp_path)
+    assert (lost["job"], lost["leg"], lost["step"], lost["next"], lost["failed"]) == ("7", 0, 6, "lost", False)
+    assert "job 7 leg 0: running at step 6: lost, ended without a word" in cli("logs", tmp_path).stdout
+    # It shows nothing about the run, and uses up no requeue.
+    assert settle(tmp_path, AttemptEnd(status("failed", 6), True, 1, False), 1)[0] == "requeue"
+    record_lost(tmp_path)
+    assert [a["leg"] for a in read_attempts(tmp_path)] == [0, 1]

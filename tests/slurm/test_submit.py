@@ -307,3 +307,41 @@ def test_arguments_that_are_no_numbers_are_an_error(
 def test_time_limits(text: str, seconds: float) -> None:
     assert doctor.seconds(text) == seconds
     assert doctor.seconds("UNLIMITED") == doctor.seconds("0") == float("inf")
+
+
+@pytest.mark.parametrize("more", [(), ("merge=1",), ("parts=2", "merge=1")])
+def test_the_merge_is_a_job_of_its_own(more: tuple[str, ...]) -> None:
+    words = ("infer", "--array=1-2", "run=r", "input=s", "out=o", *more)
+    (kind, drawn), (then, merged) = submit.sbatch_calls(submit.read_requests(words))
+    assert (kind, then) == ("infer", "merge")
+    assert "merge=1" not in drawn
+    assert merged[-1] == "merge=1"
+    with pytest.raises(UserError, match=r"run=\.\.\. is missing"):
+        submit.read_requests(("infer", "--array=1-2", "out=o", "merge=1"))
+
+
+@pytest.mark.parametrize(
+    ("option", "states"),
+    [
+        ("--output=logs/%j.log", ["bad"]),
+        ("--error=logs/%j.log", ["bad"]),
+        ("--output=%x-%j.log", []),
+        ("--output=%x/%j.log", ["note"]),
+    ],
+)
+def test_doctor_sees_that_a_log_has_no_folder(
+    option: str, states: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (request,) = submit.read_requests(("pack", option, "source=s", "out=o"))
+    found = [line for line in doctor.check(request, []) if line.what == "log"]
+    assert [line.state for line in found] == states
+    (tmp_path / "logs").mkdir()
+    assert not [line for line in doctor.check(request, []) if line.what == "log" and line.state == "bad"]
+
+
+def test_doctor_refuses_an_array_of_trainings_into_one_folder(shards: Path, tmp_path: Path) -> None:
+    for option, bad in (("--array=0-3", True), ("--nodes=1", False)):
+        (request,) = submit.read_requests(("train", option, f"shards={shards}", f"out={tmp_path / 'r'}"))
+        found = [line for line in doctor.check(request, []) if line.what == "array"]
+        assert [line.state for line in found] == ["bad"] * bad

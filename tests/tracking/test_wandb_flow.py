@@ -105,7 +105,7 @@ def test_the_names_are_few_enough_to_read_and_grouped(attempts: Path) -> None:
     assert len(names) <= 40
     assert {n for n in names if "/" not in n} == {"epoch", "images", "pairs", "samples"}
     assert {n.partition("/")[0] for n in names if "/" in n} == {
-        *("loss", "d", "norm", "lock", "lr", "speed", "skipped", "epoch", "val"),
+        *("loss", "d", "norm", "lock", "lr", "speed", "skipped", "epoch", "val", "finite_steps"),
     }
     logged = {k for r in read_metrics(attempts) if r["kind"] == "train" for k in r if "/" in k}
     assert logged <= names

@@ -369,3 +369,21 @@ def test_fragments_are_in_the_order_of_their_beginning(tmp_path: Path) -> None:
     assert found[4] == Fragment("20260101_120000", 10, "abcd1234", False, folder)
     assert [f.online for f in found] == [True] + [False] * 6
     assert fragments(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("track", "names"),
+    [
+        (TrackConfig(), ("theirs", "its name")),
+        (TrackConfig(project="faces", name="mine"), ("faces", "mine")),
+    ],
+)
+def test_defaults_give_way_to_the_variables_of_wandb(
+    track: TrackConfig, names: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_NAME", "its name")
+    assert wandb_run.project_and_name(tmp_path / "run", track) == names
+    monkeypatch.delenv("WANDB_PROJECT")
+    monkeypatch.delenv("WANDB_NAME")
+    assert wandb_run.project_and_name(tmp_path / "run", TrackConfig()) == ("dist_sketch", "run")

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import TINY
+from support import hooks
 from support.forks import TIMEOUT_S, Ended, Forks, wait_until
-from support.jobs import children
+from support.jobs import children, last_step
 from support.outcome import Outcome, differences, half_files, outcome
 
 from dist_sketch.model import checkpoint
@@ -356,6 +357,56 @@ def test_when_all_checkpoints_are_damaged_it_says_so_and_starts_anew(
     assert differences(run, reference.outcome) == []
 
 
+# ---------------------------------------------------------------- no data comes
+
+
+def stops_reading(count: str, kill: str = "") -> None:
+    """Hook: before its read number `count` the process that reads hangs for ever, or is killed."""
+
+    def stop() -> None:
+        if kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(3600)
+
+    hooks.at(f"data.shards:Shards.read:{count}", stop)
+
+
+WITH_WORKER = ("--data.workers", 1, "--data.memory-mb", 0, "--checkpoint.interval-steps", 100)
+
+
+def test_asked_to_stop_while_no_batch_comes_it_saves_and_ends(
+    tmp_path: Path, forks: Forks, options: tuple[Any, ...], reference: Reference
+) -> None:
+    """A scheduler kills those that do not end, half a minute after it has asked."""
+    run = tmp_path / "run"
+    # The worker reads ahead: the third batch is the one that does not come.
+    pid = forks.start(*options, *WITH_WORKER, "--out", run, hook=("stops_reading", 2 * 4 + 1))
+    wait_until(lambda: last_step(run) == 2, "two steps", lambda: str(forks.printed(pid)))
+    os.kill(pid, signal.SIGTERM)
+    ended = forks.wait(pid)
+    assert (ended.code, ended.err) == (os.EX_TEMPFAIL, "")
+    assert "stopped at step 2; the same command goes on from there" in ended.out
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("stopped", 2)
+    again = forks.run(*options, *WITH_WORKER, "--out", run)
+    assert again.code == 0, again
+    assert differences(run, reference.outcome) == []
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_sentence_and_it_goes_on(
+    tmp_path: Path, forks: Forks, options: tuple[Any, ...], reference: Reference
+) -> None:
+    run = tmp_path / "run"
+    ended = forks.run(*options, *WITH_WORKER, "--out", run, hook=("stops_reading", 2 * 4 + 1, "kill"))
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1), ended
+    assert ended.err.startswith("error: a process that reads the data was killed, mostly because memory is short")
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], "was killed" in status["reason"]) == ("failed", True)
+    again = forks.run(*options, *WITH_WORKER, "--out", run)
+    assert again.code == 0, again
+    assert differences(run, reference.outcome) == []
+
+
 # ---------------------------------------------------------------- the lock
 
 
@@ -389,7 +440,8 @@ def test_one_process_at_a_time_works_in_a_run(
         assert forks.wait(first).code == -signal.SIGKILL
         ended = forks.wait(waiting)
     finally:
-        os.kill(worker, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # on Linux it ends with its parent
+            os.kill(worker, signal.SIGKILL)
     assert ended.code == 0, ended
     assert differences(run, reference.outcome) == []
 

@@ -38,6 +38,7 @@ def pauses(prefix: str, *places: str) -> None:
     from dist_sketch.training.run import Run
 
     hooks.pauses(prefix, *places)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # in case `nohup` started the tests
     whole_loop = loop.loop
 
     def told(run: Run) -> int:
@@ -229,11 +230,12 @@ class Case(NamedTuple):
     workers: int = 0
 
 
-TERM, USR2, INT = signal.SIGTERM, signal.SIGUSR2, signal.SIGINT
+TERM, USR2, INT, HUP = signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP
 CASES = {
     "in training": Case(4, 1, ("training.loop:train_batch:4",), (TERM,)),
     # Rank 0 gets the signal after it has begun step 7.
     "in training, to the first": Case(8, 1, ("training.loop:train_batch:7",), (USR2,), to=0),
+    "in training, the terminal hangs up": Case(4, 1, ("training.loop:train_batch:4",), (HUP,), to=None, workers=1),
     "in validation": Case(4, 1, ("training.validation:Validation.scores:1",), (USR2,)),
     "while samples are drawn": Case(7, 0, ("training.validation:Validation.picture:1",), (USR2,)),
     "while it saves": Case(6, 0, ("model.checkpoint:_write:1",), (TERM,)),

@@ -104,3 +104,13 @@ def test_features_up_to_64_are_the_same(shards: Path) -> None:
     assert few.keys() == {64}
     assert torch.equal(few[64], all_of_them[64])
     assert inception.features(net, images[:0], most=192).keys() == {64, 192}
+
+
+def test_training_pairs_are_not_scored_as_validation(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = Shards(shards, "train")
+    Validation(training, 3, Ranks())
+    assert capsys.readouterr().out == ""
+    training.paired.pop("val")
+    validation = Validation(training, 3, Ranks())
+    assert capsys.readouterr().out.startswith(f"warning: {shards} has no validation pairs: pairs that the run trains")
+    assert validation.scores(generator(), 2).keys() == {"seen/ssim", "seen/l1"}

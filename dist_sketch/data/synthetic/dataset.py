@@ -4,6 +4,7 @@ The steps: `person` -> `portrait` (layers) -> `render_line`, `render_sketch`.
 """
 
 import io
+import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -157,7 +158,8 @@ def write(
     The bytes do not depend on the number of `workers` (processes; None: one for each CPU).
 
     Raises:
-        UserError: a value is out of range; ROOT is a file, cannot be written, or holds files of another call.
+        UserError: a value is out of range; ROOT is a file, cannot be written, or holds anything that this call would
+            not write.
     """
     for name, value, low in (("count", count, 1), ("val", val, 0), ("seed", seed, 0), ("workers", workers, 1)):
         if value is not None and value < low:
@@ -174,15 +176,30 @@ def write(
     if others:
         what = f"already holds {len(others)} files that this call would not write, such as {others[0]}"
         raise UserError(f"{root}: {what}; name another folder, or delete this one first")
+    there = [(n, pair) for n, pair in jobs if any(os.path.lexists(folder / f"{n}.jpg") for folder in pair)]
+    missing = [job for job in jobs if job not in there]
+    # Only the names are known of what is there. It comes first, so that nothing is written beside somebody's pictures.
+    draw_pair = partial(_write_pair, seed=seed, size=size)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        done = pool.map(partial(_write_pair, seed=seed, size=size), jobs, chunksize=4)
+        done = (one for part in (there, missing) for one in pool.map(draw_pair, part, chunksize=4))
         for _ in track(done, f"drawing {len(jobs)} pairs", total=len(jobs)):
             pass
 
 
 def _write_pair(job: tuple[int, list[Path]], *, seed: int, size: int) -> None:
+    """Writes a pair, or completes it; an existing picture must be the same that would be written."""
     number, folders = job
+    pictures = {}
     for folder, image in zip(folders, draw(seed, number, size), strict=True):
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "JPEG", quality=95)
-        write_atomic(folder / f"{number}.jpg", buffer.getvalue())
+        pictures[folder / f"{number}.jpg"] = buffer.getvalue()
+    there = [path for path in pictures if os.path.lexists(path)]
+    for path in there:
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != pictures[path]:
+            raise UserError(
+                f"{path}: is another picture than this call would write (of another seed or size, or not of synth); "
+                "name another folder, or remove it first"
+            )
+    for path in pictures.keys() - there:
+        write_atomic(path, pictures[path])

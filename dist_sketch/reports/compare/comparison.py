@@ -7,13 +7,16 @@ from typing import Any
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_atomic
+from dist_sketch.core.words import plain
 from dist_sketch.reports.compare import plot, tables
 from dist_sketch.reports.compare.results import Result, read_all
-from dist_sketch.reports.compare.scores import RULE, Group, comparable, groups
+from dist_sketch.reports.compare.scores import RULE, Group, comparable, differences, groups
 from dist_sketch.reports.compare.tables import Cell
 from dist_sketch.reports.page import OPTIMISTIC, VARIANT_FOLDERS, conjoin, embed, find_picture, render
 
 MAX_FACES = 6
+MAX_CURVES = 60  # runs whose curves are drawn; more of them cannot be told apart
+MAX_COLUMNS = 24  # settings whose faces are shown
 MAX_SAMPLES = 12  # pictures of training runs without outputs
 
 
@@ -47,6 +50,7 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
     seed_groups = groups(results)
     runs = _runs(results, seed_groups)
     summaries = [tables.summarize(run.name, run.result) for run in runs]
+    drawn = runs[:MAX_CURVES]
     files = tables.csv_files(results, seed_groups, summaries)
     others = [f"{len(seed_groups) - 4} more"] * (len(seed_groups) > 4)
     said = verdicts(results, seed_groups)
@@ -61,10 +65,11 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
         "sections": sections,
         "config": config,
         "score_sections": tables.score_sections(results, seed_groups),
-        "plots": [plot.draw(runs, width) for width in (10.0, 5.0)],
-        "runs": [run for run in runs if run.result.records],
+        "plots": [plot.draw(drawn, width) for width in (10.0, 5.0)],
+        "runs": [run for run in drawn if run.result.records],
+        "curves_left_out": len(runs) - len(drawn),
         "look": plot.look,
-        "unlocked": [run.name for run in runs if run.result.records and not plot.strips([run])],
+        "unlocked": [run.name for run in drawn if run.result.records and not plot.strips([run])],
         "faces": faces(seed_groups),
         "find_picture": find_picture,
         "folders": VARIANT_FOLDERS,
@@ -78,12 +83,13 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
         write_atomic(page.with_name(f"{page.stem}-{name}.csv"), text)
     write_atomic(page.with_suffix(".md"), render("compare.md.j2", **content))
     write_atomic(page, html)
-    return [sentence for _, sentence in said]
+    return [plain(sentence) for _, sentence in said]
 
 
 def verdicts(results: list[Result], seed_groups: list[Group]) -> list[tuple[str, str]]:
     """(mood, sentence): each group against the first; then results without scores, unfinished ones and the like."""
-    said = [tables.verdict(group, seed_groups[0]) for group in seed_groups[1:]]
+    effects = differences(seed_groups)
+    said = [tables.verdict(group, seed_groups[0], effects) for group in seed_groups[1:]]
     said = said or [("note", "There is only one setting, so there is nothing to compare it with.")]
     reasons = " ".join(sentence for _, sentence in said)
     for r in results:
@@ -109,8 +115,10 @@ def _runs(results: list[Result], seed_groups: list[Group]) -> list[plot.RunCurve
 
 def faces(seed_groups: list[Group]) -> dict[str, Any]:
     """The same faces drawn by the first seed of each group: evenly spread, chosen without looking at the scores."""
-    drawn = [(g.label, g.results[0]) for g in seed_groups if g.results[0].kind == "output"]
-    common = [n for n in drawn[0][1].names if all(n in r.names for _, r in drawn)] if drawn else []
+    outputs = [(g.label, g.results[0]) for g in seed_groups if g.results[0].kind == "output"]
+    drawn = outputs[:MAX_COLUMNS]
+    others = [set(r.names) for _, r in drawn]
+    common = [n for n in drawn[0][1].names if all(n in names for names in others)] if drawn else []
     if any("other pictures" in reason for _, r in drawn for reason in comparable(r, drawn[0][1])):
         common = []
     chosen = [common[i * len(common) // MAX_FACES] for i in range(MAX_FACES)] if len(common) > MAX_FACES else common
@@ -122,15 +130,17 @@ def faces(seed_groups: list[Group]) -> dict[str, Any]:
         return next((uri for _, r in drawn if (uri := find_picture(r.path / folder, name, px, False))), "")
 
     rows = [{"name": name, "line": shared("line", name), "real": shared("real", name)} for name in chosen]
-    return {"rows": rows, "drawn": drawn, "scored": scored, "px": px}
+    return {"rows": rows, "drawn": drawn, "scored": scored, "px": px, "left_out": len(outputs) - len(drawn)}
 
 
 def samples(seed_groups: list[Group]) -> list[tuple[str, str]]:
     """(label, picture) of the last samples of the first seed of each group of training runs."""
-    shown = []
+    shown: list[tuple[str, str]] = []
     for group in seed_groups:
+        if len(shown) == MAX_SAMPLES:
+            break
         first = group.results[0]
         pictures = sorted(first.run.glob("samples/step-*.png")) if first.kind == "run" else []
         if pictures:
             shown.append((f"{group.label}, step {int(pictures[-1].stem[5:]):,}", embed(pictures[-1], 1024)))
-    return shown[:MAX_SAMPLES]
+    return shown

@@ -18,7 +18,7 @@ PANELS = (  # (title, kind of record, key)
     ("FID-64 on the validation split", "val", "val/fid_64"),
 )
 HUES = sum(name.startswith("c") for name in SVG_COLOURS)
-MAX_STRIPS = 36  # with more, only the first run of each group has strips
+MAX_STRIPS = 36  # with more, only the first run of each group has strips, as far as there is room
 PARTS, LEVELS = 200, 5  # of a strip: parts along the run, shades
 STRIP_IN, LABEL_IN = 0.11, 0.2  # heights of a strip and of the text above it
 
@@ -53,7 +53,7 @@ def strips(runs: list[RunCurve]) -> list[Strip]:
     found = [s for run in runs for s in _strips(run)]
     if len(found) > MAX_STRIPS:
         first = {run.group: run for run in reversed(runs)}
-        found = [s for run in runs if first[run.group] is run for s in _strips(run)]
+        found = [s for run in runs if first[run.group] is run for s in _strips(run)][:MAX_STRIPS]
     return found
 
 

@@ -1,5 +1,6 @@
 """Reads what is compared: folders of training runs, and output folders of `infer`."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any, Literal
 
 from dist_sketch.core.config import FREE, REMOVED, Config, to_dict
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import flat, read_json
+from dist_sketch.core.fileio import flat
+from dist_sketch.core.saved import read_finished_infer, read_scores, read_settings, read_status
 from dist_sketch.tracking.tracker import read_metrics
 
 
@@ -77,11 +79,7 @@ def read(path: Path) -> Result:
 
 
 def _read_output(path: Path) -> Result:
-    infer = read_json(path / "infer.json")
-    if not isinstance(infer, dict) or not isinstance(infer.get("names"), list):
-        raise UserError(f"{path}: the inference there is not finished (infer.json); run `dist-sketch infer` again")
-    if not isinstance(infer.get("config"), dict) or not isinstance(infer.get("run"), str):
-        raise UserError(f"{path / 'infer.json'}: is damaged (no run, or no config); run `dist-sketch infer` again")
+    infer = read_finished_infer(path, "run", "config")
     run, config = Path(infer["run"]), _with_defaults(infer["config"])
     history: dict[str, Any] = {"no_curves": "has no curves, because the folder of its run is gone"}
     if (run / "config.json").is_file():
@@ -93,23 +91,21 @@ def _read_output(path: Path) -> Result:
         name=path.resolve().name,
         kind="output",
         run=run.resolve(),
-        scores=_scores(path / "metrics.json"),
+        scores=read_scores(path),
         infer={k: v for k, v in infer.items() if k not in ("config", "names")},
-        names=[str(n) for n in infer["names"]],
+        names=infer["names"],
         **history | {"config": config},
     )
 
 
 def _history(run: Path) -> dict[str, Any]:
     """The fields of a Result that come from the folder of its run."""
-    saved = read_json(run / "config.json")
-    if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):
-        raise UserError(f"{run / 'config.json'}: is not the configuration of a run")
+    saved = read_settings(run)
     return {
         "config": _with_defaults(saved["config"]),
         "facts": saved.get("facts") or {},
         "records": read_metrics(run),
-        "status": read_json(run / "status.json", default={}),
+        "status": read_status(run),
     }
 
 
@@ -122,33 +118,17 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return dict(flat(to_dict(Config()))) | known
 
 
-def _scores(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    scores = read_json(path)
-    try:
-        parts = [scores["raw"], scores["denoised"], *(v for v in scores["baselines"].values() if v is not None)]
-        good = isinstance(scores["n"], int) and isinstance(scores["settings"], dict)
-        good &= all(isinstance(i["name"], str) for i in scores["images"])
-        good &= all(isinstance(v, int | float | None) for part in parts for v in part.values())
-    except (KeyError, TypeError, AttributeError):
-        good = False
-    if not good:
-        raise UserError(f"{path}: is not what `dist-sketch evaluate` writes; run it on {path.parent} again")
-    return scores
-
-
 def read_all(paths: Iterable[Path]) -> list[Result]:
     """Reads each folder once and gives each result a name of its own; leaves out runs whose output is compared too."""
     found = [read(path) for path in {path.resolve(): path for path in paths}.values()]
     drawn = {r.run for r in found if r.kind == "output"}
     kept = [r for r in found if r.kind == "output" or r.run not in drawn]
     parts = [r.path.resolve().parts for r in kept]
-    for i, result in enumerate(kept):
-        depth = 1
-        while sum(p[-depth:] == parts[i][-depth:] for p in parts) > 1:
-            depth += 1
-        kept[i] = replace(result, name="/".join(parts[i][-depth:]))
+    # How many paths end alike: each name begins as late in its path as it can.
+    counts = Counter(p[-depth:] for p in parts for depth in range(1, len(p) + 1))
+    for i, (result, path) in enumerate(zip(kept, parts, strict=True)):
+        depth = next(d for d in range(1, len(path) + 1) if counts[path[-d:]] == 1)
+        kept[i] = replace(result, name="/".join(path[-depth:]))
     return kept
 
 

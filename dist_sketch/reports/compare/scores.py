@@ -1,16 +1,17 @@
 """Which scores may be compared, which results are seeds of one setting, and whether differences exceed their noise."""
 
 import json
+import math
 import os
 import re
-import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import cache
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from dist_sketch.core.config import FREE
 from dist_sketch.metrics.definitions import METRICS
@@ -18,7 +19,8 @@ from dist_sketch.reports.compare.results import Result, without
 from dist_sketch.reports.page import number
 
 CONFIDENCE = 0.95
-RULE = f"Student's t-test, two-sided, {CONFIDENCE:.0%}"
+RULE = f"Student's t-test, two-sided, {CONFIDENCE:.0%}, with Holm's correction for all tests of a table"
+T = TypeVar("T", bound=Hashable)
 
 # Settings that cannot change the result: paths, tolerances, logging, validation schedule.
 HARMLESS = (
@@ -51,6 +53,7 @@ def comparable(a: Result, b: Result) -> list[str]:
     return reasons
 
 
+@cache
 def _conditions(result: Result) -> dict[str, Any]:
     """What scores depend on besides the drawings; the most important first."""
     config, facts = result.config, result.facts
@@ -84,17 +87,28 @@ def _conditions(result: Result) -> dict[str, Any]:
 
 
 def comparable_sets(results: list[Result]) -> list[list[Result]]:
-    """Splits results into sets within which scores may be compared; results without scores are left out."""
-    sets: list[list[Result]] = []
+    """Splits results into sets within which scores may be compared; results without scores are left out.
+
+    Results are compared with what a set has in common, not with each of its members: pages have thousands.
+    """
+    found: list[list[Result]] = []
+    alike: dict[str, list[tuple[dict[str, Any], list[Result]]]] = {}  # all conditions but FID's -> FID's, members
     for result in results:
         if comparable(result, result):
             continue
-        fitting = next((s for s in sets if not any(comparable(result, other) for other in s)), None)
-        if fitting is None:
-            sets.append([result])
+        conditions = _conditions(result)
+        fid = {k: v for k, v in conditions.items() if k.startswith("FID")}
+        rest = [result.kind, {k: v for k, v in conditions.items() if k not in fid}]
+        sets = alike.setdefault(json.dumps(rest, sort_keys=True, default=str), [])
+        for known, members in sets:
+            if all(known[k] is None or v is None or known[k] == v for k, v in fid.items()):
+                known |= {k: v for k, v in fid.items() if v is not None}
+                members.append(result)
+                break
         else:
-            fitting.append(result)
-    return sets
+            sets.append((fid, [result]))
+            found.append(sets[-1][1])
+    return found
 
 
 class Group(NamedTuple):
@@ -113,11 +127,12 @@ def groups(results: list[Result]) -> list[Group]:
         members.setdefault((identity, repeats[identity, result.seed]), []).append(result)
         repeats[identity, result.seed] += 1
     found: list[Group] = []
+    names, labels = {r.name for r in results}, set[str]()
     for group in members.values():
-        label = _common_name([r.name for r in group])
-        taken = {*(g.label for g in found), *(r.name for r in results if r not in group)}
-        if not label or label in taken:
+        label, own = _common_name([r.name for r in group]), {r.name for r in group}
+        if not label or label in labels or (label in names and label not in own):
             label = f"{group[0].name} and {len(group) - 1} more"
+        labels.add(label)
         found.append(Group(label, group))
     return found
 
@@ -185,6 +200,8 @@ class Effect(NamedTuple):
     mean: float
     margin: float | None  # half width of the confidence interval; None for one seed each, whose noise is unknown
     error: float | None  # standard error
+    freedom: int = 0  # degrees of freedom
+    rounding: float = 0.0  # the means of equal values may differ by this
 
     @property
     def sign(self) -> int:
@@ -197,32 +214,71 @@ class Effect(NamedTuple):
             return "unknown"
         return "noise" if not self.sign else "better" if self.sign == good else "worse"
 
+    @property
+    def chance(self) -> float:
+        """How probable so large an effect, or a larger one, is by chance alone (p)."""
+        if not self.error:
+            return float(abs(self.mean) <= self.rounding)
+        return 2 * float(special.stdtr(self.freedom, -abs(self.mean) / self.error))
+
+    def at(self, confidence: float) -> "Effect":
+        """The same effect with the margin of this confidence."""
+        if self.error is None:
+            return self
+        return self._replace(margin=self.error * t_quantile(self.freedom, confidence) + self.rounding)
+
 
 def t_test(values: Sequence[float], others: Sequence[float] | None = None) -> Effect:
     """Student's t-test, two-sided, at CONFIDENCE: the mean of `values` against 0, or against the mean of `others`.
 
     Both samples are taken to have the same variance, so one of them may be a single value.
     """
+    samples = [values, others] if others else [values]
     mean = fmean(values) - (fmean(others) if others else 0.0)
-    if len(values) == len(others or values) == 1:
+    freedom = sum(len(sample) - 1 for sample in samples)
+    if not freedom:
         return Effect(mean, None, None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of SciPy, if all values are equal
-        test = stats.ttest_ind(values, others) if others else stats.ttest_1samp(values, 0.0)
-        low, high = test.confidence_interval(CONFIDENCE)
-    margin = float(high - low) / 2
-    rounding = 1e-12 * max(map(abs, (*values, *(others or ()))))  # the means of equal values may differ by this
-    return Effect(mean, margin + rounding, margin / t_quantile(test.df))
+    variance = sum(float(np.var(sample)) * len(sample) for sample in samples) / freedom
+    error = math.sqrt(variance * sum(1 / len(sample) for sample in samples))
+    rounding = 1e-12 * max(map(abs, (*values, *(others or ()))))
+    return Effect(mean, None, error, freedom, rounding).at(CONFIDENCE)
 
 
-def t_quantile(freedom: float) -> float:
+@cache
+def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     """How many standard errors an effect must exceed, at these degrees of freedom."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
 
 
-def difference(group: Group, other: Group, variant: str, metric: str) -> Effect | None:
-    """How far `group` is above `other`; None if one of them has no such score, or they must not be compared."""
-    if any(comparable(a, b) for a in group.results for b in other.results):
-        return None
-    mine, others = seed_scores(group, variant, metric), seed_scores(other, variant, metric)
-    return t_test(mine, others) if mine and others else None
+def holm(effects: dict[T, Effect]) -> dict[T, Effect]:
+    """The effects with margins by Holm's step-down correction: chance alone shall move hardly any page.
+
+    A page makes dozens of tests. Without correction chance alone makes at least one of eight differ in 34 % of the
+    pages of 2 against 2 seeds; with it in 5 % (simulated in the tests).
+    """
+    tested = sorted((k for k, e in effects.items() if e.margin is not None), key=lambda k: effects[k].chance)
+    found, left, failed = dict(effects), len(tested), False
+    for key in tested:
+        found[key] = effects[key].at(1 - (1 - CONFIDENCE) / left)
+        failed = failed or not found[key].sign
+        left -= not failed  # once one is noise, all that follow are judged at its level, and are noise, too
+    return found
+
+
+def differences(groups: list[Group]) -> dict[tuple[str, str, str], Effect]:
+    """How far each group is above the first one: (group's label, variant, metric) -> effect, corrected for the page.
+
+    Missing where one of the two has no such score, or they must not be compared.
+    """
+    found: dict[tuple[str, str, str], Effect] = {}
+    for group in groups[1:]:
+        both = [*groups[0].results, *group.results]
+        # All members of a group have the same conditions.
+        if comparable(group.results[0], groups[0].results[0]) or any(comparable(r, r) for r in both):
+            continue
+        for variant in ("denoised", "raw") if group.results[0].scores else ("val",):
+            for m in METRICS:
+                mine, others = (seed_scores(g, variant, m.key) for g in (group, groups[0]))
+                if mine and others:
+                    found[group.label, variant, m.key] = t_test(mine, others)
+    return holm(found)

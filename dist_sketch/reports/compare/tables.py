@@ -10,13 +10,15 @@ import numpy as np
 
 from dist_sketch.core.config import Config, items
 from dist_sketch.core.fileio import flat
+from dist_sketch.core.words import csv_cell
 from dist_sketch.metrics.definitions import BASELINES, METRICS, Metric
 from dist_sketch.reports.compare.results import Result
 from dist_sketch.reports.compare.scores import (
+    Effect,
     Group,
     comparable,
     comparable_sets,
-    difference,
+    differences,
     mean_sd,
     score,
     seed_scores,
@@ -54,7 +56,8 @@ def score_sections(results: list[Result], groups: list[Group]) -> list[tuple[Res
     """The first result and the tables of each set of results whose scores may be compared."""
     sections = []
     for members in comparable_sets(results):
-        part = [g for g in groups if g.results[0] in members]
+        inside = set(members)
+        part = [g for g in groups if g.results[0] in inside]
         first = members[0]
         variants = VARIANTS if first.scores else ("val",)
         tables = [score_table(part, variant) for variant in (VARIANTS if first.scores else ("val", "best"))]
@@ -80,9 +83,10 @@ def score_table(groups: list[Group], variant: str) -> PageTable:
     """Mean scores of comparable groups, and the baselines."""
     metrics = _scored_metrics([variant], [r for g in groups for r in g.results])
     rows: list[list[str | Cell]] = []
+    means = {m: [mean_sd(v)[0] for g in groups if (v := seed_scores(g, variant, m.key))] for m in metrics}
     for group in groups:
         name = Cell(group.label, hint=conjoin([r.name for r in group.results]))
-        rows.append([name, str(len(group.results)), *(_score_cell(group, groups, variant, m) for m in metrics)])
+        rows.append([name, str(len(group.results)), *(_score_cell(group, means[m], variant, m) for m in metrics)])
     baselines = []
     for base, label in BASELINES.items():
         values = [score(groups[0].results[0], base, m.key) for m in metrics]
@@ -93,14 +97,15 @@ def score_table(groups: list[Group], variant: str) -> PageTable:
     return PageTable(TITLES[variant], ["", "seeds", *_headings(metrics)], rows, baselines, notes)
 
 
-def _score_cell(group: Group, groups: list[Group], variant: str, m: Metric) -> Cell:
+def _score_cell(group: Group, means: list[float], variant: str, m: Metric) -> Cell:
+    """A mean score, marked if it is the best of the `means` of all groups."""
     values = seed_scores(group, variant, m.key)
     if not values:
         return Cell("–")
     mean, sd = mean_sd(values)
-    means = [mean_sd(scores)[0] for g in groups if (scores := seed_scores(g, variant, m.key))]
-    all_equal = number(max(means), m.digits) == number(min(means), m.digits)  # as printed
-    best = mean * m.sign == max(x * m.sign for x in means) and not all_equal
+    highest, lowest = max(means), min(means)
+    all_equal = number(highest, m.digits) == number(lowest, m.digits)  # as printed
+    best = mean == (highest if m.sign > 0 else lowest) and not all_equal
     bases = {label: score(group.results[0], base, m.key) for base, label in BASELINES.items() if base != "reference"}
     beaten_by = [label for label, base in bases.items() if base is not None and (mean - base) * m.sign <= 0]
     return Cell(
@@ -126,19 +131,18 @@ def difference_table(title: str, groups: list[Group], variants: Sequence[str]) -
     """How far each group is above the first one."""
     metrics = _scored_metrics(variants, [r for g in groups for r in g.results])
     rows: list[list[str | Cell]] = []
-    kinds = set()
+    effects, kinds = differences(groups), set()
     for group in groups[1:]:
         for variant in variants:
-            differences = [_difference_cell(group, groups[0], variant, m) for m in metrics]
-            kinds |= {cell.kind for cell in differences}
-            rows.append([group.label, VARIANT_LABELS.get(variant, variant), *differences])
+            cells = [_difference_cell(effects.get((group.label, variant, m.key)), m) for m in metrics]
+            kinds |= {cell.kind for cell in cells}
+            rows.append([group.label, VARIANT_LABELS.get(variant, variant), *cells])
     notes = ["Noise: the spread of the seeds alone explains such a difference."] * ("noise" in kinds)
     notes += ["One seed: a difference between one seed each may be mere noise."] * ("unknown" in kinds)
     return PageTable(title, ["", "", *_headings(metrics)], rows, notes=notes)
 
 
-def _difference_cell(group: Group, other: Group, variant: str, m: Metric) -> Cell:
-    effect = difference(group, other, variant, m.key)
+def _difference_cell(effect: Effect | None, m: Metric) -> Cell:
     if effect is None:
         return Cell("–")
     mood = effect.mood(m.sign)
@@ -146,8 +150,11 @@ def _difference_cell(group: Group, other: Group, variant: str, m: Metric) -> Cel
     return Cell(number(effect.mean, m.digits, "+"), mood, hint, "one seed" if mood == "unknown" else mood)
 
 
-def verdict(group: Group, other: Group) -> tuple[str, str]:
+def verdict(group: Group, other: Group, effects: dict[tuple[str, str, str], Effect]) -> tuple[str, str]:
     """What the scores say about two groups.
+
+    Args:
+        effects: the result of `differences` for all groups of the page.
 
     Returns:
         (mood, sentence): "good" or "bad" if all differences beyond noise are better, or worse; "warn" if no verdict is
@@ -156,7 +163,7 @@ def verdict(group: Group, other: Group) -> tuple[str, str]:
     variant = "denoised" if group.results[0].scores else "val"
     found: dict[str, list[str]] = {"better": [], "worse": [], "noise": [], "unknown": [], "equal": []}
     for m in _scored_metrics([variant], [*group.results, *other.results]):
-        if (effect := difference(group, other, variant, m.key)) is not None:
+        if (effect := effects.get((group.label, variant, m.key))) is not None:
             kind = effect.mood(m.sign)
             shows = kind == "noise" or round(effect.mean, m.digits) != 0
             label = m.label if kind == "noise" else f"{m.label} ({number(effect.mean, m.digits, '+')})"
@@ -267,7 +274,7 @@ def csv_files(results: list[Result], groups: list[Group], runs: list[dict[str, A
 def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table as CSV; None is an empty field."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([columns, *rows])
+    csv.writer(buffer, lineterminator="\n").writerows([[csv_cell(v) for v in row] for row in (columns, *rows)])
     return buffer.getvalue()
 
 
