@@ -33,6 +33,7 @@ def as_before() -> Iterator[None]:
 
 
 def defaults() -> None:
+    torch.backends.cudnn.deterministic = False
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
