@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -70,6 +71,16 @@ def shards(pairs: Path) -> Path:
     out = pairs.parent / "shards"
     pack.pack(recipe.load(str(pairs)), out, size=64, shard_count=5, workers=1)
     return out
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Any]:
+    """The `Ranks` of one process, on the CPU even if there is a GPU."""
+    from dist_sketch.core.ranks import Ranks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        yield Ranks(expect_world_size=1)
 
 
 @pytest.fixture(scope="session")

@@ -89,13 +89,14 @@ def asked_of_accelerate() -> int | None:
     """
     if os.environ.get("WORLD_SIZE") or "ACCELERATE_USE_CPU" not in os.environ:
         return None
-    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-    from accelerate.commands.launch import launch_command_parser
-
     for words in _ancestors():
         begin = _after_launch(words)
         if begin is None:
             continue
+        # Only here: they take a second to import, and mostly there is no launcher.
+        from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+        from accelerate.commands.launch import launch_command_parser
+
         try:
             told = launch_command_parser().parse_args(words[begin:])
             count = told.num_processes

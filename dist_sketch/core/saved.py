@@ -135,6 +135,7 @@ class Infer(TypedDict, total=False):
     state: str
     parts: Annotated[int, Rule("from 1 to 1,000,000", lambda v: 1 <= v <= 10**6)]
     left_out: list[str]
+    before: list[Name]  # pictures that were there when an inference began that is not finished
     passed_over: dict[str, dict[str, int]]
 
 

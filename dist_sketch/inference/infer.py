@@ -208,7 +208,8 @@ def _make_room(out: Path, source: Path, part: Part | None, about: dict[str, Any]
     for file in ("metrics.json", "report.html"):
         (out / file).unlink(missing_ok=True)
     # Marks the folder as ours, so that an inference that was killed can be started again.
-    fileio.write_json(out / "infer.json", about | {"state": "running"})
+    before = sorted({file.name for folder in FOLDERS for file in (out / folder).glob("*")})
+    fileio.write_json(out / "infer.json", about | {"state": "running", "before": before})
     return True
 
 
@@ -265,10 +266,11 @@ def _finish(out: Path, about: dict[str, Any], states: list[Any] | None) -> dict[
     if about["left_out"]:
         states = _closed(states or [])
     result = finish_scores(out, states, "memory") if states else None
-    names = set(about["names"])
-    for file in (file for folder in FOLDERS for file in (out / folder).glob("*")):
-        if file.is_file() and file.stem not in names:
-            file.unlink()
+    # Only those that were there before: a file that was added while it drew is not ours.
+    there, names = read_infer(out), set(about["names"])
+    earlier = {*there.get("before", []), *(name + end for name in there.get("names", []) for end in (".png", ".jpg"))}
+    for file in (out / folder / name for folder in FOLDERS for name in earlier if Path(name).stem not in names):
+        file.unlink(missing_ok=True)
     fileio.write_json(out / "infer.json", about)  # written last: its "names" mark the output as complete
     return result
 

@@ -6,7 +6,7 @@ No absolute times: ours and the baseline take turns in the same process, and mos
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -41,14 +41,6 @@ from dist_sketch.training.step import read
 CPU = torch.device("cpu")
 FAST = resolve_precision("auto", CPU) == "bf16"  # AMX or AVX-512 BF16
 SMALL = BenchOptions(quick=True).resolved()
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Ranks]:
-    """One process, on the CPU even if there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield Ranks(expect_world_size=1)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,6 @@ from torch import nn
 from dist_sketch.core import launcher
 from dist_sketch.core.errors import PeerLost, SharedError, UserError
 from dist_sketch.core.ranks import GONE, TOO_LATE, Ranks, expectations, lost_peer
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Ranks]:
-    """One process, on the CPU even if there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield Ranks(expect_world_size=1)
-
 
 # ---------------------------------------------------------------- what ranks agree on
 

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,14 +25,6 @@ from dist_sketch.data.resident import Resident, ResidentSplit
 from dist_sketch.data.shards import Shards
 
 SPLIT_MB = 13 * 2 * 3 * 64 * 64 / 1e6
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Ranks]:
-    """One process, on the CPU even if there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield Ranks(expect_world_size=1)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from dist_sketch.core import folders
 from dist_sketch.core.folders import Lock
 from dist_sketch.data import pack, recipe
 from dist_sketch.data.manifest import read_manifest
-from dist_sketch.inference.infer import _make_room
+from dist_sketch.inference.infer import _finish, _make_room
 from dist_sketch.model import checkpoint
 from dist_sketch.tracking.tracker import read_metrics
 
@@ -502,3 +502,15 @@ def test_long_names_are_drawn(tmp_path: Path, cli: Run, run: Path) -> None:
     done = cli("infer", "--run", run, "--input", lines, "--out", tmp_path / "o")
     assert done.returncode == 0, done.stderr
     assert sorted(p.stem for p in (tmp_path / "o" / "sketch").iterdir()) == sorted(names)
+
+
+def test_the_end_removes_earlier_pictures_and_nothing_else(tmp_path: Path) -> None:
+    """Such as one that somebody has put there while it drew."""
+    (tmp_path / "raw").mkdir()
+    for name in ("earlier.png", "drawn.png", "unfinished.png", "added.png"):
+        (tmp_path / "raw" / name).touch()
+    before = {"names": ["earlier"], "before": ["unfinished.png", "drawn.png"]}
+    (tmp_path / "infer.json").write_text(json.dumps(before))
+    _finish(tmp_path, {"names": ["drawn"], "left_out": []}, None)
+    assert sorted(p.name for p in (tmp_path / "raw").iterdir()) == ["added.png", "drawn.png"]
+    assert "before" not in json.loads((tmp_path / "infer.json").read_text())

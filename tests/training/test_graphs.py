@@ -4,7 +4,7 @@ Without a GPU a "recording" here is the step itself, or something that differs f
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,11 +26,9 @@ LOCK_D, LOCK_G = Decision(False, True, "D locked"), Decision(True, False, "G loc
 SEQUENCE = (BOTH, LOCK_D, BOTH, LOCK_G, LOCK_G, LOCK_D, BOTH)
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield Ranks(expect_world_size=1)
+@pytest.fixture
+def ranks(alone: Ranks) -> Ranks:
+    return alone
 
 
 def portrait(**sections: Any) -> Config:

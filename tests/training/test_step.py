@@ -3,7 +3,6 @@
 import copy
 import gc
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -155,12 +154,9 @@ def paper_twin(step: Step, config: Config) -> SimpleNamespace:
 # ---------------------------------------------------------------- helpers
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    """One process, on the CPU even if there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield Ranks(expect_world_size=1)
+@pytest.fixture
+def ranks(alone: Ranks) -> Ranks:
+    return alone
 
 
 def settings(**changes: Any) -> Config:

@@ -5,7 +5,7 @@ Each child below runs once, on all ranks; it leaves what it saw in a file, and t
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,14 +27,6 @@ LOCK_G = Decision(True, False, "G locked")
 # updates 1e-16 has become 1e-10.
 MIXED = (BOTH, LOCK_G, LOCK_D, LOCK_G) * 5
 BATCH = 4
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Ranks]:
-    """One process, on the CPU even if there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield Ranks(expect_world_size=1)
 
 
 def settings(
