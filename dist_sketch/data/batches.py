@@ -22,6 +22,9 @@ class Batches(Protocol):
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on."""
 
+    def close(self) -> None:
+        """Ends the processes that read the data."""
+
 
 def training_batches(
     shards: Shards, data: DataConfig, ranks: Ranks, seed: int, waiting: Callable[[float], None] = lambda _: None
@@ -61,6 +64,10 @@ class Copied:
         """
         for batch in self._loader.epoch(epoch, first_step):
             yield batch.to(self._device) if self._copies is None else self._copied_beside(batch, self._copies)
+
+    def close(self) -> None:
+        """Ends the processes that read the data."""
+        self._loader.close()
 
     def _copied_beside(self, batch: Batch, copies: torch.cuda.Stream) -> Batch:
         with torch.cuda.stream(copies):

@@ -218,15 +218,6 @@ def _fill(slot: int, places: list[Place]) -> tuple[int, list[bool], list[str], l
     return slot, batch.good.tolist(), batch.keys, batch.bad
 
 
-def kill_workers() -> None:
-    """Ends the workers, although they ignore the signal by which multiprocessing ends its children.
-
-    A process waits at its end for what its workers still do; on a disk that hangs that would take for ever.
-    """
-    for process in multiprocessing.active_children():
-        process.kill()
-
-
 class Loader:
     """The training split as batches of this rank. Do not hand it to `Accelerator.prepare`: it is already split.
 
@@ -271,11 +262,23 @@ class Loader:
             for batch in self._from_workers() if self._data.workers and not self._pairs.at_hand() else self._here():
                 yield batch.pin_memory() if self._pin else batch
         except BrokenProcessPool as e:
-            kill_workers()
+            self.close()
             raise UserError(
                 "a process that reads the data was killed, mostly because memory is short: use fewer --data.workers or "
                 "a smaller --data.batch-size, then start the same command again"
             ) from e
+
+    def close(self) -> None:
+        """Kills the workers, because a process waits at its end for what they still do: for ever if a disk hangs.
+
+        Then waits for the pool's thread. It notices that they are gone, and must not do so while this process ends.
+        """
+        for process in multiprocessing.active_children():
+            process.kill()
+        if "_workers" in vars(self):
+            pool, _ = vars(self).pop("_workers")
+            pool.shutdown()
+            self._asked.clear()
 
     def _here(self) -> Iterator[Batch]:
         return (self._pairs.batch(places) for places in self._sampler)
@@ -321,7 +324,7 @@ class Loader:
             waited_s = time.monotonic() - began
             self._waiting(waited_s)
             if waited_s > self._data.stall_timeout_s:
-                kill_workers()
+                self.close()
                 raise UserError(
                     f"{self._shards.folder}: no batch for {self._data.stall_timeout_s:g} s; does the disk answer? "
                     "Start again when it does, or raise --data.stall-timeout-s"

@@ -116,6 +116,9 @@ class Resident:
             keys = [str(self._keys[i]) for i in own if i not in self._bad]
             yield Batch(line, sketch, good.bool(), keys, [self._bad[i] for i in own if i in self._bad])
 
+    def close(self) -> None:
+        """Does nothing, as no process reads."""
+
     def _plan(self, epoch: int, steps: list[list[int]]) -> Tensor:
         """For each step and slot the pair, its lines in the tables of rows and columns, and whether it is no stand-in.
 

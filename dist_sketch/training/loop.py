@@ -8,7 +8,7 @@ from dist_sketch.core import folders
 from dist_sketch.core.config import Config, validate
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.signals import StopRequest
-from dist_sketch.data.loader import Batch, kill_workers
+from dist_sketch.data.loader import Batch
 from dist_sketch.data.pixels import to_float
 from dist_sketch.tracking import wandb_run
 from dist_sketch.training import setup
@@ -68,7 +68,7 @@ def train(
             run.failed(e)
             raise
         finally:
-            kill_workers()
+            run.loader.close()
         run.stop.ignore()  # everything is saved, and the process is about to end
         return code
 

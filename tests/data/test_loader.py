@@ -1,10 +1,12 @@
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -477,6 +479,18 @@ def test_a_full_dev_shm_is_named(shards: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_closing_leaves_nothing_that_the_end_of_the_process_waits_for(shards: Path) -> None:
+    """A thread of the pool that still notices the workers' end may close what the interpreter's end writes to."""
+    train = Loader(Shards(shards, "train"), replace(DATA, workers=2), seed=3, rank=0, world_size=1)
+    for _ in range(2):  # a closed loader can be used again
+        threads = set(threading.enumerate())
+        next(train.epoch(0))
+        assert set(threading.enumerate()) > threads
+        train.close()
+        assert set(threading.enumerate()) == threads
+        assert not multiprocessing.active_children()
+
+
 def test_who_waits_is_asked_whether_to_go_on(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "POLL_S", 0.01)
     monkeypatch.setattr(Shards, "read", lambda *_: time.sleep(3600))
@@ -493,6 +507,6 @@ def test_who_waits_is_asked_whether_to_go_on(shards: Path, monkeypatch: pytest.M
         with pytest.raises(loader.NoBatch):
             next(train.epoch(0))
     finally:
-        loader.kill_workers()
+        train.close()
     assert waited == sorted(waited)
     assert len(waited) == 3

@@ -297,6 +297,7 @@ def _answer(caller: socket.socket, codes: dict[int, int | None]) -> None:
     else:
         answer = os.fork()
         if not answer:
+            caller.detach()  # its descriptor is closed with all others
             _become(request, descriptors)
         codes[answer] = None
         with suppress(OSError):  # the process does the same: nobody knows who is first
@@ -332,7 +333,10 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for the threads, as the end of an interpreter does
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for the threads, as the end of an interpreter does
+    except BaseException:  # which goes on, too
+        traceback.print_exc()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
