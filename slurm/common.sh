@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034,SC2206  # not every script uses every command; `wrap` may hold several options
+# shellcheck shell=bash disable=SC2034  # not every script uses every command
 # Shared by the sbatch scripts. Each lists its settings with their defaults, then sources this file, which reads the
 # settings from the arguments, prepares the environment, and defines the commands that start processes on the nodes.
 
@@ -18,8 +18,8 @@ done
 
 if [ -n "$modules" ]; then
   set +u   # the site's functions may use unset variables
-  # shellcheck disable=SC2086  # several names
-  module load $modules || die "modules=$modules cannot be loaded"
+  read -rd "" -a names <<< "$modules"
+  module load "${names[@]}" || die "modules=$modules cannot be loaded"
   set -u
 fi
 [ -z "$venv" ] || export PATH=$venv/bin:$PATH
@@ -30,11 +30,12 @@ export WANDB_MODE=${WANDB_MODE:-offline}   # nodes often have no network; `dist-
 
 # ---------------------------------------------------------------- commands
 
+read -rd "" -a wrapping <<< "${wrap:-}"   # several options; unlike $wrap without quotes, * and ? stay what they are
 # srun does not take over the job's --cpus-per-task by itself.
 cpus=--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}
-one_task=(srun --export=ALL --nodes=1 --ntasks=1 "$cpus" ${wrap:-})
+one_task=(srun --export=ALL --nodes=1 --ntasks=1 "$cpus" "${wrapping[@]}")
 each_node=(srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1
-  "$cpus" --kill-on-bad-exit=1 --wait=60 ${wrap:-})
+  "$cpus" --kill-on-bad-exit=1 --wait=60 "${wrapping[@]}")
 # USR2 warns a training. Until `dist-sketch node` handles the signal, it would end the task.
 # shellcheck disable=SC2016  # "$@" is for the inner shell
 ignore_usr2=(bash -c 'trap "" USR2; exec "$@"' node)

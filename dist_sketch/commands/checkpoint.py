@@ -1,10 +1,14 @@
 """`dist-sketch checkpoint list|verify|export`."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.saved import read_infer
 
 Run = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
 
@@ -54,19 +58,32 @@ class ExportCommand:
     scores: Path | None = None
     """Output folder of an `infer` with these weights; its scores are written into the model card (README.md)."""
     compact: bool = False
-    """Store the weights in 8 bits, a quarter of the size. For --scores then: export, run `infer` with the export, and
-    export that folder again onto itself with --scores."""
+    """Store the weights in 8 bits, a quarter of the size. They draw a little differently, so --scores must come from an
+    `infer` with such an export: export without --scores, run `infer --run` with it, and export it again onto itself."""
 
     def run(self) -> int:
         from dist_sketch.model import pretrained
         from dist_sketch.reports.model_card import card
 
         def make_card(model: pretrained.SketchGenerator, weights_sha256: str) -> str:
+            if self.compact and self.scores and read_infer(self.scores).get("weights_sha256", "") != weights_sha256:
+                raise UserError(self._how_to_score())
             return card(model, self.folder.resolve().name, weights_sha256, self.scores)
 
         model = pretrained.export(pretrained.located(self.folder), self.out, self.step, make_card, self.compact)
         print(f"{self.out}: the generator of step {model.step}, for {model.size} px")
         return 0
+
+    def _how_to_score(self) -> str:
+        """Weights in 8 bits exist only when they are exported, so it takes three commands."""
+        export = "dist-sketch checkpoint export --compact"
+        step = "" if self.step is None else f" --step {self.step}"
+        run, out = (shlex.quote(str(folder)) for folder in (self.folder, self.out))
+        return (
+            f"--scores {self.scores}: was drawn with other weights than these in 8 bits, which draw a little "
+            f"differently; type `{export} {run}{step} --out {out}`, then `dist-sketch infer --run {out} --input SHARDS "
+            f"--out OUT`, then `{export} {out} --out {out} --scores OUT`"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from dist_sketch.core.config import TrackConfig
+from dist_sketch.core.words import plain
 from dist_sketch.tracking.wandb_run import is_off
 
 
@@ -84,7 +85,7 @@ class PackCommand:
             workers=self.workers,
         )
         for problem in manifest["skipped"]:
-            print(f"left out: {problem['file']}: {problem['why']}")
+            print(plain(f"left out: {problem['file']}: {problem['why']}"))
         for split, part in manifest["splits"].items():
             print(f"{self.out}: {split}: {part['count']} samples in {len(part['shards'])} shard(s)")
         if not is_off(self.track):

@@ -65,12 +65,14 @@ class EvaluateCommand:
     """Output folder of `dist-sketch infer`."""
     fid_weights: Path | None = None
     """File of FID's Inception weights; default: the file that `dist-sketch weights` finds."""
+    rank_timeout_s: float = InferOptions.rank_timeout_s
+    """How long a rank waits for the others before it gives up."""
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def run(self) -> int:
         from dist_sketch.inference.scoring import evaluate
 
-        return finish(self.out, evaluate(self.out, self.fid_weights), self.track, again=True)
+        return finish(self.out, evaluate(self.out, self.fid_weights, self.rank_timeout_s), self.track, again=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ class TrainConfig:
     """Steps between two readings of the losses, and decisions, by the host; 0: 1 on CPUs, 16 on GPUs."""
     accumulate: int = 1
     """Split each rank's share of a batch into so many micro-batches, to save memory. BatchNorm's statistics are then
-    those of a micro-batch."""
+    those of a micro-batch, so with norm = 'batch' this may not change when a run is continued."""
     sync_batchnorm: bool = False
     """Compute BatchNorm's statistics over all ranks' pairs instead of each rank's own; GPUs only."""
     rank_timeout_s: float = 1800.0
@@ -226,13 +226,16 @@ class Config:
 # Removed settings with their old defaults, so that old runs still load.
 REMOVED = {"optim.decay_start_step": 0, "optim.decay_steps": 0, "data.jitter": False}
 
-# Settings that may change when a run is continued: paths, length, tolerances, logging.
+# Settings that may change when a run is continued: paths, length, tolerances, logging, and how the same values are
+# computed. `difference` has two exceptions.
 FREE = (
     *("data.shards", "data.workers", "data.memory_mb", "data.device_memory_mb"),
     *("data.stall_timeout_s", "data.skip_bad"),
     *("train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s"),
     *("loss.d_backward", "checkpoint.interval_steps", "checkpoint.keep", "track."),
 )
+
+LONGEST_S = 10**7  # of a time-out: 116 days. Libraries count time in numbers that hold no more than 292 years
 
 # (keys, what is allowed, test); infinity is always refused, because JSON cannot hold it
 _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
@@ -259,6 +262,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("generator.width", "a multiple of 8 from 8 to 1024", lambda v: 8 <= v <= 1024 and v % 8 == 0),
     ("generator.detail generator.noise data.workers", "at most 1024", lambda v: v <= 1024),
     ("data.batch_size train.epochs train.accumulate", "at most 1,000,000", lambda v: v <= 10**6),
+    ("data.stall_timeout_s train.rank_timeout_s track.timeout_s", f"at most {LONGEST_S:,}", lambda v: v <= LONGEST_S),
     ("optim.decay", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
     ("train.sample_count", "from 1 to 64", lambda v: 1 <= v <= 64),
@@ -309,11 +313,17 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def difference(old: Config, new: Config) -> list[str]:
-    """A line `key: old -> new` for each changed setting with which the run `old` cannot be continued."""
+    """A line `key: old -> new` for each changed setting with which the run `old` cannot be continued.
+
+    A micro-batch is a way to compute the same gradients, except with BatchNorm, whose statistics are then others.
+    """
     was, now = dict(items(old)), dict(items(new))
     lines = [f"{k}: {was[k]} -> {now[k]}" for k in now if was[k] != now[k] and not k.startswith(FREE)]
     if new.train.epochs < old.train.epochs:
         lines.append(f"train.epochs: {old.train.epochs} -> {new.train.epochs} (may only grow)")
+    if old.norm == "batch" and new.train.accumulate != old.train.accumulate:
+        change = f"train.accumulate: {old.train.accumulate} -> {new.train.accumulate}"
+        lines.append(f"{change} (BatchNorm's statistics would be those of other micro-batches)")
     return lines
 
 

@@ -126,11 +126,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_depth(value: Any, levels: int) -> None:
     if not levels:
         raise ValueError("it is nested too deep")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        if isinstance(inner, dict | list):
-            _check_depth(inner, levels - 1)
-        elif isinstance(inner, int) and abs(inner) >= 2**63:
-            raise ValueError(f"{str(inner)[:20]}... is too large a number")
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    kinds = set(map(type, inner))  # a list of a manifest has one kind, and so many values that looking at each is slow
+    if int in kinds:
+        largest = max(map(abs, inner if kinds == {int} else [v for v in inner if type(v) is int]))
+        if largest >= 2**63:
+            raise ValueError(f"{str(largest)[:20]}... is too large a number")
+    for deeper in inner if kinds & {dict, list} else ():
+        if isinstance(deeper, dict | list):
+            _check_depth(deeper, levels - 1)
 
 
 def part_of(path: Path, end: str = "") -> Path:
@@ -173,9 +177,10 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
                 os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        with suppress(OSError):  # fails on a read-only disk
-            temporary.unlink()
         raise UserError(f"{path}: cannot be written ({e.strerror})") from e
+    finally:
+        with suppress(OSError):  # it is there only after an error, or Ctrl-C
+            temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

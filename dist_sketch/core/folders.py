@@ -13,11 +13,16 @@ from typing import IO
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import PART, no_links, part_of
+from dist_sketch.core.workers import interrupts_wait
 
 LOCK, LOGS, WANDB = ".lock", "logs", "wandb"
 WAIT_S = 30.0  # for a process that is just ending
 # The names of `part_of`, and a checkpoint that is being removed
 OUR_PART = re.compile(r"\.(?:.+\.(\d{1,9})(?:\.old)?|step-\d+)" + re.escape(PART), re.DOTALL)
+FILES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf", ".svg", ".avif", ".heic"),
+    *(".tar", ".tgz", ".gz", ".zip", ".html", ".json", ".toml", ".txt", ".csv", ".md", ".pt", ".safetensors"),
+)
 OUR_LOCK = re.compile(r"process \d+(?: .*)?")
 
 
@@ -39,6 +44,16 @@ def refuse_foreign(folder: Path, what: str, *marks: str, leftovers: bool = True)
         p.name not in passed_over and not (leftovers and OUR_PART.fullmatch(p.name)) for p in folder.iterdir()
     ):
         raise UserError(f"{folder}: exists and is not {what}; choose another --out")
+
+
+def refuse_file_name(folder: Path, what: str) -> None:
+    """Refuses to make a folder whose name ends like a file's: who asks for drawn.png wants no folder.
+
+    Raises:
+        UserError: says `what` the path is, and proposes another name.
+    """
+    if folder.suffix.lower() in FILES and not folder.is_dir():
+        raise UserError(f"{folder}: {what}, not a file; choose a name such as {folder.with_suffix('')}")
 
 
 def refuse_others(folder: Path, what: str, ours: Iterable[str]) -> None:
@@ -84,23 +99,29 @@ def replaced(folder: Path, look: Callable[[], None] = lambda: None) -> Iterator[
         sync(new)
         with _one_at_a_time(folder.parent), Lock(folder) as lock:
             look()
-            had_one = folder.is_dir()
-            if had_one:
-                if (folder / LOCK).exists():
-                    lock.acquire()
-                os.replace(folder, old)
-            try:
-                os.replace(new, folder)
-            except OSError:
-                if had_one:
-                    os.replace(old, folder)
-                raise
-            for kept in (LOCK, WANDB):
-                if os.path.lexists(old / kept):
-                    os.replace(old / kept, folder / kept)
-            shutil.rmtree(old, ignore_errors=True)
+            if (folder / LOCK).exists():
+                lock.acquire()
+            with interrupts_wait():
+                _exchange(new, folder, old)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        with interrupts_wait():
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def _exchange(new: Path, folder: Path, old: Path) -> None:
+    """Puts `new` in the place of `folder`, by way of `old`."""
+    try:
+        if folder.is_dir():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except BaseException:
+        if old.is_dir() and not folder.exists():
+            os.replace(old, folder)
+        raise
+    for kept in (LOCK, WANDB):
+        if os.path.lexists(old / kept):
+            os.replace(old / kept, folder / kept)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

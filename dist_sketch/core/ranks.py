@@ -14,6 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from dist_sketch.core import launcher
+from dist_sketch.core.config import LONGEST_S
 from dist_sketch.core.errors import PeerLost, SharedError, UserError, refused_by_system
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ GONE = "another rank failed or is gone: its message says why"
 TOO_LATE = (
     "another rank has not come within the ranks' time-out: it hangs, or it still works on its part; look at the output "
     "of all ranks, then start the same command again; if the work really takes so long, raise the time-out "
-    "(train.rank_timeout_s)"
+    "(--train.rank-timeout-s, or --rank-timeout-s of infer and evaluate)"
 )
 
 
@@ -41,11 +42,14 @@ class Ranks:
         timeout_s: how long a collective operation may wait for a missing rank.
 
     Raises:
-        UserError: the processes that were launched have not found each other, or cannot; see `launcher.check`.
+        UserError: the processes that were launched have not found each other, or cannot; see `launcher.check`. Or the
+            time-out is none.
     """
 
     def __init__(self, *, expect_world_size: int | None = None, timeout_s: float = 1800.0):
         launcher.check()
+        if not 0 < timeout_s <= LONGEST_S:
+            raise SharedError(f"--rank-timeout-s {timeout_s:g}: must be above 0 and at most {LONGEST_S:,}")
         launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         # `training.step` does autocast and scaling: accelerate has one scaler for all networks, and no fp16 on CPUs.
         try:

@@ -4,6 +4,7 @@ Whoever gets a file from a reader here may trust its types and ranges, even if a
 folder, counts are finite, nothing is nested without end. Keys that a reader does not know are kept.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -11,15 +12,16 @@ from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DenoiseConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import parse_json, read_json
+from dist_sketch.core.not_drawn import not_drawn
 from dist_sketch.core.toml_dataclass import Rule, checked
 
 MOST_PX = 8192
-HEX = set("0123456789abcdef")
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def _is_name(text: str) -> bool:
-    plain = text not in ("", ".", "..") and not {"/", "\0"} & set(text)
-    return plain and len(text.encode()) <= 255
+    plain = text not in ("", ".", "..") and "/" not in text and "\0" not in text
+    return plain and (len(text) < 64 or len(text.encode()) <= 255)
 
 
 def _one_chosen(candidates: list[dict[str, Any]]) -> bool:
@@ -31,7 +33,7 @@ PathText = Annotated[str, Rule("a path", lambda v: "\0" not in v and len(v) < 40
 Count = Annotated[int, Rule("a number from 0 to 10^12", lambda v: 0 <= v <= 10**12)]
 Pixels = Annotated[int, Rule(f"from 1 to {MOST_PX}", lambda v: 1 <= v <= MOST_PX)]
 Side = Annotated[int, Rule("a multiple of 64 from 64 to 2048", lambda v: 64 <= v <= 2048 and v % 64 == 0)]
-Digest = Annotated[str, Rule("a SHA-256 in hexadecimal digits", lambda v: len(v) == 64 and not set(v) - HEX)]
+Digest = Annotated[str, Rule("a SHA-256 in hexadecimal digits", lambda v: DIGEST.fullmatch(v) is not None)]
 Number = float | None  # what was not finite was written as null
 Scores = dict[str, Number]
 
@@ -114,7 +116,14 @@ class Mode(TypedDict, total=False):
     precision: str
 
 
-class Infer(TypedDict, total=False):
+class NotDrawn(TypedDict, total=False):
+    """What an inference has not drawn: in its infer.json, and in a file beside each part until they are merged."""
+
+    left_out: list[str]
+    passed_over: dict[str, dict[str, Count]]
+
+
+class Infer(NotDrawn, total=False):
     """infer.json of an output folder; without `names` its inference is not finished."""
 
     run: PathText
@@ -134,9 +143,7 @@ class Infer(TypedDict, total=False):
     chosen_on_these: bool
     state: str
     parts: Annotated[int, Rule("from 1 to 1,000,000", lambda v: 1 <= v <= 10**6)]
-    left_out: list[str]
     before: list[Name]  # pictures that were there when an inference began that is not finished
-    passed_over: dict[str, dict[str, int]]
 
 
 class ImageScores(TypedDict):
@@ -161,6 +168,8 @@ class ScoreSettings(TypedDict, total=False):
     kid: dict[str, Any] | None
     ssim: dict[str, Any] | None
     source: str | None
+    reference_n: Count
+    reference_left_out: list[str]
 
 
 class Metrics(TypedDict):
@@ -287,6 +296,12 @@ def read_infer(out: Path) -> dict[str, Any]:
     return found
 
 
+def read_not_drawn(path: Path) -> dict[str, Any]:
+    """The file of what a part of an inference has not drawn; {} if it has none."""
+    found: dict[str, Any] = _read(NotDrawn, path, {})
+    return found
+
+
 def read_finished_infer(out: Path, *needed: str) -> dict[str, Any]:
     """infer.json of a finished inference, with `names` and the keys that are `needed`.
 
@@ -294,11 +309,13 @@ def read_finished_infer(out: Path, *needed: str) -> dict[str, Any]:
         UserError: it is damaged, or the inference is not finished.
     """
     found, where = read_infer(out), out / "infer.json"
-    if "names" not in found and not found and (out / "config.json").is_file():
-        draw = f"dist-sketch infer --run {out} --input SHARDS --out OUT"
-        raise UserError(f"{out}: is a training run, not what it has drawn; first: {draw}; then name OUT")
+    if not found:
+        raise UserError(f"{out}: {not_drawn(out)}")
     if "names" not in found:
-        again = f"run `dist-sketch infer ... --out {out}` first"
+        again = {
+            "running": "it is being drawn: wait for its end, or, if it was stopped, start that command again",
+            "parts": f"its parts are being drawn: wait for their end, then run `dist-sketch merge {out}`",
+        }.get(found.get("state", ""), f"run `dist-sketch infer ... --out {out}` first")
         raise UserError(f"{out}: has no infer.json of a finished inference; {again}")
     for key in needed:
         if key not in found:

@@ -103,7 +103,8 @@ def _convert(hint: Any, value: Any, where: str, key: str, removed: Mapping[str, 
     if kind is list and arguments:
         own = typing.get_origin(arguments[0]) is Annotated
         plain, *rules = typing.get_args(arguments[0]) if own else arguments
-        if own and plain in (int, str) and all(type(v) is plain and all(r.holds(v) for r in rules) for v in of_any):
+        simple = own and plain in (int, str) and set(map(type, of_any)) <= {plain}
+        if simple and all(all(map(rule.holds, of_any)) for rule in rules):
             return list(of_any)  # a manifest has millions; one by one it would take minutes
         return [_convert(arguments[0], v, where, f"{key}[{i}]", removed) for i, v in enumerate(of_any)]
     if kind is dict and arguments:

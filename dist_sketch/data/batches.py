@@ -7,10 +7,11 @@ from typing import Protocol
 import torch
 
 from dist_sketch.core.config import DataConfig
+from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import node_memory, resident
 from dist_sketch.data.decoded import size_of
-from dist_sketch.data.loader import Batch, Loader, split_shape
+from dist_sketch.data.loader import Batch, Loader, refuse, split_shape
 from dist_sketch.data.shards import Shards
 
 
@@ -27,12 +28,17 @@ class Batches(Protocol):
 
 
 def training_batches(
-    shards: Shards, data: DataConfig, ranks: Ranks, seed: int, waiting: Callable[[float], None] = lambda _: None
+    shards: Shards,
+    data: DataConfig,
+    ranks: Ranks,
+    seed: int,
+    waiting: Callable[[float], None] = lambda _: None,
+    killed: Callable[[UserError], None] = refuse,
 ) -> Batches:
     """This rank's batches on its device. All ranks call this.
 
     Args:
-        waiting: see `Loader`.
+        waiting: see `Loader`; also `killed`.
 
     Raises:
         UserError: the ranks cannot share a batch; or the split cannot be read, see `resident.load`.
@@ -45,7 +51,7 @@ def training_batches(
     fits = math.prod(shape) <= data.memory_mb * 1e6
     memory = node_memory.shared_by_node(ranks, size_of(shape)) if fits else None
     place = {"rank": rank, "world_size": world_size}
-    loader = Loader(shards, data, seed=seed, **place, pin=gpu, memory=memory, waiting=waiting)
+    loader = Loader(shards, data, seed=seed, **place, pin=gpu, memory=memory, waiting=waiting, killed=killed)
     return Copied(loader, ranks.device)
 
 

@@ -84,6 +84,8 @@ def read_image(path: Path) -> Image.Image:
             if kind is not None:
                 why = f"has a damaged header, or one of a kind that is not read ({kind}); save it as an 8-bit PNG"
             raise BadImage(path, why) from e
+        except MemoryError as e:
+            raise BadImage(path, "needs more memory than there is; make it smaller, or use fewer --workers") from e
         except Exception as e:
             raise BadImage(path, f"is damaged or truncated ({e})") from e
 

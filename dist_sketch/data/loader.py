@@ -105,6 +105,15 @@ def nothing_readable(shards: Shards) -> str:
     )
 
 
+class NoBatch(UserError):
+    """The next batch does not come. The ones before did, so what was made of them can be saved."""
+
+
+def refuse(error: UserError) -> None:
+    """Raises it."""
+    raise error
+
+
 class _Slot(NamedTuple):
     """One place of a batch: the pair that fills it, and a sentence if that is a stand-in."""
 
@@ -167,7 +176,7 @@ class _Pairs:
                 return other, *self._read(other)
             except BadSample:  # it is reported when its own turn comes
                 continue
-        raise UserError(nothing_readable(self.shards))
+        raise NoBatch(nothing_readable(self.shards))
 
 
 class PlaceSampler:
@@ -188,10 +197,6 @@ class PlaceSampler:
         for step in range(self.first_step, self.steps):
             start = step * self.data.batch_size + self.rank * self.share
             yield [(self.epoch, int(i)) for i in indices[start : start + self.share]]
-
-
-class NoBatch(Exception):
-    """Whoever asked for a batch has given up waiting for it."""
 
 
 _in_worker: "tuple[_Pairs, Tensor]"  # what a worker inherits from the process that forked it: the pairs, the slots
@@ -229,6 +234,8 @@ class Loader:
         memory: for the decoded pairs, of the ranks of this machine together (`node_memory`); None: this rank
             has its own.
         waiting: called with the seconds for which a batch has been waited for, about every second; it may raise.
+        killed: called with a sentence when a process that reads was killed; it may raise, and by default does. If not,
+            new ones go on, so that the ranks can come to an end together. This happens once.
     """
 
     def __init__(
@@ -242,10 +249,11 @@ class Loader:
         pin: bool = False,
         memory: mmap.mmap | None = None,
         waiting: Callable[[float], None] = lambda _: None,
+        killed: Callable[[UserError], None] = refuse,
     ):
         self._sampler = PlaceSampler(len(shards), data, seed, rank, world_size)
         self.steps = self._sampler.steps
-        self._shards, self._data, self._waiting = shards, data, waiting
+        self._shards, self._data, self._waiting, self._killed = shards, data, waiting, killed
         self._pairs, self._pin = _Pairs(shards, data, seed, memory), pin
         self._ahead = BATCHES_A_WORKER * data.workers  # batches that are asked for at once, each in a slot of its own
         self._asked: deque[Future[Any]] = deque()
@@ -254,19 +262,24 @@ class Loader:
         """The batches of an epoch from `first_step` on; earlier ones are not read.
 
         Raises:
-            UserError: the workers deliver no batch for `data.stall_timeout_s`, cannot be started or are killed; or no
-                pair can be read.
+            UserError: the workers cannot be started, or are killed.
+            NoBatch: they deliver no batch for `data.stall_timeout_s`, or are killed again; or no pair can be read.
         """
         self._sampler.epoch, self._sampler.first_step = epoch, first_step
-        try:
-            for batch in self._from_workers() if self._data.workers and not self._pairs.at_hand() else self._here():
-                yield batch.pin_memory() if self._pin else batch
-        except BrokenProcessPool as e:
-            self.close()
-            raise UserError(
-                "a process that reads the data was killed, mostly because memory is short: use fewer --data.workers or "
-                "a smaller --data.batch-size, then start the same command again"
-            ) from e
+        while True:
+            try:
+                for batch in self._from_workers() if self._data.workers and not self._pairs.at_hand() else self._here():
+                    self._sampler.first_step += 1
+                    yield batch.pin_memory() if self._pin else batch
+                return
+            except BrokenProcessPool:
+                self.close()
+                error = NoBatch(
+                    "a process that reads the data was killed, mostly because memory is short: use fewer "
+                    "--data.workers or a smaller --data.batch-size, then start the same command again"
+                )
+            self._killed(error)
+            self._killed = refuse
 
     def close(self) -> None:
         """Kills the workers, because a process waits at its end for what they still do: for ever if a disk hangs.
@@ -325,7 +338,7 @@ class Loader:
             self._waiting(waited_s)
             if waited_s > self._data.stall_timeout_s:
                 self.close()
-                raise UserError(
+                raise NoBatch(
                     f"{self._shards.folder}: no batch for {self._data.stall_timeout_s:g} s; does the disk answer? "
                     "Start again when it does, or raise --data.stall-timeout-s"
                 )

@@ -1,21 +1,30 @@
 """manifest.json of a folder of shards: where each sample lies, and the hashes of all bytes."""
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import read_json, sha256
 from dist_sketch.core.saved import Count, Digest, Name, Side
-from dist_sketch.core.toml_dataclass import checked
+from dist_sketch.core.toml_dataclass import Rule, checked
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MOST_KEY = 1000
+
+
+def _is_key(text: str) -> bool:
+    return text not in ("", ".", "..") and "/" not in text and "\0" not in text and len(text) < MOST_KEY
+
+
+# Longer than a file's name may be, because `recipe.encode_key` writes some characters as three.
+Key = Annotated[str, Rule(f"a name of fewer than {MOST_KEY} characters, percent-encoded", _is_key)]
 
 
 class Index(TypedDict):
     """A split's samples, in columns; they lie back to back in their shards."""
 
-    key: list[Name]
+    key: list[Key]
     shard: list[Count]
     offset: list[Count]
     length: list[Count]

@@ -10,15 +10,14 @@ import json
 import math
 import tarfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby, islice
-from multiprocessing import get_context
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from PIL import Image
@@ -27,8 +26,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dist_sketch.core import cpus
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import sha256, write_json
-from dist_sketch.core.folders import refuse_foreign, refuse_others, replaced, sync
+from dist_sketch.core.fileio import write_json
+from dist_sketch.core.folders import refuse_file_name, refuse_foreign, refuse_others, replaced, sync
+from dist_sketch.core.workers import workers as processes
 from dist_sketch.data.image_files import BadImage, read_image
 from dist_sketch.data.manifest import COLUMNS, FORMAT, MANIFEST, read_manifest
 from dist_sketch.data.recipe import SPLITS, FilePair, Problem, Recipe, listed, pairs, passed_over, told, unusable
@@ -106,8 +106,6 @@ def pack(
                 "splits": splits,
             }
             write_json(folder / MANIFEST, manifest)
-    except BrokenProcessPool as e:
-        raise UserError(f"{out}: a packing process was killed (out of memory?); try fewer --workers") from e
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror or e})") from e
     return manifest
@@ -115,6 +113,7 @@ def pack(
 
 def _look(out: Path, force: bool) -> None:
     """Refuses to replace `out` if it holds anything that `pack` has not written, or shards without `force`."""
+    refuse_file_name(out, "--out is a folder of shards and a manifest")
     refuse_foreign(out, "a folder of shards", MANIFEST, leftovers=False)
     if not (out / MANIFEST).exists():
         return
@@ -148,7 +147,7 @@ def _prepare_all(
         return
     # Processes, because Pillow's encoder holds the GIL; spawned, because a fork would copy locks that torch's and
     # rich's threads hold.
-    with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
+    with processes(n, "spawn") as pool:
         futures = (pool.submit(prepare, pair) for pair in chosen)
         waiting = deque(islice(futures, 8 * n))
         while waiting:
@@ -225,25 +224,35 @@ def _describe(folder: Path, shards: dict[str, list[Span]], has_sketch: bool) -> 
     index: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     files = []
     for number, (name, spans) in enumerate(shards.items()):
-        path = folder / name
-        for (key, offset, length), digest in zip(spans, _hashes(path, spans), strict=True):
+        size = (folder / name).stat().st_size
+        hashes, whole = _hashes(folder / name, spans, size)
+        for (key, offset, length), digest in zip(spans, hashes, strict=True):
             for column, value in zip(COLUMNS, (key, number, offset, length, digest), strict=True):
                 index[column].append(value)
-        files.append({"file": name, "bytes": path.stat().st_size, "sha256": sha256(path), "count": len(spans)})
+        files.append({"file": name, "bytes": size, "sha256": whole, "count": len(spans)})
     return {"count": len(index["key"]), "has_sketch": has_sketch, "shards": files, "index": index}
 
 
-def _hashes(shard: Path, spans: Iterable[Span]) -> list[str]:
-    """SHA-256 of each sample; the samples follow each other from the beginning of the file."""
-    hashes = []
+def _hashes(
+    shard: Path, spans: Collection[Span], size: int, over: Callable[[], bool] = lambda: False
+) -> tuple[list[str], str]:
+    """SHA-256 of each sample, and of the file's first `size` bytes. The samples follow each other from its beginning.
+
+    Args:
+        over: asked often; once it is true, nobody needs the result.
+    """
+    whole, hashes = hashlib.sha256(), []
+    lengths = [length for _, _, length in spans]
     with open_regular(shard) as file:
-        for _, _, length in spans:
+        for length in (*lengths, size - sum(lengths)):
             digest = hashlib.sha256()
-            while length and (block := file.read(min(length, 2**22))):  # a damaged manifest may name any length
+            # a damaged manifest may name any length
+            while length > 0 and not over() and (block := file.read(min(length, 2**22))):
                 digest.update(block)
+                whole.update(block)
                 length -= len(block)
             hashes.append(digest.hexdigest())
-    return hashes
+    return hashes[:-1], whole.hexdigest()
 
 
 def holds(shards: Path, recipe: Recipe, size: int) -> bool:
@@ -285,11 +294,14 @@ def verify(shards: Path) -> dict[str, int]:
         jobs += zip(split["shards"], hashes, strict=True)
     problems: list[str] = []
     # Threads are enough, because hashing and reading release the GIL.
-    threads = min(8, len(cpus.usable()))
+    threads, over = min(8, len(cpus.usable())), Event()
     with _progress("verifying", len(jobs)) as advance, ThreadPoolExecutor(threads) as pool:
-        for found in pool.map(lambda job: _verify_shard(shards, *job), jobs):
-            problems += found
-            advance()
+        try:
+            for found in pool.map(lambda job: _verify_shard(shards, job[0], job[1], over.is_set), jobs):
+                problems += found
+                advance()
+        finally:  # also after Ctrl-C, and a shard may be very long
+            over.set()
     extra = {p.name for p in shards.glob("*.tar")} - {shard["file"] for shard, _ in jobs}
     problems += [f"{name}: is not in the manifest" for name in sorted(extra)]
     if problems:
@@ -298,12 +310,14 @@ def verify(shards: Path) -> dict[str, int]:
     return {name: split["count"] for name, split in manifest["splits"].items()}
 
 
-def _verify_shard(folder: Path, shard: dict[str, Any], expected: dict[Span, str]) -> list[str]:
+def _verify_shard(
+    folder: Path, shard: dict[str, Any], expected: dict[Span, str], over: Callable[[], bool]
+) -> list[str]:
     """What differs from the manifest's entry `shard` and the hashes that its index gives for the samples."""
     name, path = shard["file"], folder / shard["file"]
     try:
-        hashes, size = _hashes(path, expected), path.stat().st_size
-        whole = sha256(path) if size == shard["bytes"] else None  # another size may be any size
+        hashes, whole = _hashes(path, expected, shard["bytes"], over)
+        size = path.stat().st_size
     except OSError as e:
         return [f"{name}: {'is missing' if isinstance(e, FileNotFoundError) else f'cannot be read ({e.strerror})'}"]
     problems = [] if size == shard["bytes"] else [f"{name}: has {size} bytes, not {shard['bytes']}"]

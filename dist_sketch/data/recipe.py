@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import find_file, read_toml
 from dist_sketch.core.toml_dataclass import from_dict
+from dist_sketch.core.words import plain
 
 SPLITS = ("train", "val", "test")
 EXTENSIONS = (
@@ -224,7 +225,8 @@ def passed_over(recipe: Recipe, *folders: str) -> dict[str, dict[str, int]]:
 
 def told(counts: dict[str, dict[str, int]]) -> list[str]:
     """What `passed_over` found as a line a folder."""
-    return [f"{folder}: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}" for folder, kinds in counts.items()]
+    lines = (f"{folder}: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}" for folder, kinds in counts.items())
+    return list(map(plain, lines))
 
 
 def _refusal(files: list[str]) -> str | None:

@@ -83,9 +83,14 @@ def ink_recall(drawn: Planes, real: Planes) -> float | None:
 
 
 def mean_at_the_end(records: Records, key: str) -> float | None:
-    """The mean of a record's value over the last epochs."""
-    values = [r[key] for r in records if r["kind"] == "epoch" and r.get(key) is not None]
-    return float(np.mean(values[-max(2, round(END * len(values))) :])) if values else None
+    """The mean of a record's value over the last epochs; None if one of them has no finite value.
+
+    Without that epoch the mean would be that of earlier ones, from before the losses were lost.
+    """
+    values = [r.get(key) for r in records if r["kind"] == "epoch"]
+    end = values[-max(2, round(END * len(values))) :]
+    known = [v for v in end if v is not None]
+    return float(np.mean(known)) if known and len(known) == len(end) else None
 
 
 def time_ms(records: Records) -> float | None:

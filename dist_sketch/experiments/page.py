@@ -124,15 +124,18 @@ def _claims(plan: Plan) -> Section:
     cached_measure = cache(measure)  # claims share measures, and those of pictures take a while
     rows = []
     for claim in plan.claims:
-        values = []
+        values, without = [], []
         for row in claim.rows:
-            seeds = {}
+            seeds, label = {}, plan.preset.rows[row].label
             for run in _drawn(plan, row):
                 value = cached_measure(claim.measure, run.folder, run.output, _variant(plan, row))
-                if value is not None:
+                if value is None:
+                    without.append(f"{label}, seed {run.config.train.seed}")
+                else:
                     seeds[run.config.train.seed] = value
-            values.append(Values(plan.preset.rows[row].label, plan.run_of(row, 0).name, seeds))
-        rows.append([claim.says, *claims.judge(claim, values)])
+            values.append(Values(label, plan.run_of(row, 0).name, seeds))
+        word, measured = claims.judge(claim, values)
+        rows.append([claim.says, word, measured + f" (no value: {'; '.join(without)})" * bool(without)])
     columns = ["claim", "verdict", "measured here"]
     rule = render("rule.j2", seeds=plan.seeds, confidence=CONFIDENCE, t_quantile=t_quantile)
     return Section("What is claimed, and what was measured", columns, rows, [rule])

@@ -11,7 +11,7 @@ from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, TrackConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_atomic
-from dist_sketch.core.folders import refuse_foreign
+from dist_sketch.core.folders import refuse_file_name, refuse_foreign
 from dist_sketch.core.saved import config_of, read_infer, read_settings, read_status, sealed_weights
 from dist_sketch.data.manifest import manifest_hash, read_manifest
 from dist_sketch.experiments.presets import Claim, Exhibit, Preset, nested
@@ -228,6 +228,7 @@ def claim_folder(plan: Plan) -> None:
     Raises:
         UserError: the folder holds something else, or runs of another configuration or of other data.
     """
+    refuse_file_name(plan.out, "--out is the folder for all runs and their page")
     refuse_foreign(plan.out, "an experiment's folder", PLAN)
     file = plan.out / PLAN
     if file.exists() and not (file.is_file() and MARK in file.read_text(encoding="utf-8", errors="replace")):

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from dist_sketch.core import config as cfg
 from dist_sketch.core import fileio
 from dist_sketch.core.errors import SharedError, UserError
-from dist_sketch.core.folders import LOGS, Lock, refuse_foreign, refuse_others, tidy
+from dist_sketch.core.folders import LOGS, Lock, refuse_file_name, refuse_foreign, refuse_others, tidy
 from dist_sketch.core.precision import AUTOCAST, full_float32, resolve_precision
 from dist_sketch.core.ranks import Ranks
-from dist_sketch.core.saved import read_infer, read_scores
+from dist_sketch.core.saved import read_infer, read_not_drawn, read_scores
+from dist_sketch.core.words import plain
 from dist_sketch.data import pixels
 from dist_sketch.data.manifest import MANIFEST, manifest_hash
 from dist_sketch.data.recipe import listed, told
@@ -49,7 +50,8 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
         if (value := getattr(options, name)) is not None and value < least:
             raise SharedError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     part = Part.parse(options.part) if options.part else None
-    with Lock(out) as lock, worker_map(options.workers) as run_in_workers, Ranks() as ranks:
+    timeout_s = options.rank_timeout_s
+    with Lock(out) as lock, worker_map(options.workers) as run_in_workers, Ranks(timeout_s=timeout_s) as ranks:
         # Rank 0 chooses for all: a run in training may save a newer checkpoint at any moment.
         weights = ranks.main_decides(lambda: pretrained.find_weights(run, options.step))
         model = pretrained.SketchGenerator.load(run, weights).to(ranks.device).to(memory_format=torch.channels_last)
@@ -124,7 +126,7 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
                     _tell_left_out(out, left_out)
                 return _finish(out, about | {"names": names} | not_drawn, states)
             for sentence in left_out:  # `merge` ends with the code that says so, because it has to come to its turn
-                print(f"left out: {sentence}")
+                print(plain(f"left out: {sentence}"))
             fileio.write_json(_not_drawn_file(out, part), not_drawn)
             parts.save(out, part, names, states)
             return None
@@ -161,7 +163,7 @@ def _merge(out: Path) -> dict[str, Any] | None:
         return read_scores(out)
     about, names, states = parts.load(out)
     total = there["parts"]
-    found = [fileio.read_json(_not_drawn_file(out, Part(k + 1, total)), default={}) for k in range(total)]
+    found = [read_not_drawn(_not_drawn_file(out, Part(k + 1, total))) for k in range(total)]
     left_out = [sentence for one in found for sentence in one.get("left_out", [])]
     not_drawn = {"left_out": left_out, "passed_over": found[0].get("passed_over", {})}
     try:
@@ -203,6 +205,8 @@ def _make_room(out: Path, source: Path, part: Part | None, about: dict[str, Any]
     there = read_infer(out)
     # If it is the same inference again, each picture stays until it is drawn anew.
     same = all(there.get(key) == value for key, value in about.items())
+    if not same:  # what infer.json says of the pictures does not hold any more, even if this is killed now
+        fileio.write_json(out / "infer.json", {"state": "running"})
     for folder in (parts.PARTS,) if same else (*FOLDERS, parts.PARTS):
         shutil.rmtree(out / folder, ignore_errors=True)
     for file in ("metrics.json", "report.html"):
@@ -221,6 +225,7 @@ def _look(out: Path, *begun: str) -> None:
     Args:
         begun: what may be there without an infer.json, if a job was killed before it wrote that.
     """
+    refuse_file_name(out, "--out is the folder for all drawings: OUT/sketch and others")
     refuse_foreign(out, "an output folder", "infer.json", *begun)
     if not (out / "infer.json").exists():
         refuse_others(out, "an output folder", [LOGS, *begun])

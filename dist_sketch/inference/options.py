@@ -34,6 +34,9 @@ class InferOptions:
     part: str = ""
     """Draw only part K of N (as in 2/8); other jobs draw the other parts into the same --out, and `dist-sketch merge`
     joins them."""
+    rank_timeout_s: float = 1800.0
+    """How long a rank waits for the others before it gives up. A rank that has drawn its share waits until the slowest
+    has drawn its own, and while rank 0 computes the scores."""
     workers: int | None = None
     """Processes per rank that remove noise and write files; default: the node's cores divided by its ranks."""
     mode: Literal["running", "paper"] = "running"

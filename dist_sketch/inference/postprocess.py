@@ -1,15 +1,10 @@
 """From a drawing to its files: noise removal and encoding, in worker processes while the next batch is drawn."""
 
-import os
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +13,7 @@ from torch import Tensor
 
 from dist_sketch.core import cpus, fileio, launcher
 from dist_sketch.core.config import DenoiseConfig
-from dist_sketch.core.errors import UserError
-from dist_sketch.core.signals import signal_on_parent_death
+from dist_sketch.core.workers import workers as processes
 from dist_sketch.data import pixels
 from dist_sketch.data.shards import Sample
 from dist_sketch.inference.denoise import denoise
@@ -85,19 +79,6 @@ def worker_map(workers: int | None) -> Iterator[WorkerMap]:
         yield map
         return
     # Forked, because a fresh process would need seconds to import torch
-    pool = ProcessPoolExecutor(workers, get_context("fork"), _begin)
-    try:
-        pool.submit(os.getpid).result()
+    with processes(workers, "fork", partial(torch.set_num_threads, 1)) as pool:
+        pool.submit(int).result()  # starts them
         yield pool.map
-    except BrokenProcessPool as e:
-        raise UserError("a process that writes files was killed (out of memory?); try fewer --workers") from e
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin(*_: Any) -> None:
-    """Worker set-up: one thread, ignore Ctrl-C, end with the parent."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool uses it to end the others after one worker was killed
-    signal_on_parent_death(signal.SIGKILL)

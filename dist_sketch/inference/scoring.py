@@ -13,11 +13,13 @@ from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock
 from dist_sketch.core.ranks import Ranks
-from dist_sketch.core.saved import read_finished_infer, read_infer
+from dist_sketch.core.saved import read_finished_infer
+from dist_sketch.core.words import plain
 from dist_sketch.data import loader, pixels
 from dist_sketch.data.image_files import read_image
 from dist_sketch.data.manifest import MANIFEST, read_manifest
-from dist_sketch.data.shards import Shards
+from dist_sketch.data.recipe import listed
+from dist_sketch.data.shards import BadSample, Shards
 from dist_sketch.metrics import inception
 from dist_sketch.metrics.scorer import Scorer
 
@@ -57,29 +59,40 @@ class ReferenceSketches:
         """Adds the sketches that belong to the inputs `indices`."""
         if self._shards is None:
             return
-        chosen = [i for i in indices if i < len(self._places)]
-        samples = [self._shards.read(int(self._places[i]), 3) for i in chosen]
-        sketches = [pixels.resize(s.sketch, self._size, self._size) for s in samples if s.sketch is not None]
-        if sketches:
-            scorer.add_reference(chosen, torch.stack(sketches))
+        good, left_out = {}, []
+        for i in (i for i in indices if i < len(self._places)):
+            try:
+                sketch = self._shards.read(int(self._places[i]), 3).sketch
+            except BadSample as e:
+                left_out.append(str(e))
+            else:
+                assert sketch is not None  # `reference_shards` has seen to it
+                good[i] = pixels.resize(sketch, self._size, self._size)
+        scorer.add_reference(list(good), list(good.values()), left_out)
 
 
 def finish_scores(out: Path, states: list[Any], source: str) -> dict[str, Any]:
     """Merges the states of all ranks' scorers and writes OUT/metrics.json; returns its contents."""
     result = Scorer.result(states, source)
+    if left_out := result["settings"]["reference_left_out"]:
+        unread = f"{len(left_out)}{listed(left_out)}"
+        print(plain(f"left out of the other real sketches, because they cannot be read: {unread}"))
     fileio.write_json(out / "metrics.json", result)
     return result
 
 
-def evaluate(out: Path, fid_weights: Path | None) -> dict[str, Any] | None:
+def evaluate(out: Path, fid_weights: Path | None, rank_timeout_s: float) -> dict[str, Any] | None:
     """Scores the files of an output folder again and writes OUT/metrics.json.
 
     Files of another size are first resized to the network's size, which changes the scores a little.
 
+    Args:
+        rank_timeout_s: how long a rank waits for the others.
+
     Raises:
         UserError: `out` was not made by `infer`, a file of it is gone, or its input had no sketches.
     """
-    with Lock(out) as lock, Ranks() as ranks:
+    with Lock(out) as lock, Ranks(timeout_s=rank_timeout_s) as ranks:
         about = ranks.main_decides(lambda: _take(out, lock))
         scorer, names = make_scorer(fid_weights, ranks), about["names"]
         mine = ranks.share(len(names))
@@ -99,8 +112,6 @@ def _take(out: Path, lock: Lock) -> dict[str, Any]:
     if not (out / "infer.json").is_file():
         raise UserError(f"{out}: is not an output folder of `dist-sketch infer` (no infer.json)")
     lock.acquire()
-    if "names" not in read_infer(out):
-        raise UserError(f"{out}: its inference is not finished; start it again (parts: `dist-sketch merge {out}`)")
     about = read_finished_infer(out, "format", "size", "reference")
     if not (out / "real").is_dir():
         raise UserError(f"{out}: its input had no sketches, so there is nothing to compare the drawings with")

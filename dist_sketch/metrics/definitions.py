@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
+from dist_sketch.core.words import plain
+
 
 class Metric(NamedTuple):
     """A score in metrics.json."""
@@ -35,26 +37,37 @@ BASELINES = {"blank": "blank page", "input": "input line", "reference": "other r
 
 
 def scores_table(result: dict[str, Any]) -> Table:
-    """The contents of metrics.json for the console: raw and denoised beside the baselines, with n and the settings."""
-    settings, size = result["settings"], result["size"]
-    caption = [
-        f"n = {result['n']} at {size if isinstance(size, int) else 'x'.join(map(str, size))} px; ↑ higher is better, "
-        "↓ lower is better",
-        "SSIM: range {data_range}, Gaussian sigma {sigma}; L1 in [0, 1]".format(**settings["ssim"]),
-    ]
-    fid, missing = settings["fid"], settings["missing"]
-    if fid["weights"]:
-        caption.append(f"FID: {fid['network']}, {fid['weights']} ({fid['weights_sha256'][:12]}), {fid['resize']}")
-        caption += [fid["note"]] if fid["note"] else []
+    """The contents of metrics.json for the console: raw and denoised beside the baselines, with n and the settings.
+
+    They are those that `core.saved` reads: others or older versions may have written less.
+    """
+    settings, size = result["settings"], result.get("size")
+    ssim, fid, missing = (settings.get(key) or {} for key in ("ssim", "fid", "missing"))
+    px = f" at {'x'.join(map(str, size)) if isinstance(size, list) else size} px" if size else ""
+    caption = [f"n = {result['n']}{px}; ↑ higher is better, ↓ lower is better"]
+    if ssim:
+        caption.append(f"SSIM: range {ssim.get('data_range')}, Gaussian sigma {ssim.get('sigma')}; L1 in [0, 1]")
+    if fid.get("weights"):
+        digest = (fid.get("weights_sha256") or "")[:12]
+        caption.append(f"FID: {fid.get('network')}, {fid['weights']} ({digest}), {fid.get('resize')}")
+        caption += [str(fid["note"])] if fid.get("note") else []
+    if (others := settings.get("reference_n")) and others != result["n"]:
+        left_out = len(settings.get("reference_left_out", []))
+        unread = f", because {left_out} cannot be read" if left_out else ""
+        caption.append(f"{BASELINES['reference']}: n = {others}{unread}")
     for why in dict.fromkeys(missing.values()):
         caption.append(f"missing {' and '.join(k for k in missing if missing[k] == why)}: {why}")
-    table = Table(title="Scores against the real sketches", caption=escape("\n".join(caption)), caption_justify="left")
+    table = Table(title="Scores against the real sketches", caption=_shown("\n".join(caption)), caption_justify="left")
     columns = {"raw": result["raw"], "denoised": result["denoised"], **result["baselines"]}
     table.add_column("")
     for name in columns:
-        table.add_column(BASELINES.get(name, name), justify="right")
+        table.add_column(_shown(BASELINES.get(name, name)), justify="right")
     for m in METRICS:
-        values = [scores[m.key] for scores in columns.values()]
+        values = [(scores or {}).get(m.key) for scores in columns.values()]
         cells = ["-" if value is None else f"{value:.{m.digits}f}" for value in values]
         table.add_row(f"{m.label} {m.arrow}", *cells)
     return table
+
+
+def _shown(text: str) -> str:
+    return escape(plain(text))

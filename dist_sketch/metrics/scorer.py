@@ -41,6 +41,7 @@ class Scorer:
         self._features: dict[str, list[tuple[int, dict[int, NDArray[np.float32]]]]] = {}
         self._blank: dict[int, NDArray[np.float32]] | None = None
         self._real: dict[int, Tensor] = {}
+        self._reference_left_out: list[str] = []
 
     def add(self, indices: Sequence[int], names: Sequence[str], images: dict[str, Tensor]) -> None:
         """Scores a batch.
@@ -62,7 +63,7 @@ class Scorer:
         if self._net and self._blank is None and len(blank):
             self._blank = {d: v[0].numpy() for d, v in inception.features(self._net, blank[:1]).items()}
 
-    def add_reference(self, indices: Sequence[int], images: Tensor) -> None:
+    def add_reference(self, indices: Sequence[int], images: Sequence[Tensor], left_out: Sequence[str] = ()) -> None:
         """Scores real TRAINING sketches as if they had been drawn for the real images of the same indices.
 
         This shows what a perfect artist would score: SSIM, L1 and PSNR against the sketch of another person, FID and
@@ -70,16 +71,19 @@ class Scorer:
 
         Args:
             indices: some of this rank's indices, whose images were added before.
-            images: uint8 (B, 3, H, W), all of the network's size.
+            images: uint8 (3, H, W) each, all of the network's size.
+            left_out: sentences about sketches that cannot be read.
         """
-        self._add_scores("reference", indices, images, torch.stack([self._real[i] for i in indices]))
-        self._add_features("reference", indices, images)
+        self._reference_left_out += left_out
+        if indices:
+            drawn = torch.stack(list(images))
+            self._add_scores("reference", indices, drawn, torch.stack([self._real[i] for i in indices]))
+            self._add_features("reference", indices, drawn)
 
     def state(self) -> dict[str, Any]:
         """This rank's share, for `result`: plain Python and numpy, so that it is pickled fast."""
-        return {
-            name: getattr(self, f"_{name}") for name in ("size", "fid", "why", "names", "rows", "features", "blank")
-        }
+        kept = ("size", "fid", "why", "names", "rows", "features", "blank", "reference_left_out")
+        return {name: getattr(self, f"_{name}") for name in kept}
 
     def _add_scores(self, kind: str, indices: Sequence[int], drawn: Tensor, real: Tensor) -> None:
         rows = self._rows.setdefault(kind, [])
@@ -127,6 +131,7 @@ class Scorer:
             means = {k: float(np.mean([row[k] for row in of_kind])) if of_kind else None for k in PAIRED}
             return means | _set_scores(features.get(kind), features.get("real"))
 
+        left_out = [sentence for s in states for sentence in s.get("reference_left_out", [])]
         small = f"n = {n} is small: FID is biased upwards below {FID_NEEDS} images; compare only figures of the same n"
         height, width = states[0]["size"]
         return {
@@ -139,6 +144,7 @@ class Scorer:
                 "images": "uint8 RGB (gray repeated) at the network's size",
                 "source": source,
                 "reference_n": len(rows["reference"]),
+                "reference_left_out": sorted(left_out),
                 "ssim": {**SSIM_SETTINGS, "channels": "mean"},
                 "l1": {"scale": "[0, 1]"},
                 "psnr": {"data_range": 255, "cap_db": PSNR_CAP},
@@ -150,7 +156,7 @@ class Scorer:
                     "note": small if n < FID_NEEDS else None,
                 },
                 "kid": {"kernel": "(x.y / d + 1)^3", "estimator": "unbiased, whole sets", "dims": 2048},
-                "missing": _missing(states[0]["why"], n, len(rows["reference"])),
+                "missing": _missing(states[0]["why"], n, len(rows["reference"]), len(left_out)),
             },
             "images": [
                 {"name": name, "raw": raw, "denoised": denoised}
@@ -160,12 +166,15 @@ class Scorer:
 
 
 def _by_index(what: str, parts: list[list[tuple[int, Any]]]) -> list[Any]:
-    """The values of all ranks' (index, value) in order; each index of 0..k-1 must be there exactly once."""
+    """The values of all ranks' (index, value) in order; each index of 0..k-1 must be there exactly once.
+
+    But of the real training sketches some may be missing.
+    """
     pairs = sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])
     indices = [index for index, _ in pairs]
     if twice := sorted({a for a, b in pairwise(indices) if a == b}):
         raise ValueError(f"{what}: scored more than once: {twice[:10]}")
-    if indices and indices[-1] != len(indices) - 1:
+    if indices and indices[-1] != len(indices) - 1 and "reference" not in what:
         raise ValueError(f"{what}: never scored: {sorted(set(range(indices[-1])) - set(indices))[:10]}")
     return [value for _, value in pairs]
 
@@ -178,13 +187,13 @@ def _set_scores(drawn: dict[int, Array] | None, real: dict[int, Array] | None) -
     return found | {"kid": kid(drawn[2048], real[2048])}
 
 
-def _missing(why: str | None, n: int, references: int) -> dict[str, str]:
+def _missing(why: str | None, n: int, references: int, left_out: int) -> dict[str, str]:
     """The scores that are null, each with the reason."""
     found = {}
     if why is not None or n < 2:
         found["fid"] = found["kid"] = why or "needs at least two images"
     if not references:
-        found["reference"] = "no real training sketches were given"
+        found["reference"] = f"no real training sketches {'can be read' if left_out else 'were given'}"
     elif references < 2 and not found:
         found["reference"] = "FID and KID need at least two real training sketches"
     return found

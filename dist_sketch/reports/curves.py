@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 
 SMOOTHED_POINTS = 10_000  # most points of a curve that is smoothed
 CURVE_POINTS = 1400  # most points of a drawn curve; a screen shows no more
+TOO_LARGE = 1e100  # for a plot
 PANEL_IN, GAP_IN = 1.9, 0.45  # heights in inches
 
 # Placeholders: `svg` replaces them by variables of the page's style sheet, which has a light and a dark theme.
@@ -82,9 +83,9 @@ def bands(intervals: list[LockInterval]) -> list[tuple[int, int]]:
 
 
 def points(records: list[dict[str, Any]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two columns of the records, without the rows in which one of them is not finite."""
+    """Two columns of the records, without the rows in which one of them is not finite, or too large to be drawn."""
     at, value = (np.array([r.get(key) for r in records], dtype=float) for key in (x, y))  # None becomes NaN
-    known = np.isfinite(at) & np.isfinite(value)
+    known = (np.abs(at) < TOO_LARGE) & (np.abs(value) < TOO_LARGE)  # NaN is not smaller than anything
     return at[known] + (x == "epoch"), value[known]  # epochs are logged from 0, and people count from 1
 
 
@@ -140,7 +141,7 @@ def plot(
         for curve in panel.curves:
             _draw_curve(ax, curve, parts, raw)
         low, high = ax.dataLim.intervaly
-        if "loss" in panel.title and 0 < 8 * low < high:  # a loss that falls by much
+        if "loss" in panel.title and 0 < low < high / 8:  # a loss that falls by much
             ax.set_yscale("log")
             ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
             ax.yaxis.set_major_formatter("{x:g}")

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,19 +24,34 @@ VARIANT_FOLDERS = {"raw": "raw", "denoised": "sketch"}  # folders of an output t
 
 def render(template: str, **values: Any) -> str:
     """Fills a template of this package; in HTML templates every value is escaped."""
+    return _environment(template.endswith(".html.j2")).get_template(template).render(**values)
+
+
+@cache
+def _environment(autoescape: bool) -> Environment:
+    """Reads and compiles each template once: a page of many runs fills some of them a thousand times."""
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(
-        loader=loader, autoescape=template.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True
+        loader=loader,
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown if autoescape else None,
     )
     for function in (number, flat, conjoin, breakable, escape_markdown, embed):
         environment.filters[function.__name__] = function
     environment.globals |= {"METRICS": METRICS, "BASELINES": BASELINES, "SPLITS": SPLITS, "OPTIMISTIC": OPTIMISTIC}
-    return environment.get_template(template).render(**values)
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """Others' words on a page: nothing in them turns the text around or is invisible."""
+    return plain(value) if type(value) is str else value
 
 
 def breakable(name: str) -> Markup:
     """A name in which the browser may break the line after ".", "_" and "/"."""
-    return Markup(re.sub(r"(?<=[._/])(?=\w)", "<wbr>", str(Markup.escape(name))))
+    return Markup(re.sub(r"(?<=[._/])(?=\w)", "<wbr>", str(Markup.escape(plain(name)))))
 
 
 def escape_markdown(value: Any) -> str:

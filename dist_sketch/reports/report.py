@@ -42,7 +42,7 @@ def build(out: Path) -> Path:
     """Writes OUT/report.html and returns its path.
 
     Raises:
-        UserError: `out` is not an output folder of infer, or one of its JSON files is damaged.
+        UserError: `out` is not an output folder of infer, infer draws there, or one of its JSON files is damaged.
     """
     infer, metrics = saved.read_finished_infer(out, *NEEDED), saved.read_scores(out)
     run = Path(infer["run"])
@@ -84,6 +84,10 @@ def build(out: Path) -> Path:
         history=history(run),
         exported=(run / WEIGHTS).is_file(),
     )
+    if saved.read_infer(out) != infer:
+        raise UserError(
+            f"{out}: `dist-sketch infer` began to draw there meanwhile; wait for its end, and start this again"
+        )
     write_atomic(out / "report.html", html)
     return out / "report.html"
 
@@ -131,7 +135,10 @@ def shortlist(names: list[str], scored: dict[str, Any]) -> list[str]:
 
 
 def history(run: Path) -> dict[str, Any]:
-    """The run's curves as inline SVG (wide, and narrow for phones), its locks, its train records and its speed."""
+    """The run's curves as inline SVG (wide, and narrow for phones), its locks, its train records, its speed.
+
+    And `seen`: whether it was scored on pairs that it trained on.
+    """
     records = read_metrics(run)
     train, locks, figures = [r for r in records if r["kind"] == "train"], lock_intervals(records), []
     shaded = {SVG_COLOURS[net]: intervals for net, intervals in locks.items()}
@@ -147,4 +154,5 @@ def history(run: Path) -> dict[str, Any]:
             figures.append({"title": title, "locks": x == "step", "wide": wide, "narrow": narrow})
     speeds = points(train, "step", "speed/images_per_s")[1]
     speed = float(np.median(speeds)) if len(speeds) else None
-    return {"curves": figures, "locks": locks, "train": train, "speed": speed}
+    seen = any("seen/ssim" in r for r in records if r["kind"] == "val")
+    return {"curves": figures, "locks": locks, "train": train, "speed": speed, "seen": seen}

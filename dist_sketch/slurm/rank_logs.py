@@ -6,12 +6,12 @@ names the job and the attempt ("leg").
 """
 
 import errno
+import io
 import os
 import re
 import socket
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,6 +19,7 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import no_links
 from dist_sketch.core.saved import attempt_line, read_status
 from dist_sketch.core.words import plain
+from dist_sketch.data.regular_files import open_regular
 
 FOLDER_VARIABLE = "DIST_SKETCH_LOGS"
 ATTEMPTS = "legs.jsonl"
@@ -28,7 +29,7 @@ ERROR_LINE = re.compile(r"^(?:error\b.*|This is a fault of dist_sketch.*)$", re.
 LOST_PEER = "another rank failed or is gone"
 # The report of torch's launcher: this title, then a line for each of the fields. A negative exit code is a signal.
 ROOT_CAUSE = "Root Cause (first observed failure):"
-CAUSE_FIELD = re.compile(r"^\W*(time|host|rank|exitcode)\s*:\s*(\S+)", re.MULTILINE)
+CAUSE_FIELD = re.compile(r"^[^\w\n]*(time|host|rank|exitcode)[ \t]*:[ \t]*(\S+)", re.MULTILINE)
 CAUSE_LENGTH = 4000  # most characters of such a report
 
 
@@ -75,17 +76,21 @@ def open_log(folder: Path, name: str) -> IO[bytes] | None:
 
 def read_attempts(run: Path) -> list[dict[str, Any]]:
     """How each attempt ended, as `dist-sketch leg` recorded it; skips lines that were cut off while being written."""
-    attempts = []
-    with suppress(OSError):
-        for line in (run / "logs" / ATTEMPTS).read_text(encoding="utf-8", errors="replace").split("\n"):
-            if attempt := attempt_line(line):
-                attempts.append(attempt)
-    return attempts
+    return [a for line in _read(run / "logs" / ATTEMPTS).split("\n") if (a := attempt_line(line))]
+
+
+def _read(path: Path) -> str:
+    """The text of a log; empty if it is missing, or no regular file, which might never end."""
+    try:
+        with open_regular(path) as file:
+            return io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8", errors="replace").read()
+    except OSError:
+        return ""
 
 
 def newest_attempt(run: Path) -> tuple[tuple[str, str], dict[str, str]]:
     """The job and number of the newest attempt, and its part of each log: file's stem -> text."""
-    texts = {p.stem: p.read_text(encoding="utf-8", errors="replace") for p in (run / "logs").glob("*-*.log")}
+    texts = {p.stem: _read(p) for p in (run / "logs").glob("*-*.log")}
     starts = {name: list(ATTEMPT_LINE.finditer(text)) for name, text in texts.items()}
     # By time, not by job id: another cluster counts its jobs from 1 again.
     last = max((s[-1] for s in starts.values() if s), key=lambda m: m[0][-23:], default=None)

@@ -108,11 +108,10 @@ class WandbRun:
             self._give_up(odd)
             return
         try:
-            import wandb  # takes a second or more that the timeout does not count, but contacts nobody
+            self._wandb = _package()  # takes a second or more that the timeout does not count, but contacts nobody
         except Exception as e:
             self._give_up(_short(e))
             return
-        self._wandb = wandb
         if uses:
             settings = settings | {"uses": {a.kind: a.about() for a in uses}}
 
@@ -225,6 +224,19 @@ class WandbRun:
             _kill_service()
 
 
+def _package() -> Any:
+    """The package wandb, made deaf to ./wandb/settings.
+
+    The folder that a command is started in may be somebody else's. This file would say to which server W&B sends the
+    user's key, and through which proxy. Settings come from the environment and the user's own ~/.config/wandb.
+    """
+    import wandb
+
+    # Private: no setting says where this file is; W&B reads it before anything else.
+    wandb.Settings.settings_workspace = property(lambda _: os.devnull)
+    return wandb
+
+
 def is_off(track: TrackConfig) -> bool:
     """Whether the user wants no W&B at all."""
     return track.wandb == "off" or os.environ.get("WANDB_MODE") == "disabled"
@@ -249,6 +261,7 @@ def _start(folder: Path, track: TrackConfig, job: str, run_id: str, settings: di
             config=settings,
             settings=wandb.Settings(
                 console="off",
+                use_dot_wandb=False,  # a folder .wandb beside ours would get the files, and `sync` would not find them
                 allow_val_change=True,  # a later attempt may have more epochs or another number of ranks
                 init_timeout=track.timeout_s / 2,
                 x_transaction_log_flush_interval=FLUSH_S,
@@ -291,6 +304,7 @@ def project_and_name(folder: Path, track: TrackConfig) -> tuple[str, str]:
 
 def logged_in() -> bool:
     """Whether W&B finds a key for its server: in the environment, a netrc file or its settings."""
+    _package()
     # Private: the public wandb.login() answers no where WANDB_MODE is offline, and rewrites the user's settings.
     from wandb import Error
     from wandb.sdk import wandb_setup

@@ -12,6 +12,7 @@ from dist_sketch.data.loader import Batch
 from dist_sketch.data.pixels import to_float
 from dist_sketch.tracking import wandb_run
 from dist_sketch.training import setup
+from dist_sketch.training.memory import enough_memory
 from dist_sketch.training.policy import decide
 from dist_sketch.training.progress import ProgressBar
 from dist_sketch.training.run import Run
@@ -33,7 +34,7 @@ def train(
     Args:
         expect_world_size: refuse to start on another number of processes.
         dry_run: resolve, check and print everything, write nothing.
-        grow: continue a finished run if `config` has more epochs.
+        grow: make the run that is there longer if `config` has more epochs.
         stop: a request that may have been made while this module was imported.
 
     Returns:
@@ -43,7 +44,8 @@ def train(
         UserError: anything that the user can mend.
     """
     validate(config)
-    with Ranks(expect_world_size=expect_world_size, timeout_s=config.train.rank_timeout_s) as ranks:
+    timeout_s = config.train.rank_timeout_s
+    with Ranks(expect_world_size=expect_world_size, timeout_s=timeout_s) as ranks, enough_memory(config):
         facts = ranks.main_decides(lambda: setup.resolve(config, ranks))
         assert config.data.shards is not None
         # An absolute path, because the saved configuration may be read from another directory.
@@ -51,13 +53,15 @@ def train(
         previous = ranks.main_decides(lambda: setup.previous_attempt(out, config, facts))
         if previous:
             facts["device"] = previous["device"]
+            config = config if grow else setup.as_long_as_before(config, facts, previous)
         if ranks.is_main:
             setup.show(config, facts, out, previous)
         if dry_run:
             return 0
-        if previous and setup.finished(previous, config, grow=grow):
+        if previous and setup.finished(previous, config):
             if ranks.is_main:
-                print(f"{out}: this run is finished ({previous['status'].get('step')} steps); nothing to do")
+                steps = previous["status"].get("step")
+                print(f"{out}: this run is finished ({steps} steps); nothing to do; longer: --train.epochs N")
             return 0
         lock = folders.Lock(out)  # held until this process ends
         facts["run_id"] = ranks.main_decides(lambda: setup.claim(out, config, facts, lock))
@@ -106,8 +110,9 @@ def loop(run: Run) -> int:
 
 
 def stop_here(run: Run, progress: ProgressBar) -> int:
-    """Saves the run at its present step, because it was asked to stop. Returns the exit code."""
+    """Saves the run at its present step, because it was asked to stop, or cannot go on. Returns the exit code."""
     run.save()
+    run.raise_trouble()
     run.write_status("stopped")
     run.tracker.close(exit_code=STOPPED)
     progress.console.print(f"stopped at step {run.state.step}; the same command goes on from there")
@@ -121,7 +126,7 @@ def train_batch(run: Run, batch: Batch) -> None:
     for message in batch.bad:
         print(f"warning: left out: {message}")
     line, sketch = to_float(batch.line), to_float(batch.sketch)
-    measured = run.step(line, sketch, decision, bad=len(batch.bad), stop=run.stop.asked, good=batch.good)
+    measured = run.step(line, sketch, decision, bad=len(batch.bad), stop=run.asks_to_stop, good=batch.good)
     run.log.add(decision, state.epoch, measured, batch.keys)
     state.step, state.batch = state.step + 1, state.batch + 1
 

@@ -11,7 +11,7 @@ import torch
 
 from dist_sketch.core import fileio
 from dist_sketch.core.config import Config, TrackConfig, to_dict
-from dist_sketch.core.errors import UserError
+from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.ranks import Ranks, lost_peer
 from dist_sketch.core.signals import STOP_SIGNALS, StopRequest
 from dist_sketch.data.batches import training_batches
@@ -33,6 +33,7 @@ class Run:
     def __init__(self, config: Config, out: Path, ranks: Ranks, facts: dict[str, Any], stop: StopRequest):
         assert config.data.shards is not None
         self.config, self.out, self.ranks, self.facts, self.stop = config, out, ranks, facts, stop
+        self.trouble = ""  # why this rank cannot go on for long; a sentence
         self.total_steps: int = facts["steps"]
         stop.listen(*STOP_SIGNALS, signal.SIGINT, orphaned=signal.SIGTERM)
         torch.manual_seed(config.train.seed)  # the same weights on every rank
@@ -42,7 +43,9 @@ class Run:
         settings = {"config": to_dict(config), "facts": facts}
         ranks.main_decides(lambda: fileio.write_json(out / "config.json", settings))
         shards = Shards(config.data.shards, "train")
-        self.loader = training_batches(shards, config.data, ranks, config.train.seed, self._waits_for_batch)
+        self.loader = training_batches(
+            shards, config.data, ranks, config.train.seed, self._waits_for_batch, self._in_trouble
+        )
         c = config.train
         fid = None if not c.validate_fid else 2048 if config.checkpoint.choose == "kid" else 64
         self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad, fid)
@@ -85,7 +88,7 @@ class Run:
     def batches(self) -> Iterator[Batch | None]:
         """This rank's remaining batches of the current epoch, on its device; `speed` counts the time of waiting.
 
-        The last one is None if this process, without peers, was asked to stop while it waited in vain.
+        The last one is None if no other comes to this process, which has no peers.
         """
         batches = self.loader.epoch(self.state.epoch, self.state.batch)
         while True:
@@ -94,7 +97,11 @@ class Run:
                 batch = next(batches)
             except StopIteration:
                 return
-            except NoBatch:
+            except NoBatch as e:
+                if self.ranks.world_size > 1:
+                    raise  # the others wait for this rank in the middle of a step, and nothing can be saved there
+                if not self.stop.asked:
+                    self._in_trouble(e)
                 yield None
                 return
             self.speed.waited_s += time.perf_counter() - began
@@ -102,14 +109,26 @@ class Run:
 
     def _waits_for_batch(self, waited_s: float) -> None:
         """Obeys a request to stop while no batch comes: a scheduler kills those that do not, half a minute later."""
-        if not self.stop.asked or waited_s < PATIENCE_S:
-            return
-        if self.ranks.world_size == 1:
-            raise NoBatch
-        raise UserError(  # the others wait for this rank in the middle of a step, and nothing can be saved there
-            f"{self.config.data.shards}: asked to stop, and no batch has come for {waited_s:.0f} s; does the disk "
-            "answer? The same command goes on from the newest checkpoint"
-        )
+        if self.stop.asked and waited_s >= PATIENCE_S:
+            raise NoBatch(
+                f"{self.config.data.shards}: asked to stop, and no batch has come for {waited_s:.0f} s; does the disk "
+                "answer? The same command goes on from the newest checkpoint"
+            )
+
+    def _in_trouble(self, error: UserError) -> None:
+        """From now on this rank asks all to stop, so that nothing is lost."""
+        self.trouble = str(error)
+
+    @property
+    def asks_to_stop(self) -> bool:
+        """Whether this rank was asked to stop, or cannot go on."""
+        return self.stop.asked or bool(self.trouble)
+
+    def raise_trouble(self) -> None:
+        """Raises the trouble of any rank as an error, on all ranks alike; to be called when the run is saved."""
+        found = enumerate(self.ranks.gather(self.trouble))
+        if told := [f"rank {rank}: {trouble}" if rank else trouble for rank, trouble in found if trouble]:
+            raise SharedError(f"{'; '.join(told)}; it goes on from step {self.state.step}")
 
     def checkpoint_due(self, end_of_epoch: bool) -> bool:
         """Whether the run shall be saved after the step that was just made."""

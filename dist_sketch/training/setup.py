@@ -1,5 +1,6 @@
 """Checks before a training run writes anything: the facts that follow from its configuration, an earlier attempt."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +132,18 @@ def claim(out: Path, config: Config, facts: dict[str, Any], lock: Lock) -> str:
     return str(_facts(saved.read_settings(out), out)["run_id"])
 
 
-def finished(previous: dict[str, Any] | None, config: Config, *, grow: bool) -> bool:
-    """Whether the run in the folder is done: a finished run grows only if more epochs were asked for.
+def as_long_as_before(config: Config, facts: dict[str, Any], previous: dict[str, Any]) -> Config:
+    """The configuration with the epochs of the run that is there; changes `facts` likewise.
 
-    Args:
-        grow: the user has typed --train.epochs; else more epochs are only a default's or a preset's.
+    For a command without --train.epochs: more epochs are then only a default's or a preset's.
     """
-    if not previous or previous["status"].get("state") != "finished":
-        return False
-    return not grow or previous["epochs"] >= config.train.epochs
+    facts["steps"] = facts["steps_an_epoch"] * previous["epochs"]
+    return replace(config, train=replace(config.train, epochs=previous["epochs"]))
+
+
+def finished(previous: dict[str, Any], config: Config) -> bool:
+    """Whether the run in the folder is done."""
+    return previous["status"].get("state") == "finished" and previous["epochs"] >= config.train.epochs
 
 
 def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, Any] | None) -> None:

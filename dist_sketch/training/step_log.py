@@ -34,7 +34,8 @@ class RunState:
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's losses, for their means
     counts: dict[str, int] = field(default_factory=dict)  # of the steps in which these were finite
     reason: str = ""  # of the last decision of the policy
-    locked_d: int = 0  # steps in which D was locked, since the last line of the log
+    unlogged: int = 0  # steps since the last line of the log
+    locked_d: int = 0  # those of them in which D was locked
     locked_g: int = 0
     policy_d: int = 0  # the same over the whole run
     policy_g: int = 0
@@ -62,8 +63,10 @@ class RunState:
             # Older checkpoints have no counts, and may have a sum that is not finite.
             values["sums"] = {k: v for k, v in values["sums"].items() if v not in (math.inf, -math.inf) and v == v}
             values.setdefault("counts", dict.fromkeys(values["sums"], values.get("batch")))
+        if isinstance(values, dict) and "unlogged" not in values:  # they do not say of how many steps these are
+            values |= {"locked_d": 0, "locked_g": 0}
         state = from_dict(cls, values, str(file), "place.")
-        good = 0 <= state.batch < steps_an_epoch and state.epoch >= 0
+        good = 0 <= state.batch < steps_an_epoch and state.epoch >= 0 and state.unlogged >= 0
         if not good or not state.step == step == state.epoch * steps_an_epoch + state.batch:
             raise UserError(
                 f"{file}: place.step = {state.step}, epoch = {state.epoch}, batch = {state.batch}: is no place in a "
@@ -178,6 +181,7 @@ class StepLog:
             finite = math.isfinite(values[name])
             state.sums[name] = state.sums.get(name, 0.0) + (values[name] if finite else 0.0)
             state.counts[name] = state.counts.get(name, 0) + finite
+        state.unlogged += 1
         state.locked_d += not decision.train_d
         state.policy_d += not decision.train_d
         state.locked_g += not decision.train_g
@@ -195,8 +199,8 @@ class StepLog:
         if not config.loss.lambda_ssim:
             del logged["loss/g_ssim"]  # it was not measured
         logged |= {
-            "lock/d": state.locked_d / interval,
-            "lock/g": state.locked_g / interval,
+            "lock/d": state.locked_d / state.unlogged,  # the interval may have changed when the run was continued
+            "lock/g": state.locked_g / state.unlogged,
             "lr/g": config.optim.lr_g * factor,
             "lr/d": config.optim.lr_d * factor,
             **{f"skipped/{name}": getattr(state, name) for name in SKIPPED},
@@ -205,4 +209,4 @@ class StepLog:
         self._tracker.log(
             "train", step + 1, {"epoch": unread.epoch, "images": images, "lock/reason": decision.reason} | logged
         )
-        state.locked_d = state.locked_g = 0
+        state.unlogged = state.locked_d = state.locked_g = 0

@@ -71,13 +71,13 @@ LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "data.skip_bad": ([0], [-1]),
     "data.memory_mb": ([0.0], [-1.0, math.nan, math.inf]),
     "data.device_memory_mb": ([0.0], [-1.0, math.nan, math.inf]),
-    "data.stall_timeout_s": ([0.0], [-1.0, math.nan, math.inf]),
+    "data.stall_timeout_s": ([0.0, 1e7], [-1.0, 1.1e7, 1e300, math.nan, math.inf]),
     "train.epochs": ([1], [0]),
     "train.seed": ([0, 2**63 - 1], [-1, 2**63]),
     "train.nonfinite_limit": ([1], [0]),
     "train.sync_interval_steps": ([0], [-1]),
     "train.accumulate": ([1], [0]),
-    "train.rank_timeout_s": ([0.1], [0.0, math.nan, math.inf]),
+    "train.rank_timeout_s": ([0.1, 1e7], [0.0, 1.1e7, 1e300, math.nan, math.inf]),
     "train.validate_interval_epochs": ([0], [-1]),
     "train.validate_limit": ([0], [-1]),
     "train.sample_interval_epochs": ([0], [-1]),
@@ -107,7 +107,7 @@ LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "generator.ema": ([0.0, 0.9999], [-0.1, 1.0, math.nan]),
     "checkpoint.interval_steps": ([0], [-1]),
     "checkpoint.keep": ([1], [0]),
-    "track.timeout_s": ([0.1], [0.0, math.nan, math.inf]),
+    "track.timeout_s": ([0.1, 1e7], [0.0, 1.1e7, 1e300, math.nan, math.inf]),
     "track.log_interval_steps": ([1], [0]),
 }
 
@@ -341,13 +341,21 @@ def test_difference_names_what_would_make_another_run() -> None:
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: v + "x"}
     may_change = {"data.shards", "data.workers", "data.memory_mb", "data.skip_bad", "data.stall_timeout_s"}
     may_change |= {"data.device_memory_mb", "loss.d_backward", "checkpoint.interval_steps", "checkpoint.keep"}
-    may_change |= {"train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s"}
+    may_change |= {"train.epochs", "train.nonfinite_limit", "train.rank_timeout_s"}
     assert cfg.difference(Config(), Config()) == []
     for key, value in DEFAULTS.items():
         changed = Path("elsewhere") if value is None else other[type(value)](value)
         lines = cfg.difference(Config(), with_(**{key.replace(".", "__"): changed}))
         free = key in may_change or key.startswith("track.")
-        assert lines == ([] if free else [f"{key}: {value} -> {changed}"])
+        reason = " (BatchNorm's statistics would be those of other micro-batches)" * (key == "train.accumulate")
+        assert lines == ([] if free else [f"{key}: {value} -> {changed}{reason}"])
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 1), (2, 4)])
+@pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
+def test_micro_batches_may_change_where_no_statistics_depend_on_them(norm: str, old: int, new: int) -> None:
+    lines = cfg.difference(with_(norm=norm, train__accumulate=old), with_(norm=norm, train__accumulate=new))
+    assert [line.partition(" (")[0] for line in lines] == [f"train.accumulate: {old} -> {new}"] * (norm == "batch")
 
 
 def test_a_run_of_before_is_read_where_its_gone_settings_said_nothing() -> None:

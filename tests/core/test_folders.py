@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
+from conftest import Run
 
 from dist_sketch.__main__ import parse
 from dist_sketch.core import folders
@@ -127,6 +128,34 @@ def test_writing_follows_no_link(
         write(run)
     assert list(mine.iterdir()) == [] if name == "logs" else mine.read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "run"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "sentence"),
+    [
+        ("drawn.png", ("infer", "--run", "portrait-128", "--input", "IN", "--out"), "--out is the folder for all draw"),
+        (
+            "a.b.JPG",
+            ("infer", "--run", "portrait-128", "--input", "IN", "--part", "1/2", "--out"),
+            "--out is the folder",
+        ),
+        ("faces.tar", ("pack", "IN", "--out"), "--out is a folder of shards and a manifest"),
+        ("faces.zip", ("synth",), "this is the folder for all pairs"),
+    ],
+)
+def test_no_folder_gets_the_name_of_a_file(
+    tmp_path: Path, cli: Run, pairs: Path, name: str, words: tuple[str, ...], sentence: str
+) -> None:
+    """Unless the user has made it."""
+    out = tmp_path / name
+    done = cli(*(str(pairs) if word == "IN" else word for word in words), out)
+    assert done.returncode == 2
+    assert f"{out}: {sentence}" in done.stderr
+    assert f"choose a name such as {out.with_suffix('')}\n" in done.stderr
+    assert not any(tmp_path.iterdir())
+    folders.refuse_file_name(tmp_path / "faces-1.5", sentence)
+    out.mkdir()
+    folders.refuse_file_name(out, sentence)
 
 
 def test_long_names_can_be_written(tmp_path: Path) -> None:

@@ -45,6 +45,10 @@ READERS: dict[str, tuple[Callable[[Path], Any], Any]] = {
             "images": [{"name": "a", "raw": SCORES, "denoised": SCORES}],
         },
     ),
+    "1-of-2.json": (
+        lambda folder: saved.read_not_drawn(folder / "1-of-2.json"),
+        {"left_out": ["a.png: is damaged", "b"], "passed_over": {"line": {".eps": 2}}},
+    ),
     "checkpoint.json": (saved.read_seal, {"step": 3, "files": {"state.pt": {"bytes": 1, "sha256": "a"}}}),
     "best.json": (saved.read_best, {"step": 3}),
 }
@@ -161,6 +165,11 @@ def test_texts_that_no_reader_of_json_expects(text: str, sentence: str, tmp_path
         ("infer.json", ("names", 0), "../..", "names[0] = '../..': must be the plain name of a file"),
         ("infer.json", ("run",), 3, "run = 3: must be of type str"),
         ("infer.json", ("size",), 10**9, "size = 1000000000: must be from 1 to 8192"),
+        ("infer.json", ("names",), {"a": 1}, "names = {'a': 1}: must be of type list"),
+        ("1-of-2.json", ("left_out",), "a.png", "left_out = 'a.png': must be of type list[str]"),
+        ("1-of-2.json", ("left_out", 0), None, "left_out[0] = None: must be of type str"),
+        ("1-of-2.json", ("passed_over", "line", ".eps"), "2", "passed_over.line..eps = '2': must be of type int"),
+        ("1-of-2.json", ("passed_over", "line"), [2], "must be of type dict"),
         ("best.json", ("step",), True, "step = True: must be of type int"),
         ("checkpoint.json", ("files", "../x"), {"bytes": 1, "sha256": ""}, "must be the plain name of a file"),
         ("metrics.json", ("raw", "ssim"), "high", "raw.ssim = 'high': must be of type float"),

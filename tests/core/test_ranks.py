@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Run
+from support import forks
 from support.ranked import Result, run, start
 from torch import nn
 
@@ -358,6 +360,54 @@ def child_waits_in_vain(ranks: Ranks) -> Result:
 def test_a_rank_that_hangs_is_noticed_and_the_sentence_says_what_to_do(tmp_path: Path) -> None:
     first, _ = run(2, child_waits_in_vain, tmp_path)
     assert first["said"] == [TOO_LATE] * 5
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory, cli: Run, pairs: Path) -> tuple[object, ...]:
+    """The options of an inference, whose output folder is the last of them."""
+    options = ("infer", "--run", "portrait-128", "--input", pairs, "--workers", 0, "--track.wandb", "off", "--out")
+    out = tmp_path_factory.mktemp("drawn") / "out"
+    assert cli(*options, out).returncode == 0
+    return *options, out
+
+
+@pytest.mark.parametrize("command", ["infer", "evaluate"])
+def test_drawing_and_scoring_do_not_wait_for_ever_for_a_rank_that_hangs(
+    tmp_path: Path, drawn: tuple[object, ...], command: str
+) -> None:
+    options, place = (*drawn[:-1], tmp_path / "out"), "inference.infer:_draw:1"
+    if command == "evaluate":
+        options, place = ("evaluate", drawn[-1], "--track.wandb", "off"), "inference.scoring:read_output:1"
+    prints = [(tmp_path / f"{rank}.out", tmp_path / f"{rank}.err") for rank in (0, 1)]
+    hang = ("support.hooks", "pauses", tmp_path / "rank1", place)
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    pids = [
+        forks.fork(
+            prints[rank],
+            arguments=(*options, "--rank-timeout-s", 3),
+            call=hang if rank else (),
+            env={**env, **where},
+        )
+        for rank, where in enumerate(forks.places(2))
+    ]
+    try:
+        assert forks.wait(pids[0]) == 1
+    finally:
+        for pid in pids:
+            forks.kill(pid)
+    assert (tmp_path / "rank1.0").exists()
+    assert prints[0][1].read_text() == f"error: {TOO_LATE}\n"
+
+
+@pytest.mark.parametrize("timeout_s", ["0", "-1", "nan", "inf", "1e300"])
+@pytest.mark.parametrize("command", ["infer", "evaluate"])
+def test_a_time_out_that_is_none_is_a_sentence(
+    drawn: tuple[object, ...], cli: Run, command: str, timeout_s: str
+) -> None:
+    options = drawn if command == "infer" else ("evaluate", drawn[-1], "--track.wandb", "off")
+    refused = cli(*options, f"--rank-timeout-s={timeout_s}")
+    said = f"error: --rank-timeout-s {float(timeout_s):g}: must be above 0 and at most 10,000,000\n"
+    assert (refused.returncode, refused.stderr) == (2, said)
 
 
 def test_a_device_that_never_finishes_is_given_up_after_the_time_out(

@@ -1,7 +1,9 @@
 """Decoded pairs stay in memory: batches do not change, and nothing is read or decoded twice."""
 
+import mmap
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 from dist_sketch.core.config import DataConfig
-from dist_sketch.data.loader import Loader
+from dist_sketch.data.decoded import size_of
+from dist_sketch.data.loader import Loader, split_shape
 from dist_sketch.data.shards import Shards
 
 PAIR_MB = 2 * 3 * 64 * 64 / 1e6
@@ -69,3 +72,47 @@ def test_what_augmentation_makes_of_a_pair_does_not_stay(shards: Path) -> None:
         for (key, line, _), (other_key, other_line, _) in zip(alone, part, strict=True):
             assert key == other_key
             assert torch.equal(line, other_line)
+
+
+def zeros(pair: bytes) -> bytes:
+    return bytes(len(pair))
+
+
+NOT_YET: dict[str, Callable[[bytes], bytes]] = {
+    "nothing": zeros,
+    "the line only": lambda pair: pair[: len(pair) // 2] + bytes(len(pair) // 2),
+    "the sketch only": lambda pair: bytes(len(pair) // 2) + pair[len(pair) // 2 :],
+    "all but the last byte": lambda pair: pair[:-1] + bytes([pair[-1] ^ 255]),
+    "all but a page": lambda pair: pair[:4096] + bytes(4096) + pair[8192:],
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("there", NOT_YET)
+def test_pixels_that_come_after_their_mark_are_read_from_the_shards(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, there: str, workers: int
+) -> None:
+    """Processors such as ARM's may show another process the mark before the pixels."""
+    split, data = Shards(shards, "train"), DataConfig(batch_size=1, workers=workers)
+    shape = split_shape(split, data)
+    memory, late = mmap.mmap(-1, size_of(shape)), (0, 5, 12)
+
+    def epoch() -> list[tuple[list[str], torch.Tensor, torch.Tensor]]:
+        loader = Loader(split, data, seed=3, rank=0, world_size=1, memory=memory)  # has seen no pair yet
+        batches = [(b.keys, b.line, b.sketch) for b in loader.epoch(0)]
+        loader.close()
+        return batches
+
+    whole, pair_bytes = epoch(), 2 * 3 * 64 * 64
+    for i in late:
+        at = len(memory) - (len(split) - i) * pair_bytes
+        memory[at : at + pair_bytes] = NOT_YET[there](memory[at : at + pair_bytes])
+    read, plain = mmap.mmap(-1, len(split)), Shards.read  # shared with the worker
+    monkeypatch.setattr(Shards, "read", lambda self, i, channels: read.__setitem__(i, 1) or plain(self, i, channels))
+    for (keys, line, sketch), (right_keys, right_line, right_sketch) in zip(epoch(), whole, strict=True):
+        assert keys == right_keys
+        assert torch.equal(line, right_line)
+        assert torch.equal(sketch, right_sketch)
+    assert [i for i, again in enumerate(read[:]) if again] == list(late)
+    monkeypatch.setattr(Shards, "read", lambda *_: 1 / 0)
+    assert len(epoch()) == 13  # now all are there

@@ -28,6 +28,7 @@ from PIL import Image
 from torch.utils.data import DistributedSampler
 
 from dist_sketch.core.config import DataConfig
+from dist_sketch.core.precision import full_float32
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pack, recipe
 from dist_sketch.data.loader import Batch, Loader, order
@@ -355,7 +356,8 @@ def test_scores_of_the_validation_split_do_not_depend_on_the_ranks(shards: Path,
             part.sum = all_reduce
             return Validation(Shards(shards, "train"), 3, part).scores(generator, limit)
 
-        with ThreadPoolExecutor(ranks) as threads:
+        # Switches of the whole process: threads that change them in turns would not leave them as they were.
+        with full_float32(torch.device("cpu")), ThreadPoolExecutor(ranks) as threads:
             first, *others = threads.map(of_a_rank, range(ranks))
         assert all(other == first for other in others)
         return first

@@ -162,6 +162,16 @@ def test_1_bit(tmp_path: Path) -> None:
 # --- read_image: refusals ---
 
 
+def test_short_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Image.Image) -> None:
+        raise MemoryError
+
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "load", full)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", full)
+    assert refused(tmp_path / "a.png").startswith("needs more memory than there is")
+
+
 def test_missing_and_empty(tmp_path: Path) -> None:
     assert refused(tmp_path / "a.png") == "cannot be read (No such file or directory)"
     assert refused(tmp_path) == "cannot be read (Is a directory)"

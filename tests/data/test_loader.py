@@ -485,9 +485,10 @@ def test_closing_leaves_nothing_that_the_end_of_the_process_waits_for(shards: Pa
     for _ in range(2):  # a closed loader can be used again
         threads = set(threading.enumerate())
         next(train.epoch(0))
-        assert set(threading.enumerate()) > threads
+        new = set(threading.enumerate()) - threads  # those of earlier tests may end meanwhile
+        assert new
         train.close()
-        assert set(threading.enumerate()) == threads
+        assert not new & set(threading.enumerate())
         assert not multiprocessing.active_children()
 
 

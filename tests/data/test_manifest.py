@@ -56,6 +56,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a column is short": lambda s: s["index"]["key"].pop(),
     "a key twice": lambda s: s["index"]["key"].__setitem__(0, s["index"]["key"][1]),
     "a key leaves the folder": lambda s: s["index"]["key"].__setitem__(0, "../a"),
+    "a key without end": lambda s: s["index"]["key"].__setitem__(0, "a" * 1000),
     "no such shard": lambda s: s["index"]["shard"].__setitem__(0, 99),
     "shard below 0": lambda s: s["index"]["shard"].__setitem__(0, -1),
     "shard is true": lambda s: s["index"]["shard"].__setitem__(0, False),

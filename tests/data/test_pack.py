@@ -22,6 +22,7 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.data.manifest import MANIFEST, manifest_hash, read_manifest
 from dist_sketch.data.pack import pack, verify
 from dist_sketch.data.recipe import load
+from dist_sketch.data.shards import Shards
 
 ODD = ["1", "2", "10", "a.b", "with space", "Zoë", "人物", "n" * 150, "%"]
 
@@ -189,6 +190,27 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     assert "the file is empty" in lines[2]
     assert last == "repair or remove them, or leave out up to N of them with --skip-bad N (now 2)"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]  # no incomplete folder remains
+
+
+@pytest.mark.parametrize("name", ["a" + "." * 100 + "b", "%" * 240, "a\x01" * 50, "a" + "." * 240])
+def test_names_whose_keys_are_longer_than_they_are(tmp_path: Path, name: str) -> None:
+    do(source(tmp_path / "data", [name, "1"]), tmp_path / "out")
+    assert verify(tmp_path / "out") == {"train": 2}
+    shards = Shards(tmp_path / "out", "train")
+    assert {shards.read(i, 3).name for i in range(2)} == {name, "1"}
+    stock = WebDataset(str(tmp_path / "out/train-000000.tar"), shardshuffle=False)
+    assert {sample["__key__"] for sample in stock} == {str(key) for key in shards.keys}
+
+
+def test_a_terminal_shows_names_and_does_not_obey_them(tmp_path: Path, cli: Run) -> None:
+    root = source(tmp_path / "data", ["1", "bad\x1b[31m"])
+    (root / "train_line" / "bad\x1b[31m.png").write_bytes(b"")
+    (root / "train_line" / "2.\x1b[32mz").touch()
+    done = cli("pack", root, "--out", tmp_path / "out", "--size", 64, "--skip-bad", 1)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert r"passed over: train_line: 1 .\x1b[32mz" in done.stdout
+    assert r"left out: train_line/bad\x1b[31m.png: the file is empty" in done.stdout
 
 
 def test_what_is_passed_over_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,39 @@ def test_data_that_cannot_be_scored_are_refused(shards: Path, folder: Path) -> N
     (folder / "exp/letter.txt").touch()
     with pytest.raises(UserError, match="exp: exists and is not an experiment's folder"):
         plan(shards)
+
+
+def test_the_folder_of_an_experiment_is_no_page(shards: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^page\.html: --out is the folder for all runs .* a name such as page$"):
+        parse(["experiment", "paper", "--data", str(shards), "--out", "page.html", "--dry-run"])()
+    assert not (folder / "page.html").exists()
+
+
+def fifo(file: Path) -> None:
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda file: file.write_text("1. Buy pencils\n"),
+        lambda file: file.write_bytes(b"\xff\xfe\0"),
+        lambda file: file.write_text(""),
+        lambda file: file.mkdir(),
+        fifo,
+        lambda file: file.symlink_to("../small.toml"),
+    ],
+    ids=["text", "bytes", "empty", "folder", "fifo", "link"],
+)
+def test_a_plan_of_somebody_else_stays_as_it_is(shards: Path, folder: Path, put: Callable[[Path], None]) -> None:
+    (folder / "exp").mkdir()
+    file = folder / "exp/plan.txt"
+    put(file)
+    before = file.lstat().st_ino, file.lstat().st_mtime_ns
+    with pytest.raises(UserError, match=r"exp/plan\.txt: is not a plan of dist_sketch, and would be overwritten"):
+        plan(shards)
+    assert (file.lstat().st_ino, file.lstat().st_mtime_ns) == before
+    assert [p.name for p in (folder / "exp").iterdir()] == ["plan.txt"]
 
 
 # The runner, with a program in the place of dist-sketch

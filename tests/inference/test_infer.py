@@ -17,8 +17,11 @@ from support import forks
 from support.scores import assert_same_scores
 
 from dist_sketch.core import folders
+from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock
+from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.data import pack, recipe
+from dist_sketch.data.loader import order
 from dist_sketch.data.manifest import read_manifest
 from dist_sketch.inference.infer import _finish, _make_room
 from dist_sketch.model import checkpoint
@@ -476,6 +479,57 @@ def test_broken_pairs_leave_no_gap_in_the_scores(
         found = scores(tmp_path / name)
         assert (found["n"], [image["name"] for image in found["images"]]) == (4, ["14", "16", "17", "18"])
         assert found["denoised"]["ssim"] == pytest.approx(scores(tmp_path / "a")["denoised"]["ssim"])
+
+
+def test_training_pairs_that_cannot_be_read_are_left_out_of_the_reference(
+    tmp_path: Path, cli: Run, cli_ranks: Run, run: Path, shards: Path, out: Path
+) -> None:
+    data, own, target = tmp_path / "data", tmp_path / "run", tmp_path / "o"
+    shutil.copytree(shards, data)
+    shutil.copytree(run, own)
+    settings = json.loads((own / "config.json").read_text())
+    settings["config"]["data"]["shards"] = str(data)
+    (own / "config.json").write_text(json.dumps(settings))
+    train = read_manifest(data)["splits"]["train"]
+    index, places = train["index"], order(train["count"], 0, 0, shuffle=True)[:5]
+    for place in places[[0, 3]]:
+        with open(data / train["shards"][index["shard"][place]]["file"], "r+b") as file:
+            file.seek(index["offset"][place] + 600)
+            file.write(b"damage")
+    done = cli_ranks(2, "infer", "--run", own, "--input", data, "--out", target)
+    for _ in range(2):
+        assert done.returncode == 0, done.stderr
+        found = scores(target)
+        assert (found["n"], found["settings"]["reference_n"]) == (5, 3)
+        assert found["baselines"]["reference"]["fid_2048"] > 0
+        assert found["raw"]["ssim"] == pytest.approx(scores(out)["raw"]["ssim"])
+        for place, sentence in zip(sorted(places[[0, 3]]), found["settings"]["reference_left_out"], strict=True):
+            assert f"sample {index['key'][place]!r} is not what the manifest says" in sentence
+            assert sentence in done.stdout
+        assert "left out of the other real sketches, because they cannot be read: 2" in done.stdout
+        done = cli("evaluate", target)
+    assert cli("report", target).returncode == 0
+
+
+def test_an_output_is_not_called_whole_while_its_pictures_are_removed(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    shutil.copytree(out, target := tmp_path / "out")
+    about = json.loads((target / "infer.json").read_text()) | {"step": 99}
+    for key in ("names", "left_out", "passed_over"):
+        about.pop(key)
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), Lock(target) as lock:
+        _make_room(target, tmp_path / "in", None, about, lock)
+    with pytest.raises(UserError, match="it is being drawn: wait for its end"):
+        read_finished_infer(target)
+    monkeypatch.undo()
+    with Lock(target) as lock:
+        assert _make_room(target, tmp_path / "in", None, about, lock)
+    assert not (target / "raw").exists()
 
 
 def test_the_same_inference_again_keeps_what_is_drawn_until_it_is_drawn_anew(out: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
 from dist_sketch.core import fileio
+from dist_sketch.core.saved import read_scores
 from dist_sketch.metrics import fid_kid, inception, scorer, similarity
 from dist_sketch.metrics.definitions import BASELINES, METRICS, scores_table
 from dist_sketch.metrics.scorer import PAIRED, SETS, Scorer
@@ -311,6 +312,32 @@ def test_reference_may_be_missing_or_short(net, images):
     assert found["baselines"]["reference"]["fid_2048"] > 0
 
 
+def shown(result):
+    console = Console(width=140, record=True)
+    console.print(scores_table(result))
+    return console.export_text()
+
+
+def test_reference_sketches_that_cannot_be_read_are_counted_and_named(net, images, result):
+    scorer = Scorer(net)
+    scorer.add(range(N), list("abcdef"), {k: images[k] for k in ("raw", "denoised", "line", "real")})
+    read = [0, 2, 3, 5]
+    scorer.add_reference(read, images["reference"][read], ["shard: key 9", "shard: key 8"])
+    found = Scorer.result([scorer.state()])
+    assert (found["settings"]["reference_n"], found["n"]) == (4, N)
+    assert found["settings"]["reference_left_out"] == ["shard: key 8", "shard: key 9"]
+    rows = scorer.state()["rows"]["reference"]
+    assert found["baselines"]["reference"]["ssim"] == pytest.approx(np.mean([row["ssim"] for _, row in rows]))
+    assert found["raw"] == result["raw"]
+    assert "other real sketches: n = 4, because 2 cannot be read" in shown(found)
+    assert "because" not in shown(result)
+    scorer = Scorer(None)
+    scorer.add([0], ["a"], {k: images[k][:1] for k in ("raw", "denoised", "line", "real")})
+    scorer.add_reference([], [], ["shard: key 9"])
+    said = Scorer.result([scorer.state()])["settings"]["missing"]["reference"]
+    assert said == "no real training sketches can be read"
+
+
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
@@ -338,12 +365,27 @@ def test_written_file_is_json_without_nan(result, tmp_path):
     assert_same(read, result)
 
 
-def test_table_shows_scores_baselines_and_settings(result, images):
-    def shown(of):
-        console = Console(width=140, record=True)
-        console.print(scores_table(of))
-        return console.export_text()
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {}},
+        {"settings": {"fid": None, "missing": None, "ssim": None}},
+        {"settings": {"fid": {"weights": "w"}, "missing": {"fid": "[/red]"}, "ssim": {}}},
+        {"settings": {"fid": {"weights": 1, "weights_sha256": None, "note": 3}}},
+        {"size": None},
+        {"size": [64, "a"]},
+        {"raw": {}},
+        {"baselines": {"blank": None, "[/x]\x1b[31m": {}}},
+    ],
+)
+def test_table_of_what_others_have_written(result, change, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(result | change))
+    text = shown(read_scores(tmp_path))
+    assert "n = 6" in text
+    assert "\x1b" not in text
 
+
+def test_table_shows_scores_baselines_and_settings(result, images):
     text = shown(result)
     for word in (
         "raw",

@@ -303,6 +303,16 @@ def test_only_an_earlier_export_or_an_empty_folder_is_written_over(
     ):
         with pytest.raises(UserError, match=rf"is there already and not an earlier export \(it holds {holds}"):
             export(small, out)
+    for name, text in (("a", '{"model_type": "bert"}'), ("b", '{"config": {}}'), ("c", "{"), ("d", "[1]")):
+        foreign = tmp_path / name  # as others have files of the same names
+        foreign.mkdir()
+        (foreign / "config.json").write_text(text)
+        (foreign / "generator.safetensors").write_text("theirs")
+        with pytest.raises(UserError, match=rf"^{foreign}/config\.json: "):
+            export(small, foreign)
+        assert (foreign / "generator.safetensors").read_text() == "theirs"
+        assert (foreign / "config.json").read_text() == text
+    before = digest(tmp_path)
     with pytest.raises(UserError, match=r"file/below: cannot be written \(Not a directory\)"):
         export(small, tmp_path / "file" / "below")
     assert digest(tmp_path) == before

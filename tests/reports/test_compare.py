@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 from conftest import TINY, Run
@@ -28,6 +29,7 @@ from dist_sketch.core.fileio import write_json
 from dist_sketch.metrics.definitions import METRICS
 from dist_sketch.reports.compare import comparison, tables
 from dist_sketch.reports.compare import plot as compare_plot
+from dist_sketch.reports.compare import results as results_module
 from dist_sketch.reports.compare import scores as scores_module
 from dist_sketch.reports.compare.results import Result, read, read_all
 from dist_sketch.reports.compare.scores import (
@@ -44,6 +46,8 @@ from dist_sketch.reports.compare.scores import (
     seed_scores,
     t_test,
 )
+from dist_sketch.reports.page import render
+from dist_sketch.tracking.tracker import read_metrics
 
 HOSTILE = 'Zoë "&" <b>x $y_1$ | `*東京 \'2'
 NAMES = ["1", HOSTILE, *map(str, range(2, 10))]
@@ -852,6 +856,27 @@ def test_chance_alone_moves_few_pages() -> None:
     assert 0.03 < alarms["holm"] / pages < 0.07
 
 
+def test_chance_alone_moves_few_verdicts(template: Result) -> None:
+    """The same through the page: equal runs, 2 against 2 seeds, all eight scores of raw and denoised drawings."""
+    random = np.random.default_rng(1)
+    pages, alarms = 400, 0
+    assert template.scores is not None
+    for _ in range(pages):
+        results = []
+        for i, drawn in enumerate(random.normal(1, 0.1, size=(4, 2, 8)).tolist()):
+            scores = {v: dict(zip(SCORES, of, strict=True)) for v, of in zip(("raw", "denoised"), drawn, strict=True)}
+            config = template.config | {"train.seed": i % 2, "loss.lambda_l1": i // 2}
+            results.append(
+                replace(template, name=f"{'ab'[i // 2]}-s{i % 2}", config=config, scores=template.scores | scores)
+            )
+        made = groups(results)
+        assert [len(g.results) for g in made] == [2, 2]
+        effects = differences(made)
+        assert len(effects) == 16
+        alarms += any(e.sign for e in effects.values())
+    assert 0.02 < alarms / pages < 0.08
+
+
 def test_the_correction_is_holms() -> None:
     effects = {i: t_test([x, x + 1], [-x, 1 - x]) for i, x in enumerate((0.5, 40.0, 8.0, 2.0))}
     order = sorted(effects, key=lambda i: effects[i].chance)
@@ -862,6 +887,100 @@ def test_the_correction_is_holms() -> None:
     assert {bool(e.sign) for e in holm(effects).values()} == {True, False}
     alone = Effect(1.0, None, None)
     assert holm({"a": alone}) == {"a": alone}  # one seed each: no test
+
+
+def test_a_history_is_read_once_for_all_tables(run: Make, page: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each table asks for the last and the best of eight scores; searching the log each time would take minutes."""
+    looked_up = Counter[str]()
+
+    class Counted(dict):
+        def get(self, key: str, default: Any = None) -> Any:
+            looked_up[key] += key.startswith("val/")
+            return super().get(key, default)
+
+    def counted(folder: Path) -> list[dict]:
+        return [Counted(r) for r in read_metrics(folder)]
+
+    monkeypatch.setattr(results_module, "read_metrics", counted)
+    made = [run(f"a-s{i}", seed=i) for i in range(4)]
+    page(*made)
+    lines = sum(len(read_metrics(folder)) for folder in made)
+    curves = 2 * 2 * len(made) * 2  # two panels of two records at two widths
+    assert max(looked_up.values()) <= 2 * lines + curves
+
+
+def test_a_page_of_many_runs_compiles_each_template_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = Counter[str]()
+    original = jinja2.Environment.compile
+
+    def counted(self: jinja2.Environment, source: Any, name: str | None = None, *rest: Any, **options: Any) -> Any:
+        compiled[str(name)] += 1
+        return original(self, source, name, *rest, **options)
+
+    monkeypatch.setattr(jinja2.Environment, "compile", counted)
+    for i in range(50):
+        render("rule.j2", seeds=1 + i % 2, confidence=0.95, t_quantile=scores_module.t_quantile)
+    assert compiled["rule.j2"] <= 1
+
+
+def many(template: Result, count: int, **changes: Any) -> list[Result]:
+    """Results of different settings, as a sweep has them; the last one is the best."""
+    assert template.scores is not None
+    found = []
+    for i in range(count):
+        scores = template.scores | {"denoised": SCORES | {"ssim": 0.3 + i / 10_000}, "n": 10}
+        config = template.config | {"optim.lr_g": 1e-6 * (i + 1)}
+        found.append(replace(template, name=f"r{i}", config=config, scores=scores, **changes))
+    return found
+
+
+def test_of_thousands_of_runs_a_part_is_shown_and_the_rest_is_named(
+    template: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 2 * comparison.MAX_ROWS
+    monkeypatch.setattr(comparison, "read_all", lambda _: many(template, count))
+    said = comparison.write([tmp_path], tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    text = Parsed(html).text
+    rows = [row[0] for row in table(html, "", "seeds", "SSIM ↑") if row[1]]
+    assert rows == [*(f"r{i}" for i in range(comparison.MAX_ROWS)), f"r{count - 1}"]  # and the best one
+    assert f"{count - comparison.MAX_ROWS - 1} further rows are left out here; all are in page.md" in text
+    verdicts = [sentence for sentence in said if sentence in text]
+    assert len(verdicts) == comparison.MAX_SAID
+    assert f"{len(said) - comparison.MAX_SAID} further verdicts are left out here; all are in page.md" in text
+    assert {len(row) for row in table(html, "setting")} == {comparison.MAX_COLUMNS + 1}
+    assert f"{count - comparison.MAX_COLUMNS} further settings are left out here; all are in page-config.csv" in text
+    markdown = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert all(f"\n| r{i} | 1 |" in markdown for i in range(count))
+    assert len(read_csv(tmp_path / "page-config.csv")[0]) == count + 1
+    assert len(html) < 5_000_000
+
+
+def test_verdicts_that_find_a_difference_are_shown_first(
+    template: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [("note", f"note {i}.") for i in range(2 * comparison.MAX_SAID)] + [("good", "The last one is better.")]
+    monkeypatch.setattr(comparison, "read_all", lambda _: [template])
+    monkeypatch.setattr(comparison, "verdicts", lambda *_: said)
+    assert comparison.write([tmp_path], tmp_path / "page.html") == [sentence for _, sentence in said]
+    assert "The last one is better. note 0." in Parsed((tmp_path / "page.html").read_text(encoding="utf-8")).text
+
+
+def test_many_seeds_and_many_sets_of_scores_stay_readable(
+    template: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = [replace(r, config=template.config | {"train.seed": i}) for i, r in enumerate(many(template, 60))]
+    monkeypatch.setattr(comparison, "read_all", lambda _: seeds)
+    comparison.write([tmp_path], tmp_path / "page.html")
+    (row,) = table((tmp_path / "page.html").read_text(encoding="utf-8"), "setting")
+    assert row[1].endswith("18, 19, 40 more")
+    assert template.scores is not None
+    unlike = [replace(r, scores=template.scores | {"n": i}) for i, r in enumerate(many(template, 30))]
+    monkeypatch.setattr(comparison, "read_all", lambda _: unlike)
+    comparison.write([tmp_path], tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert html.count("<h2>Scores of ") == comparison.MAX_SECTIONS
+    assert f"{30 - comparison.MAX_SECTIONS} further sets of scores are left out here" in Parsed(html).text
 
 
 def test_many_results_are_compared_in_linear_time(template: Result, monkeypatch: pytest.MonkeyPatch) -> None:

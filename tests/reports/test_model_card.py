@@ -163,6 +163,18 @@ def test_others_words_are_only_words(words: str, tmp_path: Path, run: Path) -> N
     assert not [mark for mark in ("<b>", "\n# title", "\x1b") if mark in card]
 
 
+@pytest.mark.parametrize("size", [None, "<b>a | b"])
+def test_scores_of_an_unknown_size_are_told_all_the_same(
+    size: str | None, tmp_path: Path, run: Path, scored: Path
+) -> None:
+    made = json.loads((scored / "metrics.json").read_text())
+    del made["size"]
+    write_json(scored / "metrics.json", made | ({"size": size} if size else {}))
+    export(run, "--out", tmp_path / "made", "--scores", scored)
+    card = (tmp_path / "made/README.md").read_text()
+    assert "105 validation pairs at " + (r"&lt;b>a \| b" if size else "? × ? px") in card
+
+
 def test_an_export_keeps_no_names_of_its_surroundings(tmp_path: Path, run: Path) -> None:
     saved = json.loads((run / "config.json").read_text())
     saved["config"]["track"] |= {"project": "secret", "group": "secret", "name": "secret"}

@@ -12,6 +12,7 @@ from dist_sketch.core.config import ConditionalConfig, Config, to_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_json
 from dist_sketch.reports import curves, report
+from dist_sketch.reports.compare import comparison
 from dist_sketch.reports.curves import CURVE_POINTS, SVG_COLOURS, LockInterval, lock_intervals, thin
 from dist_sketch.reports.page import find_picture
 from dist_sketch.tracking.tracker import read_metrics
@@ -398,8 +399,85 @@ def test_page_size_is_bounded(out, monkeypatch):
 def test_not_an_output_folder(tmp_path, content):
     if content:
         write_json(tmp_path / "infer.json", content)
-    with pytest.raises(UserError, match=r"infer\.json.*dist-sketch infer"):
+    with pytest.raises(UserError, match=r"infer\.json of a finished inference"):
         report.build(tmp_path)
+
+
+STEP = {"kind": "train", "step": 5}
+HISTORIES = {
+    "no other values": [STEP, STEP | {"step": 9}],
+    "not finite": [STEP | {"loss/g": float("nan"), "speed/images_per_s": float("inf")}],
+    "step 0": [STEP | {"step": 0, "lock/d": 1.0}, {"kind": "val", "step": 0, "epoch": 0, "val/ssim": 0.5}],
+    "one step": [STEP | {"lock/d": 1.0}] * 3,
+    "steps that go back": [STEP | {"step": s, "lock/d": 1.0, "loss/g": 1.0} for s in (30, 10, 20, 5)],
+    "huge": [
+        STEP | {"step": s, "loss/d": 1e308 * (-1) ** s, "loss/g": 1e308, "speed/images_per_s": 1e308, "lock/d": 1e308}
+        for s in range(1, 9)
+    ],
+    "tiny": [STEP | {"step": s, "loss/d": 5e-324, "speed/images_per_s": 5e-324} for s in range(1, 9)],
+    "none or negative": [STEP | {"step": s, "speed/images_per_s": -s % 3 - 1, "lock/d": -5.0} for s in range(1, 9)],
+    "late": [STEP | {"step": 10**12 - s, "epoch": 10**12, "images": 10**12, "loss/d": 1.0} for s in range(4)],
+}
+TEXTS = {
+    "empty": b"",
+    "zeros": b"\0" * 100,
+    "cut": b'{"kind": "train", "st',
+    "a key twice": b'{"kind": "train", "step": 3, "step": 4}',
+    "a huge number": b'{"kind": "train", "step": ' + b"9" * 5000 + b"}",
+    "deep": b'{"kind": "train", "step": 3, "x": ' + b"[" * 10_000,
+    "text for a number": b'{"kind": "train", "step": 3, "loss/g": "3"}',
+    "UTF-16": json.dumps(STEP).encode("utf-16"),
+    "BOM": b"\xef\xbb\xbf" + json.dumps(STEP).encode(),
+}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("kind", [*HISTORIES, *TEXTS])
+def test_odd_histories_are_shown_as_far_as_they_go(kind, out):
+    run = Path(json.loads((out / "infer.json").read_text())["run"])
+    text = "".join(json.dumps(r) + "\n" for r in HISTORIES[kind]).encode() if kind in HISTORIES else TEXTS[kind]
+    (run / "metrics.jsonl").write_bytes(text)
+    assert "12 validation portraits" in Parsed(page(out)).text
+    comparison.write([out], out / "compare.html")
+    comparison.write([run], out / "run.html")
+    for made in out.glob("*.html"):
+        assert not re.search(r"\b(nan|inf)\b", Parsed(made.read_text(encoding="utf-8")).text)
+
+
+def test_invisible_characters_of_others_are_shown(out):
+    run = Path(json.loads((out / "infer.json").read_text())["run"])
+    odd, escaped = "a\u202eb\x1b[31mc", r"a\u202eb\x1b[31mc"
+    picture(out / "line" / f"{odd}.png")
+    change(out / "infer.json", names=[odd, *NAMES[1:]], mode={"statistics": odd})
+    write_json(run / "config.json", {"config": {"data": {odd: odd}}, "facts": {"device": odd}})
+    assert escaped in Parsed(page(out)).text
+    comparison.write([out], out / "compare.html")
+    comparison.write([run], out / "run.html")
+    for html in (made.read_text(encoding="utf-8") for made in out.glob("*.html")):
+        assert not {"\u202e", "\x1b"} & set(html)
+
+
+def test_scores_of_training_pairs_are_no_validation(out):
+    run = Path(json.loads((out / "infer.json").read_text())["run"])
+    assert "no validation split" not in Parsed(page(out)).text
+    lines = [train(50), {"kind": "val", "step": 50, "epoch": 0, "seen/ssim": 0.9, "seen/l1": 0.1}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    assert "Its data have no validation split, so it was scored on pairs that it trained on." in Parsed(page(out)).text
+    said = comparison.write([run], out / "run.html")
+    assert "was scored only on pairs that it trained on, because its data have no validation split" in said[-1]
+
+
+def test_a_folder_in_which_infer_begins_to_draw_gives_no_half_report(out, monkeypatch):
+    original = report.error_map.error_map
+
+    def meanwhile(*arguments):
+        change(out / "infer.json", state="running", step=300)
+        return original(*arguments)
+
+    monkeypatch.setattr(report.error_map, "error_map", meanwhile)
+    with pytest.raises(UserError, match="began to draw there meanwhile"):
+        report.build(out)
+    assert not (out / "report.html").exists()
 
 
 def test_damaged_file_is_named(out):

@@ -32,7 +32,7 @@ def run(address: str, arguments: list[str]) -> int:
     """Runs `dist-sketch ARGUMENTS`; returns its exit code as a shell has it."""
     request = {"arguments": arguments, "call": [], "tiny": False, "group": 0}
     pid = ask(address, {**request, "cwd": os.getcwd(), "env": dict(os.environ)}, [1, 2])
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, lambda number, _: os.kill(pid, number))
     select.select([os.pidfd_open(pid)], [], [])
     code: int = ask(address, {"poll": pid}, [])

@@ -243,7 +243,7 @@ def test_its_import_does_not_eat_the_timeout(tmp_path: Path) -> None:
     package.mkdir(parents=True)
     run = "type('Run', (), {'define_metric': lambda *a, **k: None, 'finish': lambda *a, **k: None, 'offline': True})()"
     (package / "__init__.py").write_text(
-        f"import time; time.sleep(1.5); init = lambda **k: {run}; Settings = dict; teardown = lambda: None"
+        f"import time; time.sleep(1.5); init = lambda **k: {run}; teardown = lambda: None\nclass Settings(dict): ..."
     )
     script = f"""
 from pathlib import Path

@@ -360,13 +360,26 @@ def test_when_all_checkpoints_are_damaged_it_says_so_and_starts_anew(
 # ---------------------------------------------------------------- no data comes
 
 
-def stops_reading(count: str, kill: str = "") -> None:
-    """Hook: before its read number `count` the process that reads hangs for ever, or is killed."""
+def stops_reading(count: str, how: str = "hangs", once: str = "") -> None:
+    """Hook: before its read number `count` the process that reads hangs for ever, is killed, or has no disk any more.
+
+    Args:
+        once: a file that is made then; where it is there, all goes well.
+    """
+    from dist_sketch.data.shards import BadSample, Shards
+
+    def gone(*_: Any) -> None:
+        raise BadSample("the disk is gone")
 
     def stop() -> None:
-        if kill:
+        if once and Path(once).exists():
+            return
+        Path(once or os.devnull).touch()
+        if how == "is killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(3600)
+        if how == "hangs":
+            time.sleep(3600)
+        Shards.read = gone  # type: ignore[assignment]
 
     hooks.at(f"data.shards:Shards.read:{count}", stop)
 
@@ -393,15 +406,45 @@ def test_asked_to_stop_while_no_batch_comes_it_saves_and_ends(
     assert differences(run, reference.outcome) == []
 
 
-def test_a_worker_that_is_killed_ends_the_run_with_a_sentence_and_it_goes_on(
-    tmp_path: Path, forks: Forks, options: tuple[Any, ...], reference: Reference
+KILLED = "a process that reads the data was killed, mostly because memory is short"
+
+
+# Of four reads a step: the steps that are made before all processes of the run end
+@pytest.mark.parametrize(
+    ("how", "at", "once", "steps", "sentence"),
+    [
+        ("is killed", 9, True, 3, KILLED),
+        ("is killed", 1, True, 1, KILLED),
+        ("is killed", 1, False, 0, KILLED),
+        ("hangs", 9, False, 2, "no batch for 1 s; does the disk answer?"),
+        ("hangs", 1, False, 0, "no batch for 1 s; does the disk answer?"),
+        ("has no disk", 9, False, 2, "not one of the 13 train pairs can be read; does the disk answer?"),
+    ],
+)
+def test_when_no_data_come_the_run_is_saved_and_ends_with_a_sentence(
+    tmp_path: Path,
+    forks: Forks,
+    options: tuple[Any, ...],
+    reference: Reference,
+    how: str,
+    at: int,
+    once: bool,
+    steps: int,
+    sentence: str,
 ) -> None:
     run = tmp_path / "run"
-    ended = forks.run(*options, *WITH_WORKER, "--out", run, hook=("stops_reading", 2 * 4 + 1, "kill"))
+    hook = ("stops_reading", at, how, tmp_path / "once" if once else "")
+    ended = forks.run(*options, *WITH_WORKER, "--data.stall-timeout-s", 1, "--out", run, hook=hook)
     assert (ended.code, len(ended.err.splitlines())) == (2, 1), ended
-    assert ended.err.startswith("error: a process that reads the data was killed, mostly because memory is short")
+    assert ended.err.startswith("error: ")
+    assert sentence in ended.err
+    assert ended.err.endswith(f"; it goes on from step {steps}\n")
     status = json.loads((run / "status.json").read_text())
-    assert (status["state"], "was killed" in status["reason"]) == ("failed", True)
+    assert (status["state"], status["step"], sentence in status["reason"]) == ("failed", steps, True)
+    assert checkpoint.step_of(checkpoint.folders_of(run)[0]) == steps  # without this the next one is step 100
+    if not once:  # it happens again at once
+        ended = forks.run(*options, *WITH_WORKER, "--data.stall-timeout-s", 1, "--out", run, hook=(*hook[:1], 1, how))
+        assert (ended.code, ended.err.endswith(f"; it goes on from step {steps}\n")) == (2, True), ended
     again = forks.run(*options, *WITH_WORKER, "--out", run)
     assert again.code == 0, again
     assert differences(run, reference.outcome) == []

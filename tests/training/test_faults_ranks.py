@@ -292,6 +292,38 @@ def test_asked_to_stop_all_ranks_save_the_same_step_and_go_on_bit_equal(
     assert differences(run, short) == []
 
 
+def loses_its_worker(count: str, once: str) -> None:
+    """Hook: the process that reads is killed before its read number `count`, if the file `once` is not there yet."""
+
+    def die() -> None:
+        if not Path(once).exists():
+            Path(once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    hooks.at(f"data.shards:Shards.read:{count}", die)
+
+
+# The step that a rank whose worker is killed before this read makes with a new one, of two reads a step
+@pytest.mark.parametrize(("read", "step"), [(1, 1), (4, 2), (5, 3), (7, 4)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_a_rank_s_worker_is_killed_all_ranks_save_the_same_step_and_go_on_bit_equal(
+    tmp_path: Path, forks: Forks, options: tuple[Any, ...], short: Outcome, rank: int, read: int, step: int
+) -> None:
+    run, err = tmp_path / "run", tmp_path / "err"
+    command = (*options, *SHORT, "--data.workers", 1, "--data.memory-mb", 0)
+    hooks_ = {rank: ("loses_its_worker", read, tmp_path / "once")}
+    ended = forks.run_ranks(2, *command, "--out", run, hooks=hooks_, err=err)
+    assert [e.code for e in ended] == [2, 2], ended
+    said = f"{'rank 1: ' * rank}a process that reads the data was killed, mostly because memory is short: "
+    assert err.read_text().startswith(f"error: {said}")
+    assert re.fullmatch(rf"[^\n]+; it goes on from step {step}\n", err.read_text())
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"], said in status["reason"]) == ("failed", step, True)
+    assert checkpoint.step_of(checkpoint.folders_of(run)[0]) == last_step(run) == step
+    finish(forks, run, *command)
+    assert differences(run, short) == []
+
+
 @pytest.mark.parametrize("words", [(), ("--dry-run",)], ids=["finished", "dry run"])
 def test_ranks_that_have_nothing_to_do_leave_together(
     tmp_path: Path, forks: Forks, options: tuple[Any, ...], finished: Path, words: tuple[str, ...]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import SMALL, TINY, Run, launch, write_pairs
 from safetensors.numpy import load_file
-from support import forks
+from support import forks, hooks
 
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.data.shards import Shards
@@ -189,6 +189,69 @@ def test_more_epochs_go_on_and_other_settings_are_refused(
         assert more.returncode == 0, more.stderr
         assert status(run)["step"] == epochs * STEPS
         assert json.loads((run / "config.json").read_text())["facts"]["device"] == "another one, then cpu"
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "failed", "running"])
+@pytest.mark.parametrize("preset", [False, True])
+def test_a_run_gets_longer_only_when_asked(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path, state: str, preset: bool
+) -> None:
+    """Without --train.epochs there are 50, or those of a preset."""
+    run, at = tmp_path / "run", options.index("--train.epochs")
+    shutil.copytree(finished, run)
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": state}))
+    if state != "finished":
+        shutil.rmtree(run / "checkpoints" / f"step-{3 * STEPS:08d}")
+    (tmp_path / "longer.toml").write_text("[train]\nepochs = 5\n")
+    more = ("--config", tmp_path / "longer.toml") if preset else ()
+    again = cli(*options[:at], *options[at + 2 :], *more, "--out", run)
+    assert again.returncode == 0, again.stderr
+    assert (status(run)["state"], status(run)["step"]) == ("finished", 3 * STEPS)
+    assert json.loads((run / "config.json").read_text())["config"]["train"]["epochs"] == 3
+    assert json.loads((run / "config.json").read_text())["facts"]["steps"] == 3 * STEPS
+    assert weights(run, 3 * STEPS) == weights(finished, 3 * STEPS)
+
+
+def test_the_share_of_locked_steps_is_one_after_the_interval_of_the_log_has_changed(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...]
+) -> None:
+    """D is locked in the second of three epochs."""
+    for epochs, interval in ((2, 100), (3, 1)):
+        more = ("--train.epochs", epochs, "--track.log-interval-steps", interval, "--out", tmp_path / "run")
+        assert cli(*options, *more).returncode == 0
+    lines = [(r["step"], r["lock/d"]) for r in read_metrics(tmp_path / "run") if r["kind"] == "train"]
+    assert lines == [(7, pytest.approx(3 / 7)), (8, 0), (9, 0)]
+
+
+SHORT_OF_MEMORY = {
+    "of the GPU": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "for a tensor": lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    "for an object": MemoryError,
+}
+
+
+def runs_out_of_memory(kind: str, place: str) -> None:
+    """Hook: there is too little memory at a place."""
+
+    def fail() -> None:
+        raise SHORT_OF_MEMORY[kind]()
+
+    hooks.at(place, fail)
+
+
+@pytest.mark.parametrize("place", ["training.run:Step:1", "training.step:Step._compute:3"])
+@pytest.mark.parametrize("kind", SHORT_OF_MEMORY)
+def test_too_little_memory_is_a_sentence(tmp_path: Path, options: tuple[Any, ...], kind: str, place: str) -> None:
+    prints = tmp_path / "out", tmp_path / "err"
+    call = ("test_loop", "runs_out_of_memory", kind, place)
+    pid = forks.fork(prints, arguments=(*options, "--out", tmp_path / "run"), call=call)
+    assert forks.wait(pid) == 2
+    said = prints[1].read_text()
+    assert said.startswith("error: data.batch_size = 4, generator.width = 8: the memory of ")
+    assert len(said.splitlines()) == 1
+    assert ("the GPU" in said) == (kind == "of the GPU")
+    if "Step._compute" in place:
+        assert status(tmp_path / "run")["state"] == "failed"
 
 
 def test_more_epochs_of_a_run_whose_rates_fall_come_with_a_warning(

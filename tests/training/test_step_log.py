@@ -26,8 +26,9 @@ def test_a_place_is_restored_as_it_was_saved() -> None:
 
 @pytest.mark.parametrize("total", [3.0, math.nan, math.inf])
 def test_a_place_of_an_older_version_is_restored(total: float) -> None:
-    older = {k: v for k, v in PLACE.items() if k != "counts"} | {"sums": {"loss/d": total, "loss/g": 6.0}}
-    state = restored(older)
+    older = {k: v for k, v in PLACE.items() if k not in ("counts", "unlogged")}
+    state = restored(older | {"sums": {"loss/d": total, "loss/g": 6.0}, "locked_d": 7})
+    assert (state.unlogged, state.locked_d) == (0, 0)
     assert state.epoch_means()["loss/g"] == 2.0
     assert state.epoch_means().get("loss/d", 1.0) == 1.0
 
@@ -42,6 +43,7 @@ def test_a_place_of_an_older_version_is_restored(total: float) -> None:
         *({"policy": p} for p in (None, 3, {"loss_d": "x"}, {"unknown": 1})),
         {"best_kid": math.nan},
         {"unknown": 1},
+        {"unlogged": -1},
         {"counts": {"loss/d": -0.5}},
     ],
 )
@@ -62,15 +64,9 @@ def test_means_are_of_finite_values_and_say_of_how_many() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "epochs", "grow", "done"),
-    [
-        ("finished", 50, False, True),  # of a default or a preset
-        ("finished", 50, True, False),  # asked for
-        ("finished", 8, True, True),
-        ("stopped", 50, False, False),
-    ],
+    ("state", "epochs", "done"),
+    [("finished", 50, False), ("finished", 8, True), ("stopped", 50, False), ("", 8, False)],
 )
-def test_a_finished_run_grows_only_when_asked(state: str, epochs: int, grow: bool, done: bool) -> None:
+def test_a_run_is_finished_when_it_has_as_many_epochs(state: str, epochs: int, done: bool) -> None:
     previous = {"status": {"state": state}, "epochs": 8}
-    assert setup.finished(previous, Config(train=TrainConfig(epochs=epochs)), grow=grow) == done
-    assert not setup.finished(None, Config(), grow=grow)
+    assert setup.finished(previous, Config(train=TrainConfig(epochs=epochs))) == done

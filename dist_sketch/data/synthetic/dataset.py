@@ -5,9 +5,7 @@ The steps: `person` -> `portrait` (layers) -> `render_line`, `render_sketch`.
 
 import io
 import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,11 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 from scipy.ndimage import gaussian_filter
 
+from dist_sketch.core import cpus
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_atomic
+from dist_sketch.core.folders import refuse_file_name
+from dist_sketch.core.workers import workers as processes
 from dist_sketch.data.synthetic.person import Array, Layer, N, S, person
 from dist_sketch.data.synthetic.portrait import portrait
 
@@ -168,6 +169,7 @@ def write(
         raise UserError(f"synth --size {size}: must be 64 to 2048 pixels")
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: is a file; name a folder (it is created if it does not exist)")
+    refuse_file_name(root, "this is the folder for all pairs")
     folders = {split: [root / f"{split}_{side}" for side in ("line", "sketch")] for split in ("train", "val")}
     jobs = [(n, folders["train" if n <= count else "val"]) for n in range(1, count + val + 1)]
     wanted = {folder / f"{n}.jpg" for n, pair in jobs for folder in pair}
@@ -180,8 +182,8 @@ def write(
     missing = [job for job in jobs if job not in there]
     # Only the names are known of what is there. It comes first, so that nothing is written beside somebody's pictures.
     draw_pair = partial(_write_pair, seed=seed, size=size)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        done = (one for part in (there, missing) for one in pool.map(draw_pair, part, chunksize=4))
+    with processes(workers or len(cpus.usable()), "spawn") as pool:
+        done = (one for part in (there, missing) for one in pool.map(draw_pair, part))
         for _ in track(done, f"drawing {len(jobs)} pairs", total=len(jobs)):
             pass
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from dist_sketch.reports.compare.scores import RULE, Group, comparable, differen
 from dist_sketch.reports.compare.tables import Cell
 from dist_sketch.reports.page import OPTIMISTIC, VARIANT_FOLDERS, conjoin, embed, find_picture, render
 
+MAX_ROWS = 200  # of a table on the page
+MAX_SAID = 20  # verdicts on the page
+MAX_SECTIONS = 12  # sets of scores on the page that may be compared
 MAX_FACES = 6
 MAX_CURVES = 60  # runs whose curves are drawn; more of them cannot be told apart
-MAX_COLUMNS = 24  # settings whose faces are shown
+MAX_COLUMNS = 24  # settings beside each other: what differs, and their faces
 MAX_SAMPLES = 12  # pictures of training runs without outputs
 
 
@@ -34,7 +38,8 @@ class Section:
 def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Sequence[Section] = ()) -> list[str]:
     """Writes the page, and beside it its tables as Markdown (STEM.md) and CSV (STEM-*.csv).
 
-    The first of `paths` is what the others are compared with.
+    The first of `paths` is what the others are compared with. Of thousands of runs the page shows only a part, and says
+    so; the files beside it hold everything.
 
     Returns:
         The verdicts: each group of seeds against the first, then remarks about single results.
@@ -62,8 +67,11 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
         "groups": seed_groups,
         "summaries": summaries,
         "verdicts": said,
+        "first_verdicts": sorted(said, key=lambda v: v[0] not in ("good", "bad"))[:MAX_SAID],
+        "shown": shown,
         "sections": sections,
-        "config": config,
+        "config": tables.narrow(config, MAX_COLUMNS, f"{page.stem}-config.csv"),
+        "max_sections": MAX_SECTIONS,
         "score_sections": tables.score_sections(results, seed_groups),
         "plots": [plot.draw(drawn, width) for width in (10.0, 5.0)],
         "runs": [run for run in drawn if run.result.records],
@@ -86,6 +94,12 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
     return [plain(sentence) for _, sentence in said]
 
 
+def shown(rows: Sequence[Sequence[str | Cell]]) -> list[Sequence[str | Cell]]:
+    """The rows of a table that fit on the page: the first ones, and further ones that are the best in some column."""
+    best = (row for row in rows[MAX_ROWS:] if any(isinstance(c, Cell) and c.kind == "best" for c in row))
+    return [*rows[:MAX_ROWS], *islice(best, MAX_ROWS)]
+
+
 def verdicts(results: list[Result], seed_groups: list[Group]) -> list[tuple[str, str]]:
     """(mood, sentence): each group against the first; then results without scores, unfinished ones and the like."""
     effects = differences(seed_groups)
@@ -94,7 +108,9 @@ def verdicts(results: list[Result], seed_groups: list[Group]) -> list[tuple[str,
     reasons = " ".join(sentence for _, sentence in said)
     for r in results:
         unscored = "has no scores" if r.kind == "output" and r.scores is None else ""
-        wrong = [w for w in (unscored, r.unfinished, r.no_curves) if w and f"{r.name} {w}" not in reasons]
+        wrong = [
+            w for w in (unscored, r.unfinished, r.unvalidated, r.no_curves) if w and f"{r.name} {w}" not in reasons
+        ]
         said += [("warn", f"{r.name} {conjoin(wrong)}.")] if wrong else []
         said += [("warn", f"{r.name}: {OPTIMISTIC}")] if r.infer.get("chosen_on_these") else []
     return said

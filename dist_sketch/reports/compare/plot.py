@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from dist_sketch.core.words import plain
 from dist_sketch.reports.compare.results import Result
 from dist_sketch.reports.curves import SVG_COLOURS, Curve, Panel, plot, points, style, svg
 
@@ -62,8 +63,8 @@ def _strips(run: RunCurve) -> list[Strip]:
     edges = np.array([0, *(r["step"] for r in train)], float)
     found = []
     for net in ("d", "g"):
-        share = np.array([r.get(f"lock/{net}") or 0 for r in train], float)
-        if not share.any():
+        share = np.clip([r.get(f"lock/{net}") or 0.0 for r in train], 0, 1)
+        if not share.any() or not edges[-1]:
             continue
         locked = np.concatenate([[0], np.cumsum(share * np.diff(edges))])  # steps, up to each edge
         at = np.linspace(0, edges[-1], min(PARTS, max(1, len(train) // 2)) + 1)
@@ -110,4 +111,4 @@ def _draw_strips(ax: Axes, below: list[Strip], height: float) -> None:
             bars = [b[:2] for b in strip.bars if b[2] == shade]
             ax.broken_barh(bars, (top, STRIP_IN), color=colour, alpha=0.15 + 0.7 * shade, linewidth=0)
         # A run's name may hold "$", which would begin a formula.
-        ax.text(0, top - 0.03, strip.label, transform=ax.get_yaxis_transform(), fontsize=8, parse_math=False)
+        ax.text(0, top - 0.03, plain(strip.label), transform=ax.get_yaxis_transform(), fontsize=8, parse_math=False)

@@ -60,6 +60,13 @@ class Result:
         planned = f" of {self.steps:,}" if self.steps else ""
         return "" if state == "finished" else f"is unfinished ({state}, step {self.step:,}{planned})"
 
+    @property
+    def unvalidated(self) -> str:
+        """A predicate that says why a run has no scores of its own validation; empty if it has."""
+        if self.kind == "output" or not any("seen/ssim" in r for r in self.records if r["kind"] == "val"):
+            return ""
+        return "was scored only on pairs that it trained on, because its data have no validation split"
+
 
 def read(path: Path) -> Result:
     """Reads the folder of a training run, or an output folder of `infer`.

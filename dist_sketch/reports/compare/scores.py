@@ -166,7 +166,7 @@ def score(result: Result, variant: str, metric: str) -> float | None:
         metric: a key of METRICS.
     """
     if variant in ("val", "best"):
-        scored = [r[f"val/{metric}"] for r in result.records if isinstance(r.get(f"val/{metric}"), int | float)]
+        scored = _validated(result, metric)
         if not scored:
             return None
         best = max if SIGNS[metric] > 0 else min
@@ -176,6 +176,12 @@ def score(result: Result, variant: str, metric: str) -> float | None:
     part = result.scores[variant] if variant in ("raw", "denoised") else result.scores["baselines"].get(variant)
     found = (part or {}).get(metric)
     return None if found is None else float(found)
+
+
+@cache
+def _validated(result: Result, metric: str) -> list[float]:
+    """All scores of the validation split during training; kept, because tables ask for them again and again."""
+    return [value for r in result.records if (value := r.get(f"val/{metric}")) is not None]
 
 
 def seed_scores(group: Group, variant: str, metric: str) -> list[float]:

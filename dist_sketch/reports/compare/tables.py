@@ -30,6 +30,8 @@ VARIANTS = ("denoised", "raw")
 TITLES = {"denoised": "Denoised", "raw": "Raw", "val": "Last scores", "best": "Best scores"}
 VARIANT_LABELS = {"val": "last"}  # of the validation during training
 HIDDEN_FACTS = ("run_id", "steps", "global_batch", "wandb")  # prefixes of facts that are redundant or uninteresting
+SLOWEST = 1e-6  # images a second; a slower record is damaged
+MAX_VALUES = 20  # of a setting in one cell
 HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")  # of a commit or a file: its first 12 digits are shown
 
 
@@ -191,9 +193,19 @@ def settings_table(groups: list[Group]) -> PageTable:
         # A fact that is unknown for some results, such as those whose run is gone, is not a difference.
         different = {text for column in texts for text in column if key in order or text != "–"}
         if key == "train.seed" or len(different) > 1:
-            rows.append([key, *(HASH.sub(r"\1", ", ".join(column)) for column in texts)])
+            rows.append([key, *(HASH.sub(r"\1", _listed(column)) for column in texts)])
     notes = ["Nothing else differs."] * (len(rows) == 1)
     return PageTable("What differs", ["setting", *(g.label for g in groups)], rows, notes=notes)
+
+
+def narrow(table: PageTable, columns: int, file: str) -> PageTable:
+    """The table with its first columns only, and a note that names the file with all of them."""
+    left_out = len(table.columns) - 1 - columns
+    if left_out <= 0:
+        return table
+    note = f"{left_out:,} further settings are left out here; all are in {file}. Compare fewer runs to see them."
+    rows = [row[: columns + 1] for row in table.rows]
+    return table._replace(columns=table.columns[: columns + 1], rows=rows, notes=[*table.notes, note])
 
 
 def _settings(result: Result) -> dict[str, Any]:
@@ -202,6 +214,11 @@ def _settings(result: Result) -> dict[str, Any]:
     found |= {k: v for k, v in flat(result.facts) if k not in found and not k.startswith(HIDDEN_FACTS)}
     infer = {k: result.infer.get(k) for k in ("step", "split", "size", "output_size", "format", "mode", "denoise")}
     return found | {f"infer: {k}": v for k, v in flat(infer) if result.kind == "output"}
+
+
+def _listed(texts: list[str]) -> str:
+    left_out = len(texts) - MAX_VALUES
+    return ", ".join([*texts[:MAX_VALUES], *([f"{left_out:,} more"] if left_out > 0 else [])])
 
 
 def _show(setting: Any) -> str:
@@ -219,11 +236,13 @@ def summarize(name: str, result: Result) -> dict[str, Any]:
     steps = np.diff([0, *(r["step"] for r in train)])
     batch = result.config.get("data.batch_size") or 0
     speed = points(train, "step", "speed/images_per_s")[1]
+    speed = speed[speed > SLOWEST]
 
     def locked(net: str) -> float | None:
         """The mean over steps, not over records, which may stand for different numbers of steps."""
-        known = [(r[net], s) for r, s in zip(train, steps, strict=True) if isinstance(r.get(net), int | float)]
-        return float(np.average([v for v, _ in known], weights=[s for _, s in known])) if known else None
+        known = [(min(max(r[net], 0), 1), s) for r, s in zip(train, steps, strict=True) if r.get(net) is not None]
+        total = sum(int(s) for _, s in known)
+        return sum(v * int(s) for v, s in known) / total if total else None
 
     def last(records: list[dict[str, Any]], key: str) -> Any:
         return next((r[key] for r in reversed(records) if r.get(key) is not None), None)
@@ -252,7 +271,7 @@ def summarize(name: str, result: Result) -> dict[str, Any]:
         "world_size": result.facts.get("world_size"),
         "images_per_s": over_steps("speed/images_per_s", np.median),
         # Without the breaks between two starts of the run.
-        "train_s": float(sum(steps) * batch * np.mean(1 / speed[speed > 0])) if (speed > 0).any() else None,
+        "train_s": float(sum(steps) * batch * np.mean(1 / speed)) if len(speed) else None,
         "data_wait": over_steps("speed/data_wait", np.median),  # share of that time
         "memory_mb": over_steps("speed/memory_mb", np.max),
     }
