@@ -3,7 +3,13 @@
 import importlib.util
 import os
 import re
+import signal
 import sys
+
+# Until all is imported, Ctrl-C ends this process at once: Python's own answer would be a traceback.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import time
 import traceback
 from collections.abc import Callable
@@ -23,14 +29,17 @@ from dist_sketch.commands.experiment import ExperimentCommand, preset
 from dist_sketch.commands.infer import EvaluateCommand, InferCommand, MergeCommand, WeightsCommand
 from dist_sketch.commands.report import CompareCommand, ReportCommand
 from dist_sketch.commands.sync import SyncCommand
-from dist_sketch.commands.train import TrainCommand
+from dist_sketch.commands.train import TrainCommand, as_typed
 from dist_sketch.commands.train import preset as train_preset
 from dist_sketch.core import launcher, streams
-from dist_sketch.core.config import as_typed
-from dist_sketch.core.errors import SharedError, UserError, refused_by_system
+from dist_sketch.core.config import Config, validate
+from dist_sketch.core.errors import SharedError, UserError, not_utf8, refused_by_system
 from dist_sketch.core.words import plain
 from dist_sketch.slurm.command_line import DoctorCommand, LegCommand, LogsCommand, NodeCommand, SubmitCommand, separate
 from dist_sketch.slurm.rank_logs import redirect
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 USER, OURS = 2, 1  # exit codes
 FIRST_WORD_S = 2.0  # time for the rank that knows the cause to print it before others end
@@ -83,6 +92,9 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         raise SystemExit(0)
     # A shell leaves the ~ of --out=~/faces, and of what a program passes, as it is.
     name, *rest = (re.sub(r"^((?:--)?[\w.-]+=)?(~.*)", _at_home, word, flags=re.DOTALL) for word in arguments)
+    for word in (name, *rest):
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise not_utf8(word)
     if name not in COMMANDS:
         raise UserError(f"{name}: there is no such command; there are {', '.join(COMMANDS)}")
     if name in ("submit", "doctor"):
@@ -90,6 +102,8 @@ def parse(arguments: list[str]) -> Callable[[], int]:
     rest = as_typed(rest) if name == "train" else rest
     default: Any = train_preset(rest) if name == "train" else preset(rest) if name == "experiment" else None
     parsed: Any = tyro.cli(COMMANDS[name], prog=f"dist-sketch {name}", args=rest, default=default)
+    if hasattr(parsed, "track"):
+        validate(Config(track=parsed.track))
     run: Callable[[], int] = parsed.run
     return run
 
@@ -104,15 +118,16 @@ def main() -> None:
     # Every interpreter that is started from here takes modules from the installation alone, never from the folder that
     # it is started in: that may be somebody else's.
     os.environ["PYTHONSAFEPATH"] = "1"
-    streams.make_tolerant()
-    redirect()
     try:
+        streams.make_tolerant()
+        redirect()
         try:
             command = parse(sys.argv[1:])
         except UserError as e:  # all ranks have the same command line, so one message is enough
             raise SharedError(str(e)) from e
         code = command()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends this process at once
         print("interrupted", file=sys.stderr)
         code = 130
     except Exception as e:

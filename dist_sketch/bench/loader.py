@@ -1,7 +1,6 @@
 """`dist-sketch bench loader`: speed beside a folder of JPEGs, the time spent waiting for data, the index's memory."""
 
 import gc
-import io
 import itertools
 import json
 import os
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from dist_sketch.bench.measure import BenchReport, in_new_processes, interleaved, memory, rates
@@ -27,6 +25,7 @@ from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pack, pixels, recipe
 from dist_sketch.data.batches import Batches, training_batches
+from dist_sketch.data.image_files import read_packed
 from dist_sketch.data.loader import Loader
 from dist_sketch.data.manifest import FORMAT, MANIFEST
 from dist_sketch.data.shards import Shards
@@ -70,7 +69,7 @@ def per_core(report: BenchReport, jpegs: Path, shards: Path) -> None:
         "folder": lambda: list(folder),
         "streaming": lambda: list(streaming.epoch(0)),
         "memory": lambda: [list(in_memory.epoch(i)) for i in range(PASSES)],
-        "decode": lambda: [Image.open(io.BytesIO(file)).load() for file in files],
+        "decode": lambda: [read_packed(file, options.size) for file in files],
     }
     torch.set_num_threads(1)
     # two warm rounds, because each pair is decoded once in the first epochs

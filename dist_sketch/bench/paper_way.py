@@ -107,7 +107,7 @@ class JpegFolder(Dataset[Any]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         files = (self.root / f"train_{side}" / self.names[i] for side in ("line", "sketch"))
-        images = (Image.open(file).convert("RGB") for file in files)
+        images = (Image.open(file, formats=("JPEG",)).convert("RGB") for file in files)
         small = (image.resize((self.size, self.size), Image.Resampling.BICUBIC) for image in images)
         line, sketch = (pixels.from_image(image, 3) for image in small)
         return line, sketch

@@ -1,7 +1,6 @@
 """`dist-sketch bench [SUBJECT]`."""
 
 import importlib
-import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from dist_sketch.bench.options import BenchOptions
+from dist_sketch.core import launcher
 from dist_sketch.core.errors import SharedError, UserError
 
 Subject = Literal["all", "step", "loader", "infer", "metrics", "scaling", "start"]
@@ -48,7 +48,7 @@ class BenchCommand:
 
 
 def _check(options: BenchOptions) -> BenchOptions:
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if launcher.number("WORLD_SIZE") > 1:
         raise SharedError("bench: starts the processes that it needs; call it without a launcher")
     if options.size % 64 or options.size < 64:
         raise UserError(f"--size {options.size}: must be a multiple of 64")

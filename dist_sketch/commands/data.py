@@ -8,8 +8,11 @@ from typing import Annotated
 import tyro
 
 from dist_sketch.core.config import TrackConfig
-from dist_sketch.core.words import plain
+from dist_sketch.core.errors import UserError
+from dist_sketch.core.words import tell
 from dist_sketch.tracking.wandb_run import is_off
+
+MOST = {"shard_mb": 10**6, "shard_count": 10**12, "skip_bad": 10**12}  # no more can be read again, nor is of use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,9 @@ class PackCommand:
     def run(self) -> int:
         from dist_sketch.data import pack, recipe
 
+        for name, most in MOST.items():
+            if (value := getattr(self, name)) > most:
+                raise UserError(f"{name} = {value}: must be at most {most:,}")
         began = time.monotonic()
         source = recipe.load(self.source, self.root, self.val_fraction)
         if self.keep and not self.force and pack.holds(self.out, source, self.size):
@@ -85,7 +91,7 @@ class PackCommand:
             workers=self.workers,
         )
         for problem in manifest["skipped"]:
-            print(plain(f"left out: {problem['file']}: {problem['why']}"))
+            tell(f"left out: {problem['file']}: {problem['why']}")
         for split, part in manifest["splits"].items():
             print(f"{self.out}: {split}: {part['count']} samples in {len(part['shards'])} shard(s)")
         if not is_off(self.track):
@@ -103,8 +109,9 @@ class VerifyCommand:
     """Folder made by `dist-sketch pack`."""
 
     def run(self) -> int:
-        from dist_sketch.data import pack
+        from dist_sketch.data import looks, manifest, pack
 
         counts = pack.verify(self.shards)
         print(f"{self.shards}: good ({', '.join(f'{k} {v}' for k, v in counts.items())})")
+        looks.warn(manifest.read_manifest(self.shards).get("looks", {}))
         return 0

@@ -1,15 +1,16 @@
 """`dist-sketch experiment NAME`: runs the trainings of a preset one after the other and compares them on a page."""
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from dist_sketch.commands.infer import InferCommand
 from dist_sketch.core import config as cfg
+from dist_sketch.core import launcher
 from dist_sketch.core.config import Config
-from dist_sketch.core.errors import SharedError
+from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.folders import Lock
 from dist_sketch.experiments import planning, presets, runner
 
@@ -44,7 +45,7 @@ class ExperimentCommand:
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        if launcher.number("WORLD_SIZE") > 1:
             raise SharedError(
                 "experiment: starts its trainings itself; call it without a launcher, and name the launcher in --launch"
             )
@@ -87,8 +88,26 @@ class ExperimentCommand:
             only=[name.strip() for name in self.only.split(",") if name.strip()],
             launch=self.launch,
         )
+        check_infer(plan.preset)
         planning.claim_folder(plan)
         return plan
+
+
+def check_infer(preset: presets.Preset) -> None:
+    """Refuses options that `dist-sketch infer` does not take: it would say so only after the first training.
+
+    Raises:
+        UserError: names the options; tyro has printed what is wrong with them.
+    """
+    where = f"{preset.name}: [infer]"
+    own = [key for key in preset.infer if key in ("run", "input", "out", "part", "h", "help")]
+    if own:
+        raise UserError(f"{where}: {own[0]} is set by the experiment itself, for each run; leave it out")
+    words = planning.infer_arguments(preset.infer)
+    try:
+        tyro.cli(InferCommand, prog="dist-sketch infer", args=["--run", "x", "--input", "x", "--out", "x", *words])
+    except SystemExit as e:
+        raise UserError(f"{where}: `dist-sketch infer` does not accept {' '.join(words)}: see above") from e
 
 
 def preset(arguments: list[str]) -> ExperimentCommand:

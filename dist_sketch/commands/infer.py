@@ -1,6 +1,5 @@
 """`dist-sketch infer`, `merge`, `evaluate` and `weights`."""
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from dist_sketch.core import launcher
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.inference.options import InferOptions
 from dist_sketch.tracking.wandb_run import is_off
@@ -92,7 +92,7 @@ class WeightsCommand:
 
 def finish(out: Path, result: dict[str, Any] | None, track: TrackConfig | None = None, **more: Any) -> int:
     """Logs an output folder to W&B and prints its scores, on rank 0 only."""
-    if os.environ.get("RANK", "0") != "0":
+    if launcher.rank():
         return 0
     if track is not None and not is_off(track):
         from dist_sketch.tracking import wandb_jobs

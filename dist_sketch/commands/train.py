@@ -1,13 +1,15 @@
 """`dist-sketch train`."""
 
 import argparse
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from dist_sketch.core.config import Config, load
+from dist_sketch.core.config import Config, items, load
 from dist_sketch.core.signals import STOP_SIGNALS, StopRequest, before_job_end
 
 
@@ -55,3 +57,22 @@ def preset(arguments: list[str]) -> TrainCommand:
     name = parser.parse_known_args(arguments)[0].config
     grow = any(word.split("=")[0] == "--train.epochs" for word in arguments)
     return TrainCommand(out=tyro.MISSING, config=name, grow=grow, settings=load(name))
+
+
+def as_typed(words: Sequence[str]) -> list[str]:
+    """A command line in which values are as the options' types ask for, where a W&B agent types them as Python does.
+
+    `--data.flip=True` becomes `--data.flip`, and `--data.batch_size=4.0` becomes `--data.batch_size=4`.
+    """
+    types: dict[str, Any] = get_type_hints(TrainCommand) | {key: type(value) for key, value in items(Config())}
+    found = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        kind = types.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") and equals else None
+        if kind is bool and value.lower() in ("true", "false"):
+            part, dot, setting = name.removeprefix("--").rpartition(".")
+            word = f"--{part}{dot}{'' if value.lower() == 'true' else 'no-'}{setting}"
+        elif kind in (int, int | None) and re.fullmatch(r"-?\d+\.0+", value):
+            word = f"{name}={value.partition('.')[0]}"
+        found.append(word)
+    return found

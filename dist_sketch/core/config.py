@@ -5,9 +5,7 @@ Each field's docstring is its `--help` text; the words in capitals are the paper
 
 import dataclasses
 import json
-import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -235,9 +233,10 @@ FREE = (
     *("loss.d_backward", "checkpoint.interval_steps", "checkpoint.keep", "track."),
 )
 
+STRONGEST = 1000.0  # noise removal; from 50 on hardly anything changes
 LONGEST_S = 10**7  # of a time-out: 116 days. Libraries count time in numbers that hold no more than 292 years
 
-# (keys, what is allowed, test); infinity is always refused, because JSON cannot hold it
+# (keys, what is allowed, test); what `toml_dataclass.fits` refuses is always refused, as by the reader of config.json
 _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (
         "data.batch_size train.epochs train.nonfinite_limit train.accumulate conditional.timer conditional.hysteresis "
@@ -278,8 +277,9 @@ def validate(config: Config) -> Config:
     values = dict(items(config))
     for keys, allowed, holds in _RULES:
         for key in keys.split():
-            if not holds(values[key]) or values[key] == float("inf"):
-                raise SharedError(f"{key} = {values[key]!r}: must be {allowed}, and finite")
+            if not holds(values[key]) or not toml_dataclass.fits(values[key]):
+                most = "2^63" if isinstance(values[key], int) else "10^38"
+                raise SharedError(f"{key} = {values[key]!r}: must be {allowed}, and below {most}")
     if config.checkpoint.choose == "kid" and not (config.train.validate_interval_epochs and config.train.validate_fid):
         raise SharedError("checkpoint.choose = 'kid': needs train.validate_interval_epochs above 0 and validate_fid")
     c = config.conditional
@@ -340,25 +340,6 @@ def load(name: str | None) -> Config:
     return from_dict(Config, read_toml(path), str(path))
 
 
-def as_typed(words: Sequence[str]) -> list[str]:
-    """A command line in which values are as the settings' types ask for, where a W&B agent types them as Python does.
-
-    `--data.flip=True` becomes `--data.flip`, and `--data.batch_size=4.0` becomes `--data.batch_size=4`.
-    """
-    types = {key: type(value) for key, value in items(Config())}
-    found = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        kind = types.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") and equals else None
-        if kind is bool and value.lower() in ("true", "false"):
-            part, _, setting = name.removeprefix("--").rpartition(".")
-            word = f"--{part}.{'' if value.lower() == 'true' else 'no-'}{setting}"
-        elif kind is int and re.fullmatch(r"-?\d+\.0+", value):
-            word = f"{name}={value.partition('.')[0]}"
-        found.append(word)
-    return found
-
-
 Filter = Literal["none", "median", "tv", "nlm", "bilateral"]
 
 
@@ -380,6 +361,6 @@ class DenoiseConfig:
         """Returns itself, or raises UserError where a value is out of its range."""
         if self.filter not in get_args(Filter):
             raise UserError(f"denoise.filter = {self.filter!r}: must be one of {', '.join(get_args(Filter))}")
-        if not 0 <= self.strength < math.inf:
-            raise UserError(f"denoise.strength = {self.strength!r}: must be a finite number, 0 (nothing) or more")
+        if not 0 <= self.strength <= STRONGEST:
+            raise UserError(f"denoise.strength = {self.strength!r}: must be from 0 (nothing) to {STRONGEST:g}")
         return self

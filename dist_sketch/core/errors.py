@@ -34,17 +34,37 @@ _MENDS = {
     errno.ELOOP: "links there lead to each other: name another path",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.EIO: "the disk has a fault: look at the system's log",
+    errno.ENOMEM: "free memory, or raise its limit (ulimit -v)",
+    errno.EAGAIN: "end other programs, or raise the limit of processes (ulimit -u)",
 }
 _WITHOUT_NAME = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a write to an open file does not know its name
 
 
+def not_utf8(text: str) -> UserError:
+    """The sentence for a name that no file of ours can hold."""
+    return UserError(f"{ascii(text)[1:-1]}: has bytes that are not UTF-8; choose another name")
+
+
 def refused_by_system(error: BaseException) -> UserError | None:
-    """What the user can do, if `error` says that the system refuses a path or that a disk is full; else None."""
+    """What the user can do, if `error` says that the system refuses a path, a disk, memory or a library; else None."""
+    text = str(error)
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return not_utf8(error.object if len(error.object) < 300 else error.object[max(0, error.start - 99) :][:200])
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop"):  # Path.resolve of Python 3.11 and 3.12
+        return UserError(f"{text}; {_MENDS[errno.ELOOP]}")
+    if isinstance(error, MemoryError) or text == "can't start new thread":
+        return UserError(f"{text or 'out of memory'}; {_MENDS[errno.ENOMEM]}, or end other programs")
+    if isinstance(error, ImportError) and ".so" in f"{error.path}":  # not a module of Python that is missing
+        return UserError(f"{text}: a library cannot be loaded; {_MENDS[errno.ENOMEM]}, or install dist_sketch again")
     if not isinstance(error, OSError) or error.errno is None:
         return None
     name = error.filename2 or error.filename  # of two, as in a renaming, the second one is the user's
     if isinstance(name, str | bytes):
         where = os.fsdecode(name) or "an empty path"
+    elif "temporary directory" in text:
+        return UserError(f"{error.strerror}; set TMPDIR to a folder that this user can write to")
+    elif error.errno in (errno.ENOMEM, errno.EAGAIN):
+        where = "this machine"
     elif error.errno in _WITHOUT_NAME:
         where = "a file"
     else:

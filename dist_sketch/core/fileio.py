@@ -2,11 +2,13 @@
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import stat
+import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +18,37 @@ from typing import Any, Literal
 from dist_sketch.core.errors import UserError
 
 PART = ".part"  # ends the names of what is being written
+SMALL = 2**22  # bytes; settings and states have some thousand
+LARGE = 2**31  # bytes; the manifest of a million pairs has about 200 MB
 MOST_LEVELS = 30  # of nested tables and lists in a JSON file; ours have less than ten
+
+
+def open_regular(path: Path, most: int | None = None) -> io.FileIO:
+    """Opens a file that somebody else may have put there for reading, unbuffered; links are followed.
+
+    Args:
+        most: bytes; a larger file is refused.
+
+    Raises:
+        OSError: it cannot be opened, is too large, or is not a regular file: a FIFO or a device may never end.
+    """
+    # Without O_NONBLOCK, opening a FIFO waits for somebody who writes into it.
+    file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    found, why = os.fstat(file.fileno()), ""
+    if not stat.S_ISREG(found.st_mode):
+        why = "it is not a regular file"
+    elif most is not None and found.st_size > most:
+        why = f"it is larger than {most // 10**6:,} MB"
+    if why:
+        file.close()
+        raise OSError(errno.EINVAL, why, str(path))
+    return file
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The bytes of such a file, as `open_regular` opens it."""
+    with open_regular(path, most) as file:
+        return file.readall()
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -26,7 +58,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors may begin a file with a byte order mark
+        # Editors may begin a file with a byte order mark.
+        value = tomllib.loads(read_regular(path, SMALL).decode("utf-8-sig"))
+        _check_depth(value, MOST_LEVELS)
+        return value
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     except ValueError as e:
@@ -66,18 +101,18 @@ def homes(folder: Literal["launch", "shards", "slurm"]) -> tuple[Path, Path]:
     return package / "files" / folder, package.parent / folder
 
 
-def read_json(path: Path, default: Any = ...) -> Any:
+def read_json(path: Path, default: Any = ..., most: int = LARGE) -> Any:
     """Reads a JSON file; a missing one gives `default`, if there is a default. `core.saved` checks what it holds.
 
     Raises:
-        UserError: it is missing or damaged, or holds what dist_sketch never writes.
+        UserError: it is missing, damaged or larger than `most` bytes, or holds what dist_sketch never writes.
     """
-    if default is not ... and not path.exists():
-        return default
-    if path.exists() and not path.is_file():  # a pipe would never end
-        raise UserError(f"{path}: is not a file")
     try:
-        return parse_json(path.read_text(encoding="utf-8-sig"))
+        if default is not ... and not path.exists():
+            return default
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is not a file")
+        return parse_json(read_regular(path, most).decode("utf-8-sig"))
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     except ValueError as e:
@@ -117,7 +152,7 @@ def _number_or_none(text: str) -> float | None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
+    found = {sys.intern(key): value for key, value in pairs}  # a log has the same keys in a million lines
     if len(found) < len(pairs):
         raise ValueError(f"a key is there twice among {', '.join(sorted(found)[:5])[:200]}")
     return found
@@ -178,6 +213,9 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
         os.replace(temporary, path)
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror})") from e
+    except UnicodeEncodeError as e:  # a file's name may have any bytes
+        broken = e.object[max(0, e.start - 40) : e.end + 40]
+        raise UserError(f"{path}: cannot be written: {broken!a} is no text; is it a name? Then rename that") from e
     finally:
         with suppress(OSError):  # it is there only after an error, or Ctrl-C
             temporary.unlink()
@@ -190,8 +228,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as f:
+    with open_regular(path) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def step_in(name: str) -> int | None:
+    """The step in a name as `step-00000500`, of a checkpoint's folder or a picture; None in another name."""
+    found = re.fullmatch(r"step-([0-9]{8,13})", name)
+    return int(found[1]) if found else None
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

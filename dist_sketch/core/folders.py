@@ -87,10 +87,13 @@ def replaced(folder: Path, look: Callable[[], None] = lambda: None) -> Iterator[
     """
     folder = Path(os.path.realpath(folder))  # it gets siblings, which "." and links do not have
     new, old = part_of(folder), part_of(folder, ".old")
+    _remove_left(new)
     try:
         new.mkdir(parents=True)
         made = os.open(new, os.O_RDONLY)  # while this is open, no other folder gets its number on the disk
         try:
+            with suppress(OSError):  # this file system has no locks for folders
+                fcntl.flock(made, fcntl.LOCK_SH)  # says that it is in use, also to other machines
             yield new
             if not (new.is_dir() and os.path.samestat(os.fstat(made), new.stat())):
                 raise UserError(f"{new}: was removed by another process before it was complete; start this again")
@@ -106,6 +109,22 @@ def replaced(folder: Path, look: Callable[[], None] = lambda: None) -> Iterator[
     finally:
         with interrupts_wait():
             shutil.rmtree(new, ignore_errors=True)
+
+
+def _remove_left(new: Path) -> None:
+    """Removes what killed commands left that were making the same folder. Never an `.old`: it may be the only copy."""
+    begin = new.name.removesuffix(f"{os.getpid()}{PART}")
+    for part in new.parent.glob(f".*{PART}"):
+        pid = part.name.removeprefix(begin).removesuffix(PART)
+        if not (part.name.startswith(begin) and re.fullmatch(r"\d{1,9}", pid)) or _lives(int(pid)) or part.is_symlink():
+            continue
+        with suppress(OSError):  # also if a process of another machine has locked it
+            left = os.open(part, os.O_RDONLY)
+            try:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part)
+            finally:
+                os.close(left)
 
 
 def _exchange(new: Path, folder: Path, old: Path) -> None:

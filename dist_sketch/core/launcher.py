@@ -9,10 +9,13 @@ from dist_sketch.core.errors import SharedError
 
 # Only all of them together make a process one of several
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-NUMBERS = (
-    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "DIST_SKETCH_RANKS"),
-    *("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"),
-)
+MOST = 1_000_000  # of anything that is counted here
+NUMBERS = {  # least and most
+    **dict.fromkeys(("RANK", "LOCAL_RANK"), (0, MOST)),
+    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "DIST_SKETCH_RANKS"), (1, MOST)),
+    **dict.fromkeys(("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"), (1, MOST)),
+    "MASTER_PORT": (0, 65535),
+}
 OTHER_WAYS = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -30,16 +33,15 @@ def rank() -> int:
 
 
 def number(name: str, default: int = 1) -> int:
-    """The value of a variable that launchers and SLURM set; `default` if it is missing or empty.
+    """The value of one of `NUMBERS`, which launchers and SLURM set; `default` if it is missing or empty.
 
     Raises:
-        SharedError: it is not a number.
+        SharedError: it is not a number, or one that cannot be.
     """
-    found = os.environ.get(name) or str(default)
-    if not _is_number(found):
-        raise SharedError(
-            f"{name}={found}: is not a number; a launcher sets this variable; if it is a leftover: unset {name}"
-        )
+    found, (least, most) = os.environ.get(name) or str(default), NUMBERS[name]
+    if not _is_number(found) or not least <= int(found) <= most:
+        why = f"must be {least} to {most}" if _is_number(found) else "is not a number"
+        raise SharedError(f"{name}={found}: {why}; a launcher sets this variable; if it is a leftover: unset {name}")
     return int(found)
 
 
@@ -130,4 +132,4 @@ def _after_launch(words: list[str]) -> int | None:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return text.isascii() and text.isdigit() and len(text) <= 20

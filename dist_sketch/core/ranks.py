@@ -1,9 +1,13 @@
 """All of training's use of accelerate and torch.distributed: which process this is, and what all of them agree on."""
 
 import os
+import select
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -16,10 +20,12 @@ from torch import Tensor, nn
 from dist_sketch.core import launcher
 from dist_sketch.core.config import LONGEST_S
 from dist_sketch.core.errors import PeerLost, SharedError, UserError, refused_by_system
+from dist_sketch.core.signals import STOP_SIGNALS, StopRequest
 
 T = TypeVar("T")
 
 POLL_S = 0.0002  # between two questions to a device; much less than a step takes
+LONG_S = 5.0  # when ranks have not met by then, somebody may want to know
 
 GONE = "another rank failed or is gone: its message says why"
 TOO_LATE = (
@@ -44,27 +50,33 @@ class Ranks:
     Raises:
         UserError: the processes that were launched have not found each other, or cannot; see `launcher.check`. Or the
             time-out is none.
+        PeerLost: another rank has not come.
     """
 
     def __init__(self, *, expect_world_size: int | None = None, timeout_s: float = 1800.0):
         launcher.check()
+        _check_device()
         if not 0 < timeout_s <= LONGEST_S:
             raise SharedError(f"--rank-timeout-s {timeout_s:g}: must be above 0 and at most {LONGEST_S:,}")
         launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         # `training.step` does autocast and scaling: accelerate has one scaler for all networks, and no fp16 on CPUs.
         try:
-            self.accelerator = Accelerator(
-                mixed_precision="no",
-                cpu=torch.backends.mps.is_available(),  # a Mac's GPU has no float64
-                # For device tensors. NCCL ends the process by a signal when its time is over, so that nobody can write
-                # what happened. Its time is longer than ours: `until` notices the same first, and raises an error.
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout_s))],
-            )
+            with _meeting():
+                self.accelerator = Accelerator(
+                    mixed_precision="no",
+                    cpu=torch.backends.mps.is_available(),  # a Mac's GPU has no float64
+                    # For device tensors. NCCL ends the process by a signal when its time is over, so that nobody can
+                    # write what happened. Its time is longer than ours: `until` notices the same first, and raises an
+                    # error.
+                    kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout_s))],
+                )
         except (ValueError, KeyError, ImportError) as e:
             raise SharedError(
                 f"accelerate cannot start with what a launcher has set ({e}): {launcher.settings()}; use a "
                 "configuration of launch/, and unset the variables that are leftovers"
             ) from e
+        except dist.DistError as e:
+            raise PeerLost(f"{lost_peer(e)} ({_meeting_place()}: {str(e).splitlines()[0]})") from e
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
@@ -216,6 +228,63 @@ class Ranks:
                 function()
             self.wait()
             self.accelerator.end_training()
+
+
+def _check_device() -> None:
+    if device := os.environ.get("ACCELERATE_TORCH_DEVICE"):
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as e:
+            name = f"ACCELERATE_TORCH_DEVICE={device}"
+            raise SharedError(f"{name}: this machine has no such device; unset ACCELERATE_TORCH_DEVICE") from e
+
+
+def _meeting_place() -> str:
+    env = os.environ
+    place = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')} (MASTER_ADDR, MASTER_PORT)"
+    return f"rank {env.get('RANK')} of {env.get('WORLD_SIZE')} waits for all ranks at {place}"
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """The ranks look for each other in this block. Signals end this process then, and a long wait is told.
+
+    Python handles no signal before torch comes back, which can take as long as the time-out. Nothing is there yet that
+    would have to be saved.
+    """
+    if not os.environ.get("LOCAL_RANK") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard, hear = os.pipe()
+    os.set_blocking(hear, False)
+    before = signal.set_wakeup_fd(hear)
+    watch = threading.Thread(target=_watch_meeting, args=(heard,), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(hear)  # ends the thread
+        watch.join()
+        os.close(heard)
+
+
+def _watch_meeting(heard: int) -> None:
+    told = False
+    while True:
+        if select.select([heard], [], [], LONG_S)[0]:
+            number = int.from_bytes(os.read(heard, 1))
+            if not number:
+                return
+        else:
+            number = signal.SIGTERM if StopRequest.heard else 0  # before this began
+            if not told:
+                print(_meeting_place(), file=sys.stderr, flush=True)
+                told = True
+        if number in (*STOP_SIGNALS, signal.SIGINT):
+            interrupted = number == signal.SIGINT
+            print("interrupted" if interrupted else "stopped before the ranks have met", file=sys.stderr, flush=True)
+            os._exit(130 if interrupted else os.EX_TEMPFAIL)
 
 
 def leave(code: int) -> NoReturn:

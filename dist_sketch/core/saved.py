@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DenoiseConfig
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import parse_json, read_json
+from dist_sketch.core.fileio import LARGE, SMALL, parse_json, read_json
 from dist_sketch.core.not_drawn import not_drawn
 from dist_sketch.core.toml_dataclass import Rule, checked
 
 MOST_PX = 8192
+MOST_PARTS = 10**6  # of an inference
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -72,6 +73,7 @@ class Status(TypedDict, total=False):
     state: str
     reason: str
     step: Count
+    saved: Count  # the step of the newest checkpoint
     steps: Count
     epoch: Count
     epochs: Count
@@ -142,7 +144,7 @@ class Infer(NotDrawn, total=False):
     chosen: bool
     chosen_on_these: bool
     state: str
-    parts: Annotated[int, Rule("from 1 to 1,000,000", lambda v: 1 <= v <= 10**6)]
+    parts: Annotated[int, Rule(f"from 1 to {MOST_PARTS:,}", lambda v: 1 <= v <= MOST_PARTS)]
     before: list[Name]  # pictures that were there when an inference began that is not finished
 
 
@@ -232,8 +234,8 @@ class Record(TypedDict):
     reason: NotRequired[str | None]
 
 
-def _read(kind: Any, path: Path, default: Any = ...) -> Any:
-    value = read_json(path, default)
+def _read(kind: Any, path: Path, default: Any = ..., most: int = SMALL) -> Any:
+    value = read_json(path, default, most)
     return default if value is default else checked(kind, value, str(path))
 
 
@@ -292,13 +294,13 @@ def denoise_of(calibration: dict[str, Any], folder: Path) -> DenoiseConfig:
 
 def read_infer(out: Path) -> dict[str, Any]:
     """infer.json of an output folder; {} if it has none."""
-    found: dict[str, Any] = _read(Infer, out / "infer.json", {})
+    found: dict[str, Any] = _read(Infer, out / "infer.json", {}, LARGE)
     return found
 
 
 def read_not_drawn(path: Path) -> dict[str, Any]:
     """The file of what a part of an inference has not drawn; {} if it has none."""
-    found: dict[str, Any] = _read(NotDrawn, path, {})
+    found: dict[str, Any] = _read(NotDrawn, path, {}, LARGE)
     return found
 
 
@@ -324,8 +326,10 @@ def read_finished_infer(out: Path, *needed: str) -> dict[str, Any]:
 
 
 def read_scores(out: Path) -> dict[str, Any] | None:
-    """metrics.json of an output folder; None if it has none."""
-    found: dict[str, Any] | None = _read(Metrics, out / "metrics.json", None)
+    """metrics.json of an output folder; None if it has none. A score that a picture lacks is None."""
+    found: dict[str, Any] | None = _read(Metrics, out / "metrics.json", None, LARGE)
+    for image in found["images"] if found else ():
+        image |= {kind: dict.fromkeys(("ssim", "psnr", "l1")) | image[kind] for kind in ("raw", "denoised")}
     return found
 
 

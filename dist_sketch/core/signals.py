@@ -17,6 +17,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class StopRequest:
     """Whether this process was asked to stop, by a signal or, at the time `ask_at` (s since 1970), by the clock."""
 
+    heard = False  # whether a signal has asked this process, whoever keeps the request
+
     def __init__(self, ask_at: float = float("inf")) -> None:
         self._asked, self._ask_at = False, ask_at
         self._numbers: set[signal.Signals] = set()
@@ -44,7 +46,7 @@ class StopRequest:
                 os.kill(os.getpid(), orphaned)
 
     def _ask(self, number: int, frame: Any) -> None:
-        self._asked = True
+        self._asked = StopRequest.heard = True
 
     def ignore(self) -> None:
         """From now on the signals do nothing: the work is saved, and the process is about to end."""

@@ -6,6 +6,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -15,7 +16,7 @@ from dist_sketch.core.fileio import path_of
 T = TypeVar("T")
 SHOWN = reprlib.Repr()  # others' values may be long and deep
 SHOWN.maxstring = SHOWN.maxother = 100
-MOST = 2**63 - 1  # larger numbers fit into no array
+MOST = {int: 2**63 - 1, float: 1e38}  # larger ones fit into no array of integers, and of float32
 
 
 class Rule(NamedTuple):
@@ -111,11 +112,16 @@ def _convert(hint: Any, value: Any, where: str, key: str, removed: Mapping[str, 
         for name in of_any:
             _convert(arguments[0], name, where, f"a key of {key or 'the file'}", removed)
         return {k: _convert(arguments[1], v, where, f"{key}.{SHOWN.repr(k)[1:-1]}", removed) for k, v in of_any.items()}
-    if isinstance(value, int | float) and not -MOST <= value <= MOST:
-        raise _wrong(value, where, key, "a finite number below 2^63")
+    if isinstance(value, int | float) and not fits(value):
+        raise _wrong(value, where, key, "a finite number below " + ("2^63" if isinstance(value, int) else "10^38"))
     if kind is Path and "\0" in str(value):
         raise _wrong(value, where, key, "a path")
     return value if kind in (list, dict) else path_of(of_any) if kind is Path else kind(of_any)
+
+
+def fits(value: float) -> bool:
+    """Whether a number is finite, and small enough to compute with."""
+    return abs(value) <= MOST[int if isinstance(value, int) else float]
 
 
 def _wrong(value: Any, where: str, key: str, allowed: str) -> UserError:
@@ -128,8 +134,14 @@ def _typed_dict(kind: Any, value: Any, where: str, key: str) -> dict[str, Any]:
     prefix, result = key + "." * bool(key), dict(value)
     for name in sorted(kind.__required_keys__ - value.keys()):
         raise UserError(f"{where}: {prefix}{name} is missing")
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+    for name, hint in _hints(kind).items():
         if name in value:
-            plain = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.NotRequired else hint
-            result[name] = _convert(plain, value[name], where, prefix + name, {})
+            result[name] = _convert(hint, value[name], where, prefix + name, {})
     return result
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a TypedDict's keys; looked up once, because a log has a million lines."""
+    found = typing.get_type_hints(kind, include_extras=True).items()
+    return {k: typing.get_args(h)[0] if typing.get_origin(h) is typing.NotRequired else h for k, h in found}

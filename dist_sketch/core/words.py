@@ -12,6 +12,16 @@ def plain(text: str) -> str:
     return CONTROL.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(text: str) -> str:
+    """`plain`, and without the line breaks and tabs of others, so that no name can look like a message of ours."""
+    return re.sub(r"[\t\n\u2028\u2029]", lambda m: m[0].encode("unicode_escape").decode(), plain(text))
+
+
+def tell(text: str) -> None:
+    """Prints one line with others' words in it."""
+    print(one_line(text))
+
+
 def csv_cell(value: Any) -> Any:
     """A value for a CSV file: a text that a table program would compute as a formula gets a quote before it."""
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value

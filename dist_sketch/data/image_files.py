@@ -2,27 +2,25 @@
 
 import io
 import os
-import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, ImagePalette, UnidentifiedImageError
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.data.regular_files import open_regular
+from dist_sketch.core.fileio import open_regular
+from dist_sketch.data.image_remarks import JPEG_START, PNG_START, orientation, strip
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not EPS: Pillow starts Ghostscript to read it
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000; an A3 page at 600 dpi has 70 million
 MAX_BYTES = 4 * MAX_PIXELS  # so many pixels with alpha, uncompressed
-PNG_START = b"\x89PNG\r\n\x1a\n"
-STARTS = {b"BM": "BMP", b"GIF8": "GIF", b"\xff\xd8\xff": "JPEG", PNG_START: "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-# Tags of TIFF and EXIF
-BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, SAMPLES, PLANES, SIGN = 258, 259, 262, 274, 277, 284, 339
-TURNS = {  # EXIF's orientation -> what turns the picture upright
+STARTS = {b"BM": "BMP", b"GIF8": "GIF", JPEG_START: "JPEG", PNG_START: "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+STRETCH = "multiply the levels by 255 / the level of white paper"
+# Tags of TIFF
+BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, COLORS, SIGN = 258, 259, 262, 277, 284, 320, 339
+TURNS = {  # the orientation -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,8 +49,8 @@ class UnclearImage(Exception):
 def read_image(path: Path) -> Image.Image:
     """Reads an image file as mode "L" if it is gray (also if a color file has R = G = B everywhere), else "RGB".
 
-    It is turned as its EXIF orientation says, alpha is composited on white, 16-bit and float levels are scaled to 8
-    bit, and an animation gives its first frame. Only the pixels decide whether a file is good: color profiles, texts
+    It is turned as its EXIF says, or else its XMP; alpha is composited on white, 16-bit and float levels are scaled to
+    8 bit, and an animation gives its first frame. Only the pixels decide whether a file is good: color profiles, texts
     and other remarks are ignored. `.info["mode"]` is the mode of the file.
 
     Raises:
@@ -106,75 +104,51 @@ def read_packed(data: bytes, size: int) -> Image.Image:
 
 
 def _decode(data: bytes) -> Image.Image:
-    png = data.startswith(PNG_START)
-    if png:
-        data = _png_pixels(data)
+    data, turns, white = strip(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
         mode = image.mode
-        tags = dict(getattr(image, "tag_v2", {}))  # of a TIFF; turning the picture removes some
+        tags = dict(getattr(image, "tag_v2", {}))  # of a TIFF
         if mode in ("I", "F") and data.startswith(b"MM") and tags.get(COMPRESSION, 1) != 1:
             raise UnclearImage("Pillow mixes up the order of the bytes in a compressed big-endian TIFF")
+        if COLORS in tags and mode[0] == "P" and max(tags[COLORS]) < 256:  # of 65535; old programs mean 8 bits
+            image.palette = ImagePalette.raw("RGB;L", bytes(tags[COLORS]))
+        if image.format == "BMP" and "BGRX" in (image.tile[0].args or ()):
+            _check_fourth_bytes(data[image.tile[0].offset :], image.width * image.height)
+        bits = _bits(image, data)
         image.load()
-        turn = TURNS.get(_orientation(image.info.get("exif", b"")))
-        result = _to_8bit(image, tags, png_bits=data[24] if png else 8)
+        turn = TURNS.get(orientation([*turns, *(image.info.get(kind) or b"" for kind in ("exif", "xmp"))]))
+        result = _to_8bit(image, tags, bits, white)
     if turn is not None:
         result = result.transpose(turn)
     result.info = {"mode": mode}
     return result
 
 
-def _png_pixels(data: bytes) -> bytes:
-    """The PNG without the chunks that do not change its pixels, which may be large, odd or damaged.
-
-    Raises:
-        OSError: the checksum of pixels is wrong, or the end is missing. Pillow's decoder stops at the last pixel and
-            checks neither.
-    """
-    kept, place = [PNG_START], len(PNG_START)
-    while place + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        chunk = data[place : place + 12 + length]
-        if len(chunk) < 12 + length:
-            break
-        good = zlib.crc32(memoryview(chunk)[4:-4]).to_bytes(4, "big") == chunk[-4:]
-        if good and kind in (*PIXEL_CHUNKS, b"eXIf"):
-            kept.append(chunk)
-        elif kind in PIXEL_CHUNKS:
-            raise OSError(f"the checksum of a PNG's chunk {kind.decode()} is wrong")
-        if kind == b"IEND":
-            return b"".join(kept)
-        place += len(chunk)
-    raise OSError("the PNG's end is missing")
+def _bits(image: ImageFile.ImageFile, data: bytes) -> int:
+    """Bits of a level in a PNG or PPM; a TIFF has a tag for it, and other formats have no more than 8."""
+    if image.format == "PNG":
+        return data[24]
+    args = image.tile[0].args if image.format == "PPM" else None
+    return 16 if isinstance(args, tuple) and args[-1] > 255 else 8
 
 
-def _orientation(exif: bytes) -> int:
-    """How the camera was held. Only this tag is looked at, because a damaged one beside it says nothing of the pixels.
-
-    A TIFF has no EXIF block: Pillow turns it while it is loaded.
-    """
-    block = exif.removeprefix(b"Exif\0\0")
-    try:
-        order = {b"II": "<", b"MM": ">"}[block[:2]]
-        (start,) = struct.unpack_from(order + "I", block, 4)
-        (count,) = struct.unpack_from(order + "H", block, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(order + "HH", block, entry)
-            if tag == ORIENTATION:
-                return int(struct.unpack_from(order + {3: "H", 4: "I"}[kind], block, entry + 8)[0])
-    except (KeyError, struct.error):
-        pass
-    return 1
+def _check_fourth_bytes(levels: bytes, pixels: int) -> None:
+    """The fourth byte of a BMP's pixel has no meaning here, but some programs write alpha there."""
+    blue, green, red, fourth = np.frombuffer(levels, np.uint8, 4 * pixels).reshape(-1, 4).T
+    clear = fourth == 0
+    if clear.any() and fourth.any() and not (blue | green | red)[clear].any():
+        raise UnclearImage("its pixels have a fourth byte, which should mean nothing and seems to say where paper is")
 
 
-def _to_8bit(image: Image.Image, tags: dict[int, Any], png_bits: int) -> Image.Image:
+def _to_8bit(image: Image.Image, tags: dict[int, Any], bits: int, white: int | None) -> Image.Image:
     """Converts any mode to "L" or "RGB".
 
     Raises:
         UnclearImage: it is not clear which level is white, or Pillow would read the picture wrongly.
     """
-    deep, gray = max(tags.get(BITS, (8,))) > 8 or png_bits > 8, image.mode in ("1", "L") or image.mode[0] in "IF"
+    deep, gray = max(tags.get(BITS, (bits,))) > 8, image.mode in ("1", "L") or image.mode[0] in "IF"
     if deep and tags.get(PLANES) == 2 and tags.get(SAMPLES, 1) > 1:
         raise UnclearImage("its colors have more than 8 bits and lie in separate planes")
     if image.mode == "L" and tags.get(SIGN, (1,))[0] == 2:
@@ -185,13 +159,15 @@ def _to_8bit(image: Image.Image, tags: dict[int, Any], png_bits: int) -> Image.I
         raise UnclearImage("its colors are CMYK, and no remark of Adobe's says that 0 is full ink")
     clear = image.info.get("transparency")  # a level that is transparent: that of the paper
     if gray and (clear is not None or image.mode not in ("1", "L")):
-        whites = _whites(image.mode, tags)
+        whites = _whites(image.mode, tags, white)
         if image.mode in ("1", "L"):
             image = image.convert("L")
-            clear *= 255 // (2 ** min(png_bits, 8) - 1)  # Pillow scales levels of fewer than 8 bits, but not this one
+            clear *= 255 // (2 ** min(bits, 8) - 1)  # Pillow scales levels of fewer than 8 bits, but not this one
         return _scale(np.asarray(image), whites, clear, white_is_zero=tags.get(PHOTOMETRIC) == 0)
     if gray:
         return image.convert("L")
+    if deep:
+        _check_brightness(image)
     if image.has_transparency_data:
         if deep and "transparency" in image.info:
             raise UnclearImage("it has 16-bit colors, of which one is transparent")
@@ -210,24 +186,39 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), shown)
 
 
-def _whites(mode: str, tags: dict[int, Any]) -> tuple[int, ...]:
-    """The levels that may be white; the least that fits is."""
+def _check_brightness(image: Image.Image) -> None:
+    """Refuses deep colors of which Pillow has kept almost nothing: it takes the upper 8 bits of 16."""
+    tops = dict(zip(image.getbands(), np.asarray(image).max(axis=(0, 1)).tolist(), strict=True))
+    alpha, _ = tops.pop("A", tops.pop("a", 255)), tops.pop("X", None)
+    if 0 < max(tops.values()) < 32 or 0 < alpha < 32:
+        raise UnclearImage(f"its levels use less than an eighth of their 16 bits; {STRETCH}")
+
+
+def _whites(mode: str, tags: dict[int, Any], said: int | None) -> dict[float, float]:
+    """The levels that may be white, in order -> what the brightest level must reach, or else it is another scale."""
     if mode in ("1", "L"):
-        return (255,)
+        return {255: 0}
+    guesses: dict[float, float] = {255: 255 / 2, 65535: 65535 / 2}
     if mode == "F":
-        return 1, 255, 65535
+        return {1: 1 / 8, **guesses}
     bits, signed = max(tags.get(BITS, (16,))), tags.get(SIGN, (1,))[0] == 2
-    return (2 ** (bits - signed) - 1,) if bits <= 16 else (255, 65535)
+    if bits > 16:
+        return guesses
+    white = 2 ** (bits - signed) - 1
+    whites: dict[float, float] = {white: white / 8}
+    if said and said < white and said & (said + 1) == 0:  # all bits set; else a TIFF means the top of this picture
+        whites = {said: said / 8, **whites}
+    return whites
 
 
-def _scale(levels: np.ndarray, whites: tuple[int, ...], clear: int | None, *, white_is_zero: bool) -> Image.Image:
+def _scale(levels: np.ndarray, whites: dict[float, float], clear: int | None, *, white_is_zero: bool) -> Image.Image:
     """Scales levels (H, W) to "L"; the level `clear` becomes white."""
-    low, high = levels.min(), levels.max()
-    if not (low >= 0 and high <= whites[-1]):  # NaN fails this too
-        raise UnclearImage(f"its gray levels go from {low:g} to {high:g}; 0 to {whites[-1]} can be read")
-    white = next(top for top in whites if high <= top)
-    if levels.dtype != np.uint8 and white > 1 and 0 < high < white / 128:
-        raise UnclearImage(f"its gray levels go from {low:g} to {high:g}, which would be almost black of {white}")
+    low, high, top = levels.min(), levels.max(), max(whites)
+    if not (low >= 0 and high <= top):  # NaN fails this too
+        raise UnclearImage(f"its gray levels go from {low:g} to {high:g}; 0 to {top} can be read")
+    white, least = next((white, least) for white, least in whites.items() if high <= white)
+    if 0 < high < least:
+        raise UnclearImage(f"its gray levels go from {low:g} to {high:g}, which is too dark for {white}; {STRETCH}")
     gray = np.rint(levels * np.float32(255 / white)).astype(np.uint8)
     if white_is_zero:
         gray = 255 - gray

@@ -24,6 +24,7 @@ from torch import Tensor
 from dist_sketch.core.config import DataConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.signals import STOP_SIGNALS, signal_on_parent_death
+from dist_sketch.core.workers import starting
 from dist_sketch.data import pixels
 from dist_sketch.data.decoded import DecodedPairs
 from dist_sketch.data.shards import BadSample, Shards
@@ -313,17 +314,12 @@ class Loader:
     def _workers(self) -> tuple[ProcessPoolExecutor, Tensor]:
         """The processes and the slots: uint8 (slots, 2, B, C, H, W). They are made when they are first needed."""
         shape = (self._ahead, 2, self._sampler.share, *split_shape(self._shards, self._data)[2:])
-        try:
+        with starting(f"{self._data.workers} processes that read the data", "--data.workers 0"):
             slots = torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
             # Forked, to share the slots, the index and the decoded pairs
             context = multiprocessing.get_context("fork")
             pool = ProcessPoolExecutor(self._data.workers, context, _begin, (self._pairs, slots))
             pool.submit(int).result()  # starts them
-        except (OSError, ImportError, NotImplementedError) as e:  # their locks need a little of /dev/shm
-            raise UserError(
-                f"{self._data.workers} processes that read the data cannot be started ({e}); is /dev/shm full or "
-                "missing, or memory short? Mend that, or use --data.workers 0"
-            ) from e
         return pool, slots
 
     def _taken(self, slots: Tensor) -> Batch:

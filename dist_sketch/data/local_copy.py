@@ -8,20 +8,29 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dist_sketch.core.errors import UserError
+from dist_sketch.core import fileio
+from dist_sketch.core.errors import SharedError, UserError
+from dist_sketch.core.fileio import open_regular
 from dist_sketch.data import pack
 from dist_sketch.data.manifest import MANIFEST, manifest_hash, read_manifest
-from dist_sketch.data.regular_files import open_regular
 
 VARIABLE = "DIST_SKETCH_STAGED"  # JSON: folder of shards -> this node's copy
 
 
 def nearest(shards: Path) -> Path:
-    """This node's copy of the folder if there is one, else the folder itself."""
-    copies = json.loads(os.environ.get(VARIABLE) or "{}")
+    """This node's copy of the folder if there is one, else the folder itself.
+
+    Raises:
+        SharedError: the variable holds something else than `staged` says.
+    """
+    text, copies = os.environ.get(VARIABLE) or "{}", None
+    with suppress(ValueError):
+        copies = fileio.parse_json(text)
+    if not isinstance(copies, dict) or not all(isinstance(copy, str) for copy in copies.values()):
+        raise SharedError(f"{VARIABLE}={text}: `dist-sketch node --stage` has not set this; unset {VARIABLE}")
     return Path(copies.get(str(shards.resolve()), shards))
 
 

@@ -1,7 +1,7 @@
 """manifest.json of a folder of shards: where each sample lies, and the hashes of all bytes."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import read_json, sha256
@@ -61,6 +61,7 @@ class Manifest(TypedDict):
     license: str
     settings: dict[str, Any]
     skipped: list[dict[str, Any]]
+    looks: NotRequired[dict[str, list[str]]]
     splits: dict[Name, Split]
 
 

@@ -26,17 +26,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dist_sketch.core import cpus
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import write_json
+from dist_sketch.core.fileio import open_regular, write_json
 from dist_sketch.core.folders import refuse_file_name, refuse_foreign, refuse_others, replaced, sync
+from dist_sketch.core.workers import check_count
 from dist_sketch.core.workers import workers as processes
+from dist_sketch.data import looks
 from dist_sketch.data.image_files import BadImage, read_image
 from dist_sketch.data.manifest import COLUMNS, FORMAT, MANIFEST, read_manifest
 from dist_sketch.data.recipe import SPLITS, FilePair, Problem, Recipe, listed, pairs, passed_over, told, unusable
-from dist_sketch.data.regular_files import open_regular
 
 PAIRS_A_WORKER = 32  # with fewer, starting a process takes longer than it saves
 
 PackedSample = dict[str, Any]  # {"__key__": str, "json": bytes, "line.png": bytes, "sketch.png": bytes}
+Prepared = tuple[FilePair, PackedSample, looks.Look]
 Span = tuple[str, int, int]  # a sample's key, offset and length in a shard
 
 
@@ -73,7 +75,7 @@ def pack(
     others = passed_over(recipe)
     for line in told(others):
         print(f"passed over: {line}")
-    splits = {}
+    splits, seen = {}, looks.Looks()
     try:
         with replaced(out, look) as folder:
             found.sort(key=lambda pair: SPLITS.index(pair.split))
@@ -81,7 +83,7 @@ def pack(
             with _progress("packing", len(found)) as advance, prepared as results:
                 for split, group in groupby(found, key=lambda pair: pair.split):
                     chosen = list(group)
-                    samples = _good(islice(results, len(chosen)), problems, skip_bad, advance)
+                    samples = _good(islice(results, len(chosen)), problems, skip_bad, seen, advance)
                     shards = _write(samples, folder, split, int(shard_mb * 1e6), shard_count)
                     if shards:
                         splits[split] = _describe(folder, shards, has_sketch=chosen[0].sketch is not None)
@@ -103,11 +105,13 @@ def pack(
                 },
                 "skipped": [asdict(p) for p in problems],
                 "passed_over": others,
+                "looks": seen.found,
                 "splits": splits,
             }
             write_json(folder / MANIFEST, manifest)
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror or e})") from e
+    looks.warn(seen.found)
     return manifest
 
 
@@ -131,14 +135,15 @@ def _check_settings(size: int, shard_mb: float, shard_count: int, skip_bad: int,
         raise UserError(f"size = {size}: must be a multiple of 64 from 64 to 2048 (the networks halve it six times)")
     if not 0 < shard_mb < math.inf:
         raise UserError(f"shard_mb = {shard_mb}: must be above 0")
-    for name, value, least in (("shard_count", shard_count, 0), ("skip_bad", skip_bad, 0), ("workers", workers, 1)):
-        if value is not None and value < least:
-            raise UserError(f"{name} = {value}: must be {least} or more")
+    for name, value in (("shard_count", shard_count), ("skip_bad", skip_bad)):
+        if value < 0:
+            raise UserError(f"{name} = {value}: must be 0 or more")
+    check_count(workers, 1)
 
 
 def _prepare_all(
     chosen: list[FilePair], root: Path, size: int, workers: int | None
-) -> Generator[PackedSample | list[Problem], None, None]:
+) -> Generator[Prepared | list[Problem], None, None]:
     """Prepares pairs in worker processes, in order, with a bounded number of results waiting to be written."""
     prepare = partial(_prepare, root=root, size=size)
     n = min(workers or len(cpus.usable()), math.ceil(len(chosen) / PAIRS_A_WORKER))
@@ -147,7 +152,7 @@ def _prepare_all(
         return
     # Processes, because Pillow's encoder holds the GIL; spawned, because a fork would copy locks that torch's and
     # rich's threads hold.
-    with processes(n, "spawn") as pool:
+    with processes(n, "spawn", "--workers 1") as pool:
         futures = (pool.submit(prepare, pair) for pair in chosen)
         waiting = deque(islice(futures, 8 * n))
         while waiting:
@@ -155,11 +160,11 @@ def _prepare_all(
             waiting.extend(islice(futures, 1))
 
 
-def _prepare(pair: FilePair, root: Path, size: int) -> PackedSample | list[Problem]:
-    """Reads, resizes and encodes a pair."""
+def _prepare(pair: FilePair, root: Path, size: int) -> Prepared | list[Problem]:
+    """Reads, resizes, looks at and encodes a pair."""
     about: dict[str, Any] = {"name": pair.name, "split": pair.split}
     sample: PackedSample = {"__key__": pair.key}
-    problems = []
+    problems, files, pictures = [], [], []
     for side, path in (("line", pair.line), ("sketch", pair.sketch)):
         if path is None:
             continue
@@ -171,22 +176,33 @@ def _prepare(pair: FilePair, root: Path, size: int) -> PackedSample | list[Probl
             continue
         about[side] = {"file": file, "width": image.width, "height": image.height, "mode": image.info["mode"]}
         buffer = io.BytesIO()
-        image.resize((size, size), Image.Resampling.BICUBIC).save(buffer, "PNG")
+        files.append(image.size)
+        pictures.append(image.resize((size, size), Image.Resampling.BICUBIC))
+        pictures[-1].save(buffer, "PNG")
         sample[f"{side}.png"] = buffer.getvalue()
     sample["json"] = json.dumps(about, ensure_ascii=False).encode()
-    return problems or sample
+    return problems or (pair, sample, looks.look(files, pictures))
 
 
 def _good(
-    results: Iterable[PackedSample | list[Problem]], problems: list[Problem], skip_bad: int, advance: Callable[[], None]
+    results: Iterable[Prepared | list[Problem]],
+    problems: list[Problem],
+    skip_bad: int,
+    seen: looks.Looks,
+    advance: Callable[[], None],
 ) -> Iterator[PackedSample]:
-    """Yields the samples and collects the problems; when there are too many it reads on, so that all can be named."""
+    """Yields the samples and collects the problems, and what the pairs look like.
+
+    When there are too many problems it reads on, so that all can be named.
+    """
     for result in results:
         advance()
         if isinstance(result, list):
             problems.extend(result)
         elif len(problems) <= skip_bad:
-            yield result
+            pair, sample, look = result
+            seen.add(pair.split, pair.name, look)
+            yield sample
 
 
 def _write(samples: Iterable[PackedSample], folder: Path, split: str, limit: int, count: int) -> dict[str, list[Span]]:

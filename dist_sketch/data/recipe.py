@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import find_file, read_toml
 from dist_sketch.core.toml_dataclass import from_dict
-from dist_sketch.core.words import plain
+from dist_sketch.core.words import one_line
 
 SPLITS = ("train", "val", "test")
 EXTENSIONS = (
@@ -226,7 +226,7 @@ def passed_over(recipe: Recipe, *folders: str) -> dict[str, dict[str, int]]:
 def told(counts: dict[str, dict[str, int]]) -> list[str]:
     """What `passed_over` found as a line a folder."""
     lines = (f"{folder}: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}" for folder, kinds in counts.items())
-    return list(map(plain, lines))
+    return list(map(one_line, lines))
 
 
 def _refusal(files: list[str]) -> str | None:
@@ -244,6 +244,8 @@ def _climbs(name: str) -> bool:
 
 def _within(root: Path, folder: str, where: str) -> Path:
     """A recipe's folder below the root. A link there is the user's own and is followed, wherever it leads."""
+    if "\0" in folder:
+        raise UserError(f"{where}: the folder {folder!r} has a character that no name can have")
     if os.path.isabs(folder) or os.path.normpath(folder).split(os.sep)[0] == os.pardir:
         raise UserError(f"{where}: the folder {folder} leaves the root {root}: link it there, or name another root")
     return root / folder
@@ -277,24 +279,24 @@ def encode_key(name: str) -> str:
     return re.sub(r"[./%\x00-\x1f\x7f-\x9f]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode()), name)
 
 
-def inputs(path: Path, split: str) -> list[FilePair]:
-    """Lists the image files that `infer` draws, in natural order of names.
+def inputs(path: Path, split: str) -> list[FilePair | Problem]:
+    """Lists the image files that `infer` draws, in natural order of names; at the end those that cannot be used.
 
     Args:
         path: one image file, or a folder as `input_recipe` takes it.
         split: the split of the folder.
 
     Raises:
-        UserError: nothing is there, the split is missing, or names do not match.
+        UserError: nothing that can be used is there, or the split is missing.
     """
     if path.is_file():
         if _printable(path.name) != path.name:
             raise UserError(f"{_printable(str(path))}: its name is not valid UTF-8: rename it")
         return [FilePair(encode_key(path.stem), path.stem, split, path, None)]
     found, problems = pairs(input_recipe(path, split))
-    if problems:
+    if not found:
         raise unusable(path, problems)
-    return found
+    return [*found, *problems]
 
 
 def input_recipe(path: Path, split: str) -> Recipe:
@@ -327,4 +329,4 @@ def unusable(root: Path, problems: Sequence[Problem], advice: str = "") -> UserE
 def listed(lines: Sequence[str]) -> str:
     """The first lines, each indented on a new line, and how many more there are."""
     more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return "".join(f"\n  {line}" for line in [*lines[:LISTED], *more])
+    return "".join(f"\n  {one_line(line)}" for line in [*lines[:LISTED], *more])

@@ -1,7 +1,6 @@
 """The one door for samples: one split of packed shards, read by index."""
 
 import hashlib
-import io
 import json
 import os
 import tarfile
@@ -13,12 +12,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.fileio import open_regular
+from dist_sketch.core.toml_dataclass import SHOWN
 from dist_sketch.data import local_copy, pixels
 from dist_sketch.data.image_files import MAX_PIXELS, read_packed
 from dist_sketch.data.manifest import read_manifest
-from dist_sketch.data.regular_files import open_regular
+from dist_sketch.data.recipe import encode_key
 
 MOST_BYTES = 2**26  # of a sample; two PNGs of noise at 2048 px, the largest size, have 25 MB
+MOST_HEADERS = 9  # of a sample: each of its three members may have two more, for a long name
+MOST_EXTENSION = 8192  # bytes of such a header's contents
 MOST_NAME_BYTES = 251  # a file name has at most 255, and the name gets .png or .jpg
 
 
@@ -90,26 +93,65 @@ class Shards:
         members = _members(block)
         expected = [f"{key}.json", f"{key}.line.png"] + [f"{key}.sketch.png"] * self.has_sketch
         if sorted(name for name, _ in members) != expected:
-            names = ", ".join(name for name, _ in members)
+            names = SHOWN.repr([name for name, _ in members])
             raise ValueError(f"holds {names}: the manifest belongs to other shards")
         about, *pictures = (data for _, data in sorted(members))
         name, source_size = _about(about)
+        if encode_key(name) != key:  # keys are unique, so the files that get the names are, too
+            raise ValueError(f"has the name {name!r}, which is not that of its key")
         images = [pixels.from_image(_picture(data, self.size), channels) for data in pictures]
         return Sample(name, images[0], images[1] if self.has_sketch else None, source_size)
 
 
 def _members(block: bytes) -> list[tuple[str, bytes]]:
-    """Names and contents of the members; none of them is longer than the block itself."""
-    found = []
+    """Names and contents of the members.
+
+    `tarfile` reads the single headers only: a list of members made by a stranger may keep it busy without end.
+    """
+    found: list[tuple[str, bytes]] = []
+    long_name, place, headers = "", 0, 0
     try:
-        with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
-            for member in tar:
-                if not member.isreg() or member.issparse() or member.size > len(block):
-                    raise ValueError(f"the member {member.name} is not a plain file")
-                found.append((member.name, tar.extractfile(member).read()))  # type: ignore[union-attr]
+        while any(header := block[place : place + tarfile.BLOCKSIZE]):  # a tar ends with zeros
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
+            start = place + tarfile.BLOCKSIZE
+            data = block[start : start + max(member.size, 0)]
+            headers += 1
+            if len(data) != member.size or headers > MOST_HEADERS:
+                raise ValueError("a size in it is wrong, or it has too many members")
+            place = start + member.size + -member.size % tarfile.BLOCKSIZE
+            if member.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+                if member.size > MOST_EXTENSION:
+                    raise ValueError(f"a name in it has {member.size:,} bytes")
+                pax = member.type == tarfile.XHDTYPE
+                long_name = _pax_name(data) if pax else data.rstrip(b"\0").decode()
+            elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                found.append((long_name or member.name, data))
+                long_name = ""
+            else:
+                raise ValueError(f"the member {SHOWN.repr(member.name)} is not a plain file")
     except Exception as e:
         raise ValueError(f"is not a plain tar ({e})") from e
     return found
+
+
+def _pax_name(data: bytes) -> str:
+    """The name in a member's PAX records, each of which is "LENGTH KEY=VALUE" and a line break; "" if it is not there.
+
+    Raises:
+        ValueError: it is none, or it says how long the member is, which the member's own header has to say.
+    """
+    name = ""
+    while data:
+        length = int(data[: data.index(b" ")])
+        record, data = data[:length], data[length:]
+        key, equals, value = record.partition(b" ")[2].partition(b"=")
+        if len(record) != length or not equals or not value.endswith(b"\n"):
+            raise ValueError("a PAX record is damaged")
+        if key == b"size" or key.startswith(b"GNU.sparse."):
+            raise ValueError("a PAX record changes the size of a member")
+        if key == b"path":
+            name = value[:-1].decode()
+    return name
 
 
 def _about(data: bytes) -> tuple[str, tuple[int, int]]:

@@ -1,5 +1,6 @@
 """What `infer` reads: packed shards, a folder of images or one image, each at the network's size."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +27,27 @@ class Source:
     def __len__(self) -> int:
         return self.count
 
-    def read_good(self, numbers: Iterable[int]) -> tuple[dict[int, Sample], list[str]]:
-        """Reads those of the images that can be read, by number, and says of each of the others why it cannot."""
+    def read_good(self, numbers: Iterable[int], most_px: float = math.inf) -> tuple[dict[int, Sample], list[str]]:
+        """Reads those of the images that can be read, by number, and says of each of the others why it cannot.
+
+        Args:
+            most_px: larger files, in width or height, are left out, too.
+        """
         good, left_out = {}, []
         for i in numbers:
             try:
-                good[i] = self.read(i)
+                sample = self.read(i)
             except (BadImage, BadSample) as e:
                 left_out.append(str(e))
+                continue
+            width, height = sample.source_size
+            if max(width, height) <= most_px:
+                good[i] = sample
+            else:
+                left_out.append(
+                    f"{sample.name}: its line has {width:,} x {height:,} px; no drawing of more than {most_px:,} px a "
+                    "side is written: choose another --output-size"
+                )
         return good, left_out
 
 
@@ -64,7 +78,10 @@ def open_source(path: Path, split: str, size: int, channels: int) -> Source:
 
     def read_files(i: int) -> Sample:
         pair = pairs[i]
+        if isinstance(pair, recipe.Problem):
+            raise BadImage(path / pair.file, pair.why)
         line, source_size = resized(pair.line)
         return Sample(pair.name, line, resized(pair.sketch)[0] if pair.sketch else None, source_size)
 
-    return Source(len(pairs), all(p.sketch is not None for p in pairs), read_files, passed_over)
+    has_sketch = all(p.sketch is not None for p in pairs if isinstance(p, recipe.FilePair))
+    return Source(len(pairs), has_sketch, read_files, passed_over)

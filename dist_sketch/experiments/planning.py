@@ -10,11 +10,12 @@ from typing import Any, Literal, NamedTuple
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, TrackConfig
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import write_atomic
+from dist_sketch.core.fileio import SMALL, read_regular, write_atomic
 from dist_sketch.core.folders import refuse_file_name, refuse_foreign
 from dist_sketch.core.saved import config_of, read_infer, read_settings, read_status, sealed_weights
 from dist_sketch.data.manifest import manifest_hash, read_manifest
-from dist_sketch.experiments.presets import Claim, Exhibit, Preset, nested
+from dist_sketch.experiments.presets import MOST_TRAININGS, Claim, Exhibit, Preset, nested
+from dist_sketch.reports.ours import refuse_others
 
 PLAN, PAGE = "plan.txt", "compare.html"
 MARK = "# Each line is a command that can also be typed by hand, in this folder:"
@@ -153,6 +154,11 @@ def make(
         sharing.setdefault(json.dumps(cfg.to_dict(configs[name])), []).append(name)
     wanted = {row for part in parts.values() for row in part.rows}
     trained = [rows for rows in sharing.values() if wanted.intersection(rows)]
+    if len(trained) * seeds > MOST_TRAININGS:
+        raise UserError(
+            f"{len(trained)} setting(s) with {seeds} seed(s) each: an experiment has at most {MOST_TRAININGS:,} "
+            "trainings; choose fewer --seeds, or some of its parts by --only"
+        )
     trained_rows = {row for rows in trained for row in rows}
     words = _launch_words(launch)
     # The first row of the file gives a run its name, so that the name does not depend on --only.
@@ -167,7 +173,7 @@ def make(
 
 def _change(config: Config, settings: dict[str, Any], where: str) -> Config:
     """The configuration with some settings changed, checked."""
-    return cfg.validate(cfg.from_dict(Config, nested(dict(cfg.items(config)) | settings), where))
+    return cfg.validate(cfg.from_dict(Config, nested((dict(cfg.items(config)) | settings).items(), where), where))
 
 
 def _planned_run(
@@ -184,7 +190,7 @@ def _planned_run(
     train = [*preset_option, "--data.shards", str(data), "--out", str(folder), *arguments(own)]
     untracked = dict(cfg.items(TrackConfig()))
     track = {f"track.{k}": v for k, v in cfg.items(config.track) if v != untracked[k]}
-    infer = ["--run", str(folder), "--input", str(data), "--out", str(output), *arguments(preset.infer | track)]
+    infer = ["--run", str(folder), "--input", str(data), "--out", str(output), *infer_arguments(preset.infer | track)]
     return PlannedRun(
         name=name,
         rows=rows,
@@ -210,6 +216,11 @@ def arguments(settings: dict[str, Any]) -> list[str]:
     return words
 
 
+def infer_arguments(settings: dict[str, Any]) -> list[str]:
+    """Options of `infer` as arguments. Its true and false are words: without one the run's value counts."""
+    return arguments({key: str(value) for key, value in settings.items()})
+
+
 def _launch_words(launch: str) -> list[str]:
     """The words before `train` or `infer`; the user may leave out `-m dist_sketch`."""
     try:
@@ -231,8 +242,13 @@ def claim_folder(plan: Plan) -> None:
     refuse_file_name(plan.out, "--out is the folder for all runs and their page")
     refuse_foreign(plan.out, "an experiment's folder", PLAN)
     file = plan.out / PLAN
-    if file.exists() and not (file.is_file() and MARK in file.read_text(encoding="utf-8", errors="replace")):
+    try:
+        foreign = file.exists() and MARK.encode() not in read_regular(file, SMALL)
+    except OSError:  # it is no regular file, or too large
+        foreign = True
+    if foreign:
         raise UserError(f"{file}: is not a plan of dist_sketch, and would be overwritten; choose another --out")
+    refuse_others(plan.out / PAGE)
     digest = manifest_hash(plan.data)
     for planned in plan.runs:
         file = planned.folder / "config.json"

@@ -4,8 +4,11 @@ The form of the file is explained at the top of launch/experiment-paper.toml.
 """
 
 import itertools
+import math
 import random
 import re
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +22,7 @@ from dist_sketch.metrics.definitions import METRICS
 
 PREFIX = "experiment-"  # of the files in launch/
 OWN = ("data.shards", "train.seed", "track.group", "track.name")  # settings that the experiment itself sets
-
+MOST_TRAININGS = 10_000  # of an experiment: its plan is laid out within a minute, and its page can still be read
 
 SCORES = {m.key: m for m in METRICS}  # of metrics.json
 MEASURES = {m.key: (m.label, m.digits) for m in METRICS} | {  # label, digits that are shown
@@ -125,14 +128,14 @@ def load(name: str) -> Preset:
     values = {"name": path.stem.removeprefix(PREFIX), **read_toml(path)}
     preset = toml_dataclass.from_dict(Preset, values, str(path))
     config = _beside(path, preset.config)
-    rows = {n: _inherit(n, preset.rows, path) for n in preset.rows}
+    rows = _inherit(preset.rows, path)
     parts = dict(preset.parts)
     if preset.grid:
         combinations = _expand(preset.grid, f"{path}: grid")
         parts.setdefault("grid", Exhibit(title=preset.title, rows=list(combinations), head="settings"))
         rows |= combinations
     rows = {n: replace(r, label=r.label or n, config=_beside(path, r.config) or config) for n, r in rows.items()}
-    preset = replace(preset, config=config, infer=dict(flat(preset.infer)), rows=rows, parts=parts)
+    preset = replace(preset, config=config, infer=_flat(preset.infer, f"{path}: infer"), rows=rows, parts=parts)
     _check(preset, path)
     return preset
 
@@ -143,16 +146,21 @@ def _beside(path: Path, name: str | None) -> str | None:
     return str(beside) if beside is not None and beside.is_file() else name
 
 
-def _inherit(name: str, rows: dict[str, Method], path: Path, seen: tuple[str, ...] = ()) -> Method:
-    """A row with the settings and the config of the row that it is like."""
-    row, where = rows[name], f"{path}: rows.{name}"
-    if not row.like:
-        return replace(row, settings=check_settings(row.settings, where))
-    if row.like not in rows or row.like in (*seen, name):
-        raise UserError(f"{where}.like = {row.like!r}: must be another row, without a circle")
-    parent = _inherit(row.like, rows, path, (*seen, name))
-    settings = parent.settings | check_settings(row.settings, where)
-    return replace(row, settings=settings, config=row.config or parent.config)
+def _inherit(rows: dict[str, Method], path: Path) -> dict[str, Method]:
+    """The rows with the settings and the config of the rows that they are like."""
+    done: dict[str, Method] = {}
+    for name in rows:
+        chain = {name: None}  # from this row to one that is done, or is like no other; in order
+        while (like := rows[last := next(reversed(chain))].like) and like not in done:
+            if like not in rows or like in chain:
+                raise UserError(f"{path}: rows.{last}.like = {like!r}: must be another row, without a circle")
+            chain[like] = None
+        for link in reversed(chain):
+            row = rows[link]
+            parent = done.get(row.like, Method())
+            settings = parent.settings | check_settings(row.settings, f"{path}: rows.{link}")
+            done[link] = replace(row, settings=settings, config=row.config or parent.config)
+    return {name: done[name] for name in rows}
 
 
 def check_settings(settings: dict[str, Any], where: str) -> dict[str, Any]:
@@ -162,38 +170,63 @@ def check_settings(settings: dict[str, Any], where: str) -> dict[str, Any]:
         UserError: there is no such setting, its value has another type, or the experiment itself sets it.
     """
     keys = [key.replace("-", "_") for key, _ in flat(settings)]
-    values = dict(cfg.items(cfg.from_dict(Config, nested(dict(flat(settings))), where)))
+    values = dict(cfg.items(cfg.from_dict(Config, nested(flat(settings), where), where)))
     for key in keys:
         if key in OWN:
             raise UserError(f"{where}: {key} is set by the experiment itself, for each run; leave it out")
     return {key: values[key] for key in keys}
 
 
-def nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} -> {"a": {"b": 1}}."""
+def nested(settings: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """("a.b", 1) -> {"a": {"b": 1}}.
+
+    Raises:
+        UserError: a key is there twice, or is also a part of another one.
+    """
     tree: dict[str, Any] = {}
-    for key, value in settings.items():
+    for key, value in settings:
         *path, last = key.split(".")
-        place = tree
+        place: Any = tree
         for part in path:
-            place = place.setdefault(part, {})
+            place = place.setdefault(part, {}) if isinstance(place, dict) else place
+        if not isinstance(place, dict) or last in place:
+            raise UserError(f"{where}: {key!r} is there twice, or is both a value and a table of settings")
         place[last] = value
     return tree
 
 
+def _flat(tree: dict[str, Any], where: str) -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}, in the order of the file; a key that is there twice is refused."""
+    nested(flat(tree), where)
+    return dict(flat(tree))
+
+
 def _expand(grid: Sweep, where: str) -> dict[str, Method]:
     """The rows of a grid, in the order of the file (the last setting changes fastest), or in random order."""
-    values = dict(flat(grid.values))
+    values = _flat(grid.values, f"{where}.values")
     for key, choices in values.items():
         if not isinstance(choices, list) or not choices or len(set(map(str, choices))) < len(choices):
             raise UserError(f"{where}.values: {key} = {choices!r}: must be a list of different values")
-    combinations = list(itertools.product(*values.values()))
+        check_settings({key: choices[0]}, f"{where}.values")
+    count = math.prod(map(len, values.values()))
     if grid.method == "random":
-        if not 1 <= grid.sample <= len(combinations):
-            raise UserError(f"{where}.sample = {grid.sample}: must be from 1 to {len(combinations)}, their number")
-        combinations = random.Random(grid.seed).sample(combinations, grid.sample)
+        most = min(count, MOST_TRAININGS)
+        if not 1 <= grid.sample <= most:
+            raise UserError(f"{where}.sample = {grid.sample}: must be from 1 to {most}; there are {count} combinations")
+        if count > sys.maxsize:
+            raise UserError(f"{where}.values: {count} combinations are too many; fix some of these settings")
+        # Drawn as numbers: nobody could keep a list of all combinations.
+        numbers = random.Random(grid.seed).sample(range(count), grid.sample)
+        combinations = [_combination(values, number) for number in numbers]
     elif grid.sample:
         raise UserError(f'{where}.sample = {grid.sample}: is only for method = "random"')
+    elif count > MOST_TRAININGS:
+        raise UserError(
+            f"{where}.values: {count} combinations, but an experiment has at most {MOST_TRAININGS:,} trainings; use "
+            'method = "random" with a sample, or fewer values'
+        )
+    else:
+        combinations = list(itertools.product(*values.values()))
     rows = {}
     for combination in combinations:
         pairs = [(key.rpartition(".")[2], value) for key, value in zip(values, combination, strict=True)]
@@ -203,6 +236,15 @@ def _expand(grid: Sweep, where: str) -> dict[str, Method]:
     if len(rows) < len(combinations):
         raise UserError(f"{where}.values: two combinations would have the same name, {name}")
     return rows
+
+
+def _combination(values: dict[str, list[Any]], number: int) -> tuple[Any, ...]:
+    """The combination of this number in the order of `itertools.product`."""
+    found = []
+    for choices in reversed(values.values()):
+        number, place = divmod(number, len(choices))
+        found.append(choices[place])
+    return tuple(reversed(found))
 
 
 def _check(preset: Preset, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Batch inference: a run's generator over shards, a folder or one image, shared by the ranks; then the scores."""
 
+import math
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -20,14 +21,15 @@ from dist_sketch.core.folders import LOGS, Lock, refuse_file_name, refuse_foreig
 from dist_sketch.core.precision import AUTOCAST, full_float32, resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.saved import read_infer, read_not_drawn, read_scores
-from dist_sketch.core.words import plain
+from dist_sketch.core.words import tell
+from dist_sketch.core.workers import check_count
 from dist_sketch.data import pixels
 from dist_sketch.data.manifest import MANIFEST, manifest_hash
 from dist_sketch.data.recipe import listed, told
 from dist_sketch.data.shards import Sample
 from dist_sketch.data.sources import open_source
 from dist_sketch.inference import parts
-from dist_sketch.inference.options import MOST_OUTPUT_PX, DenoiseOverride, InferOptions
+from dist_sketch.inference.options import MOST_OUTPUT_PX, MOST_SOURCE_PX, DenoiseOverride, InferOptions
 from dist_sketch.inference.parts import Part
 from dist_sketch.inference.postprocess import Postprocess, worker_map
 from dist_sketch.inference.scoring import FOLDERS, ReferenceSketches, finish_scores, make_scorer, reference_shards
@@ -46,9 +48,9 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
         UserError: anything that the user can mend. Inputs that cannot be read are named when all others are drawn and
             scored; infer.json has them as `left_out`.
     """
-    for name, least in (("batch_size", 1), ("workers", 0)):
-        if (value := getattr(options, name)) is not None and value < least:
-            raise SharedError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if options.batch_size < 1:
+        raise SharedError(f"--batch-size {options.batch_size}: must be at least 1")
+    check_count(options.workers, 0)
     part = Part.parse(options.part) if options.part else None
     timeout_s = options.rank_timeout_s
     with Lock(out) as lock, worker_map(options.workers) as run_in_workers, Ranks(timeout_s=timeout_s) as ranks:
@@ -56,6 +58,8 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
         weights = ranks.main_decides(lambda: pretrained.find_weights(run, options.step))
         model = pretrained.SketchGenerator.load(run, weights).to(ranks.device).to(memory_format=torch.channels_last)
         output_px = _output_px(options.output_size, model.size)
+        if not 0 <= options.seed < 2**63:
+            raise SharedError(f"--seed {options.seed}: must be from 0 to 2^63 - 1")
         if options.mode == "paper":
             networks.check_config(model.config, model.size, batch=1)
         inputs = open_source(source, options.split, model.size, model.config.data.channels)
@@ -96,7 +100,7 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
         left_out: list[str] = []
 
         def begin(numbers: range) -> tuple[list[int], list[Sample], list[Tensor], Iterator[Tensor]]:
-            good, bad = inputs.read_good(numbers)
+            good, bad = inputs.read_good(numbers, MOST_SOURCE_PX if output_px is None else math.inf)
             left_out.extend(bad)
             items = list(good.values())
             raw = [pixels.to_rgb(x) for x in draw(items)] if items else []
@@ -123,17 +127,17 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
                 print(f"passed over: {line}")
             if part is None:
                 if not names:  # as when a disk is gone: what was drawn before may stay
-                    _tell_left_out(out, left_out)
+                    _tell_left_out(out, left_out, names)
                 return _finish(out, about | {"names": names} | not_drawn, states)
             for sentence in left_out:  # `merge` ends with the code that says so, because it has to come to its turn
-                print(plain(f"left out: {sentence}"))
+                tell(f"left out: {sentence}")
             fileio.write_json(_not_drawn_file(out, part), not_drawn)
             parts.save(out, part, names, states)
             return None
 
         result = ranks.main_decides(close)
         if part is None:
-            ranks.main_decides(lambda: _tell_left_out(out, left_out))
+            ranks.main_decides(lambda: _tell_left_out(out, left_out, names))
         return result
 
 
@@ -159,7 +163,7 @@ def _merge(out: Path) -> dict[str, Any] | None:
     there = read_infer(out)
     if "names" in there:
         shutil.rmtree(out / parts.PARTS, ignore_errors=True)
-        _tell_left_out(out, there.get("left_out", []))
+        _tell_left_out(out, there.get("left_out", []), there["names"])
         return read_scores(out)
     about, names, states = parts.load(out)
     total = there["parts"]
@@ -171,7 +175,7 @@ def _merge(out: Path) -> dict[str, Any] | None:
     except ValueError as e:
         raise UserError(f"{out}: its parts do not match ({e}); draw them again, all with the same FID weights") from e
     shutil.rmtree(out / parts.PARTS)
-    _tell_left_out(out, left_out)
+    _tell_left_out(out, left_out, names)
     return result
 
 
@@ -251,13 +255,22 @@ def _draw(net: nn.Module, options: InferOptions, precision: str, device: torch.d
     lines = pixels.to_float(torch.stack([i.line for i in items]).to(device)).to(memory_format=torch.channels_last)
     with full_float32(device) if dtype is None else torch.autocast(device.type, dtype):
         if options.mode == "running":
-            return pixels.to_uint8(net.eval()(lines)).cpu()
+            return _in_8_bits(net.eval()(lines))
         net.train()
         drawn = []
         for item, line in zip(items, lines, strict=True):
             torch.manual_seed(options.seed ^ zlib.crc32(item.name.encode()))  # the same on any rank
-            drawn.append(pixels.to_uint8(net(line[None])).cpu())
+            drawn.append(_in_8_bits(net(line[None])))
         return torch.cat(drawn)
+
+
+def _in_8_bits(drawn: Tensor) -> Tensor:
+    if not drawn.isfinite().all():
+        raise UserError(
+            "the generator draws values that are no numbers, which would be black pages: its weights are damaged, or "
+            "too large for its arithmetic; draw from another step (--step), or with --precision no"
+        )
+    return pixels.to_uint8(drawn).cpu()
 
 
 def _is_data_of(model: pretrained.SketchGenerator, source: Path) -> bool:
@@ -302,11 +315,11 @@ def _not_drawn_file(out: Path, part: Part) -> Path:
     return part.file(out).with_suffix(".json")
 
 
-def _tell_left_out(out: Path, left_out: list[str]) -> None:
-    """Ends with exit code 2 if inputs were left out, although all others are drawn and scored."""
+def _tell_left_out(out: Path, left_out: list[str], names: list[str]) -> None:
+    """Ends with exit code 2 if inputs were left out, although all others, which have these names, are drawn."""
     if left_out:
         count = f"{len(left_out)} input{'s' if len(left_out) > 1 else ''}"
         raise UserError(
             f"{out}: {count} could not be read:{listed(left_out)}\n"
-            "all others are drawn; repair or remove these, and draw again"
+            f"{'all others are drawn' if names else 'nothing is drawn'}; repair or remove these, and draw again"
         )

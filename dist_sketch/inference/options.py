@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 MOST_OUTPUT_PX = 8192
+MOST_SOURCE_PX = 65_500  # of a side, if drawings get the size of their lines; a JPEG cannot have more
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dist_sketch.core import fileio
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.folders import refuse_foreign
-from dist_sketch.core.saved import Name, read_infer
+from dist_sketch.core.saved import MOST_PARTS, Name, read_infer
 from dist_sketch.core.toml_dataclass import checked
 
 PARTS = "parts"
@@ -31,10 +31,10 @@ class Part(NamedTuple):
         Raises:
             UserError: it is not that.
         """
-        found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+        found = re.fullmatch(r"(\d{1,7})/(\d{1,7})", text, re.ASCII)
         part = cls(int(found[1]), int(found[2])) if found else None
-        if part is None or not 1 <= part.number <= part.total:
-            raise SharedError(f"--part {text}: must be K/N with K from 1 to N, as 2/8")
+        if part is None or not 1 <= part.number <= part.total <= MOST_PARTS:
+            raise SharedError(f"--part {text}: must be K/N with K from 1 to N, as 2/8, and N at most {MOST_PARTS:,}")
         return part
 
     def share(self, count: int) -> range:

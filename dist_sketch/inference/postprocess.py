@@ -70,7 +70,7 @@ def worker_map(workers: int | None) -> Iterator[WorkerMap]:
         workers: their number; 0: the work is done in this process; None: the node's cores divided by its ranks.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: the workers cannot be started, or one was killed.
     """
     if workers is None:
         ranks = max(1, launcher.number("LOCAL_WORLD_SIZE", 1))
@@ -79,6 +79,5 @@ def worker_map(workers: int | None) -> Iterator[WorkerMap]:
         yield map
         return
     # Forked, because a fresh process would need seconds to import torch
-    with processes(workers, "fork", partial(torch.set_num_threads, 1)) as pool:
-        pool.submit(int).result()  # starts them
+    with processes(workers, "fork", "--workers 0", partial(torch.set_num_threads, 1)) as pool:
         yield pool.map

@@ -27,10 +27,10 @@ from torch import nn
 
 from dist_sketch.core import folders
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import sha256
+from dist_sketch.core.fileio import sha256, step_in
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.saved import read_best, read_seal
-from dist_sketch.core.words import plain
+from dist_sketch.core.words import plain, tell
 from dist_sketch.model.weights import load_weights
 
 FOLDER, BEST = "checkpoints", "best.json"
@@ -102,9 +102,24 @@ def _pickled(value: Any) -> bytes:
 
 
 def folders_of(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints, newest first."""
-    found = (p for p in (run / FOLDER).glob("step-*") if p.name[5:].isdigit() and p.is_dir())
-    return sorted(found, key=step_of, reverse=True)
+    """The folders of a run's checkpoints, newest first; none if the run has saved nothing yet.
+
+    Raises:
+        UserError: they are out of sight, as on a disk that is not there. To train anew would then lose the run.
+    """
+    home = run / FOLDER
+    try:
+        found = [home / name for name in os.listdir(home) if step_in(name) is not None]
+        return sorted((p for p in found if p.is_dir()), key=step_of, reverse=True)
+    except OSError as e:
+        if isinstance(e, FileNotFoundError) and not home.is_symlink():
+            return []
+        why = (
+            f"links to {os.readlink(home)}, which is not there"
+            if home.is_symlink()
+            else f"cannot be read ({e.strerror})"
+        )
+        raise UserError(f"{home}: {why}; is its disk there, and may this user read it?") from e
 
 
 def verify(folder: Path) -> list[str]:
@@ -128,7 +143,7 @@ def verify(folder: Path) -> list[str]:
     return problems or ([] if files else [f"{seal}: damaged (does not list the files)"])
 
 
-def find(run: Path, say: Callable[[str], None] = print, *, until: int | None = None) -> Path | None:
+def find(run: Path, say: Callable[[str], None] = tell, *, until: int | None = None) -> Path | None:
     """The newest complete checkpoint (up to step `until`), or None.
 
     Damaged ones are reported through `say` and passed over.
@@ -153,7 +168,7 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def chosen(run: Path, say: Callable[[str], None] = print) -> Path | None:
+def chosen(run: Path, say: Callable[[str], None] = tell) -> Path | None:
     """The checkpoint whose weights draw: the best according to the newest complete one, else the newest; or None."""
     newest = find(run, say)
     step = read_best(newest) if newest else None
@@ -200,7 +215,7 @@ def entries(run: Path, step: int | None = None) -> list[CheckpointInfo]:
     return [e for e in found if e.folder.is_dir()]
 
 
-def check(run: Path, step: int | None = None, say: Callable[[str], None] = print) -> None:
+def check(run: Path, step: int | None = None, say: Callable[[str], None] = tell) -> None:
     """Reports through `say` which of a run's checkpoints (or only that of `step`) are good.
 
     Raises:

@@ -10,6 +10,7 @@ DIR/
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
@@ -230,8 +231,9 @@ def _check_out(out: Path) -> None:
     if not os.path.lexists(out):
         return
     names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
-    if (out / CARD).is_file() and CARD_MARKER in (out / CARD).read_text(encoding="utf-8", errors="replace"):
-        names.discard(CARD)
+    with suppress(OSError):
+        if CARD_MARKER.encode() in fileio.read_regular(out / CARD, fileio.SMALL):
+            names.discard(CARD)
     if names and not ({WEIGHTS, SETTINGS} <= names <= set(FILES)):
         other = ", ".join(sorted(names - set(FILES))[:3]) or "an incomplete one"
         raise UserError(f"{out}: is there already and not an earlier export (it holds {other}); choose another --out")

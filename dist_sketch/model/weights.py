@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dist_sketch.core.errors import UserError
 
+LARGEST = 1e18  # of a weight; the squares of larger ones are beyond float32
 SCALE = ".scale"  # suffix of the name of a tensor's scales, one for each slice of its first axis
 
 
@@ -16,17 +17,19 @@ def load_weights(path: Path, module: nn.Module) -> None:
     """Loads a `.safetensors` file into a network.
 
     Raises:
-        UserError: the file is missing or damaged, belongs to another network, or has weights that are not finite.
+        UserError: the file is missing or damaged, belongs to another network, or has weights that no training gives.
     """
     check_weights(path, module)
     try:
-        tensors = from_8bit(load_file(path))
-        module.load_state_dict(tensors)
+        module.load_state_dict(from_8bit(load_file(path)))
     except Exception as e:  # safetensors' own error type is not public; torch raises RuntimeError
         raise _foreign(path, str(e)) from e
-    # Such a network would draw black pages.
-    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise UserError(f"{path}: {broken[0]} has values that are not finite")
+    # Such a network would draw black or blank pages. What was loaded is looked at: in float32 1e300 is not finite.
+    for name, tensor in module.state_dict().items():
+        if not (tensor.abs() < LARGEST).all():  # as NaN
+            raise UserError(f"{path}: {name} has values that are not finite, or too large to compute with")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise UserError(f"{path}: {name} has values below 0, which no variance has")
 
 
 def check_weights(path: Path, module: nn.Module) -> None:

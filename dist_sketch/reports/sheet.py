@@ -1,18 +1,21 @@
 """A picture of a few faces of an output folder: line, drawn and real sketch side by side."""
 
+import io
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_atomic
 from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.data import pixels
 from dist_sketch.data.image_files import read_image
+from dist_sketch.reports.ours import PICTURE_MARK, refuse_others
 
 COLUMNS = {"line": "line", "sketch": "drawn", "real": "real"}  # folder of the output -> label above the column
+JPEG = {"format": "JPEG", "quality": 95}
+OPTIONS: dict[str, dict[str, Any]] = {".png": {"format": "PNG"}, ".jpg": JPEG, ".jpeg": JPEG}  # Pillow's, by suffix
 ACROSS = 2  # faces beside each other
 GAP, HEADER, FONT = 16, 24, 15  # px: between faces, height of the row of labels, size of its letters
 
@@ -25,11 +28,11 @@ def write_sheet(out: Path, names: list[str], file: Path) -> None:
 
     Raises:
         UserError: `out` is not an output folder of infer with real sketches, or has no face of one of the names; a
-            picture is missing or damaged; `file` is not a .png or .jpg file, or cannot be written.
+            picture is missing or damaged; `file` is not a .png or .jpg file, cannot be written, or is somebody else's.
     """
-    format = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg"}.get(file.suffix.lower())
-    if format is None:
+    if file.suffix.lower() not in OPTIONS:
         raise UserError(f"{file}: a sheet is a .png or .jpg file")
+    refuse_others(file)
     if not (out / "real").is_dir():
         raise UserError(f"{out}: has no drawings with real sketches; run `dist-sketch infer ... --out {out}` first")
     infer = read_finished_infer(out, "size", "format")
@@ -49,4 +52,7 @@ def write_sheet(out: Path, names: list[str], file: Path) -> None:
             sheet.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()), (left, top))
             if i < across:
                 pen.text((left + size / 2, HEADER / 2), label, fill="black", font=font, anchor="mm")
-    write_atomic(file, pixels.encode(torch.from_numpy(np.array(sheet)).permute(2, 0, 1), format))
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Software] = PICTURE_MARK  # by which the next sheet may replace this one
+    sheet.save(buffer, exif=exif, **OPTIONS[file.suffix.lower()])
+    write_atomic(file, buffer.getvalue())

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.saved import read_status
+from dist_sketch.slurm.numbers import number
 from dist_sketch.slurm.rank_logs import describe
 from dist_sketch.slurm.requeue_policy import attempt_end, record, record_lost, settle
 
@@ -31,9 +33,9 @@ def run_attempt(run: Path, command: list[str], *, then: str, most_requeues: int)
         UserError: the step cannot be started, or its end cannot be recorded.
     """
     check_gpus(os.environ)
-    steps, began = StepRunner(), time.time()
-    job, number = job_name(os.environ), os.environ.get("SLURM_RESTART_COUNT", "0")
-    title, nodes = f"=== job {job} leg {number}", os.environ.get("SLURM_JOB_NODELIST", "no node")
+    before, steps = read_status(run), StepRunner()
+    job, leg = job_name(os.environ), number("SLURM_RESTART_COUNT", os.environ.get("SLURM_RESTART_COUNT") or "0")
+    title, nodes = f"=== job {job} leg {leg}", os.environ.get("SLURM_JOB_NODELIST", "no node")
     print(f"{title}: {nodes}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===", flush=True)
     known, end_time = ask_slurm("squeue", "--noheader", f"--jobs={job}", "--format=%e")
     if known and end_time.isdigit():
@@ -41,13 +43,13 @@ def run_attempt(run: Path, command: list[str], *, then: str, most_requeues: int)
     with suppress(UserError):  # a record for the reader of the logs only
         record_lost(run)
     code = steps.run(command)
-    end = attempt_end(run, code=code, since=began, warned=steps.warned)
+    end = attempt_end(run, code=code, before=before, warned=steps.warned)
     if not steps.ended:
         decision, why = settle(run, end, most_requeues)
         if decision == "done" and then:
             second = None if steps.warned else steps.run(shlex.split(then), saves=False)
             if second != 0 and steps.warned:  # the next attempt runs it again
-                decision = "requeue" if int(number) < most_requeues else "stop"
+                decision = "requeue" if leg < most_requeues else "stop"
                 why += "; the second step has not finished"
             elif second:
                 decision, why = "stop", f"{why}, but its second step ended with exit code {second}"

@@ -112,6 +112,8 @@ class LogsCommand:
     """How many of the last lines of that log to show."""
 
     def run(self) -> int:
+        if self.lines < 0:
+            raise UserError(f"--lines {self.lines}: must be 0 or more")
         print(rank_logs.describe(self.folder, self.lines))
         return 0
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,16 +15,18 @@ import tyro
 
 from dist_sketch.commands.data import PackCommand
 from dist_sketch.commands.infer import InferCommand
-from dist_sketch.commands.train import TrainCommand, preset
+from dist_sketch.commands.train import TrainCommand, as_typed, preset
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.saved import config_of, read_settings
 from dist_sketch.core.words import plain
+from dist_sketch.slurm.numbers import MOST_NODES, MOST_RANKS, MOST_TASKS, number
 from dist_sketch.slurm.submit import Request, experiment_command
 
 GB = 1e9
 HASHED_GB = 20.0  # a login node should not read more; of larger shards only the lengths are compared
+MOST_PARTS = 10**6  # of an inference: as many as its infer.json takes
 ADAM_COPIES = 3  # of each weight in a checkpoint: the weight and Adam's two means
 
 
@@ -61,9 +64,12 @@ def check(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     yield from {"pack": _pack, "train": _train, "infer": _infer, "experiment": _experiment}[request.kind](request, made)
     yield _writable(Path(request.setting("out")))
     yield from _logs(request)
+    if os.environ.get("SBATCH_ARRAY_INX"):
+        yield Check("array", "bad", "SBATCH_ARRAY_INX makes an array of every job: unset it, and give --array")
     mode = os.environ.get("WANDB_MODE") or "offline"
-    if "--track.wandb" in request.options:
-        mode = request.options[request.options.index("--track.wandb") + 1]
+    words = [part for word in request.options for part in word.split("=", 1)]
+    for option, value in pairwise(words):
+        mode = value if option == "--track.wandb" else mode
     yield Check("W&B", "good", f"{mode}; dist-sketch sync afterwards" if mode == "offline" else mode)
 
 
@@ -85,7 +91,7 @@ def _pack(request: Request, made: Sequence[Path]) -> Iterator[Check]:
 
 def _train(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     words = ["--data.shards", request.setting("shards"), "--out", request.setting("out")]
-    words += cfg.as_typed(request.options)
+    words += as_typed(request.options)
     if request.setting("config"):
         words = ["--config", request.setting("config"), *words]
     given = tyro.cli(TrainCommand, prog="dist-sketch train", args=words, default=preset(words))
@@ -98,7 +104,8 @@ def _train(request: Request, made: Sequence[Path]) -> Iterator[Check]:
 def _training(request: Request, config: Config, run: Path, made: Sequence[Path]) -> Iterator[Check]:
     shards, batch = config.data.shards, config.data.batch_size
     assert shards is not None
-    nodes, ranks_per_node = _number("--nodes", request.slurm("nodes") or "1"), _ranks_per_node(request)
+    nodes = number("--nodes", request.slurm("nodes") or "1", 1, MOST_NODES)
+    ranks_per_node = _ranks_per_node(request)
     ranks = nodes * ranks_per_node
     world = f"{ranks} rank(s) on {nodes} node(s); global batch {batch}, {batch / ranks:g} per rank"
     if batch % ranks:
@@ -142,11 +149,14 @@ def _with_data(request: Request, config: Config, ranks: int, run: Path) -> Itera
 
     if config.data.batch_size % ranks == 0:
         yield _try("settings", fit)
-    time, attempts = request.slurm("time"), 1 + _number("requeues", request.setting("requeues"))
+    time, attempts = request.slurm("time"), 1 + number("requeues", request.setting("requeues"))
     try:
         limit = seconds(time)
     except ValueError:
         yield Check("time", "bad", f"--time={time}: is not a time as SLURM writes it (4:00:00, 2-12)")
+        return
+    if limit == math.inf:
+        yield Check("time", "note", f"--time={time}: no limit, as far as the partition allows it")
         return
     steps = steps_an_epoch(len(shards), config.data.batch_size) * config.train.epochs
     logged = [m for m in (read_metrics(run) if (run / "metrics.jsonl").exists() else []) if m.get("speed/step_s")]
@@ -177,9 +187,14 @@ def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     else:
         yield _try("input", lambda: f"{source}: {len(recipe.inputs(source, 'val'))} image(s)")
     array, parts = request.slurm("array"), request.setting("parts")
-    numbered = re.fullmatch(r"1-(\d+)(?:%\d+)?", array)
-    if numbered and parts in ("", numbered[1]):
-        yield Check("array", "good", f"{numbered[1]} parts")
+    if parts:
+        number("parts", parts, 1, MOST_PARTS)
+    last = _last_task(array) if array else 0
+    numbered = re.fullmatch(r"1-\d+(?:%\d+)?", array)
+    if last > MOST_PARTS or (parts and last > int(parts)):
+        yield Check("array", "bad", f"--array={array}: there is no part {last} of {parts or f'at most {MOST_PARTS:,}'}")
+    elif numbered and int(parts or last) == last:
+        yield Check("array", "good", f"{last} parts")
     elif array and parts:
         yield Check("array", "note", f"tasks {array} of {parts} parts; the merge needs all of them")
     elif array:
@@ -198,6 +213,9 @@ def _experiment(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     left = [run for run in runs if not run.drawn()]
     done = f", {len(runs) - len(left)} of them done" if len(left) < len(runs) else ""
     yield Check("plan", "good", f"{len(runs)} training(s){done}")
+    array = request.slurm("array")
+    if array and not array.startswith("%") and _last_task(array) > len(runs):
+        yield Check("array", "bad", f"--array={array}: the plan has only the trainings 1 to {len(runs)}")
     # Trainings that agree in these settings give the same checks.
     kinds = {(c.data, c.norm, c.generator, c.checkpoint): run for run in reversed(left or runs) if (c := run.config)}
     for run in reversed(kinds.values()):
@@ -224,15 +242,23 @@ def _options(request: Request, command: Any, *words: str) -> Check:
 
 
 def _ranks_per_node(request: Request) -> int:
+    if request.setting("procs"):
+        return number("procs", request.setting("procs"), 1, MOST_RANKS)
     gpus = request.slurm("gpus-per-node").rpartition(":")[2] or "0"  # 8, or h100:8
-    return _number("procs", request.setting("procs") or gpus) or 1
+    return number("--gpus-per-node", gpus, most=MOST_RANKS) or 1
 
 
-def _number(name: str, text: str) -> int:
-    """A number; a range of nodes is refused, because the ranks must divide the batch."""
-    if not text.isascii() or not text.isdigit():
-        raise UserError(f"{name}={text}: must be a number")
-    return int(text)
+def _last_task(array: str) -> int:
+    """The largest index of an array, which sbatch takes as 1-8, 0-6:2%4 or 1,3-5.
+
+    Raises:
+        UserError: it is none of these, or is larger than SLURM counts.
+    """
+    spans = r"\d+(-\d+(:\d+)?)?"
+    if not re.fullmatch(rf"{spans}(,{spans})*(%\d+)?", array, re.ASCII):
+        raise UserError(f"--array={array}: must be numbers and ranges, as in 1-8, 1,3-5 or 1-8%2")
+    ends = re.findall(r"(?:^|[,-])(\d+)", array.partition("%")[0])
+    return max(number("--array", end, most=MOST_TASKS) for end in ends)
 
 
 def _shards(shards: Path, made: Sequence[Path] = ()) -> Check:
@@ -270,18 +296,21 @@ def _writable(folder: Path) -> Check:
             pass
     except OSError as e:
         return Check("output", "bad", f"{existing}: cannot be written ({e.strerror})")
-    if existing.is_relative_to(tempfile.gettempdir()):
+    if existing.is_relative_to(os.environ.get("TMPDIR") or "/tmp"):
         return Check("output", "note", f"{folder}: can be written, but is a temporary folder: can the nodes see it?")
     return Check("output", "good", f"{folder}: can be written")
 
 
 def _logs(request: Request) -> Iterator[Check]:
     """SLURM makes no folders: a job whose log has none ends at once, without a word."""
+    start = Path(request.given.get("--chdir", ""))
+    if not start.is_dir():
+        yield Check("chdir", "bad", f"--chdir={start}: there is no such folder, and SLURM does not make it")
     for option in ("output", "error"):
         folder = os.path.dirname(request.slurm(option))
         if "%" in folder or "\\" in folder:
             yield Check("log", "note", f"--{option}: {folder} must exist when the job starts; SLURM does not make it")
-        elif folder and not (Path(request.given.get("--chdir", "")) / folder).is_dir():
+        elif folder and not (start / folder).is_dir():
             yield Check("log", "bad", f"--{option}: {folder} is missing, and SLURM does not make it: mkdir -p {folder}")
 
 
@@ -305,7 +334,7 @@ def _checkpoint_bytes(config: Config) -> int:
 
 
 def _cpus(request: Request, wanted: int, what: str) -> Check:
-    cpus = _number("--cpus-per-task", request.slurm("cpus-per-task") or "1")
+    cpus = number("--cpus-per-task", request.slurm("cpus-per-task") or "1", 1)
     found = f"{cpus} CPU(s) per node for {wanted} process(es) ({what})"
     if cpus >= wanted:
         return Check("CPUs", "good", found)
@@ -330,11 +359,13 @@ def seconds(limit: str) -> float:
     Raises:
         ValueError: it is not a time.
     """
-    if limit.upper() in ("", "0", "UNLIMITED", "INFINITE"):
+    if limit.upper() in ("", "UNLIMITED", "INFINITE"):
         return math.inf
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", limit, re.ASCII):
+        raise ValueError(limit)
     days, _, clock = limit.rpartition("-")
     numbers = [int(number) for number in clock.split(":")]
     if not days and len(numbers) < 3:
         numbers.insert(0, 0)  # no hours
     hours, minutes, rest = numbers + [0] * (3 - len(numbers))
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest or math.inf  # to SLURM 0 is no limit

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.slurm.numbers import MOST_NODES, MOST_RANKS, number
 from dist_sketch.slurm.rank_logs import FOLDER_VARIABLE, open_log
 
 FIRST_PORT, PORTS = 20_000, 12_000  # below Linux's ephemeral ports (32768-60999) and SLURM's (60001-63000)
@@ -44,7 +45,7 @@ def run_node(
     env, outputs = dict(os.environ), [sys.stdout.buffer]
     if logs:
         env[FOLDER_VARIABLE] = str(logs)
-        file = open_log(logs, f"node-{int(env.get('SLURM_NODEID') or 0):05d}.log")
+        file = open_log(logs, f"node-{number('SLURM_NODEID', env.get('SLURM_NODEID') or '0', most=MOST_NODES):05d}.log")
         outputs += [file] if file else []
     try:
         with ExitStack() as stack:
@@ -72,8 +73,8 @@ def launch(
         port: where the ranks meet; None: one that depends on the job, so that two jobs can share a node.
 
     Raises:
-        UserError: this is not a step, it has several tasks per node, the job has none of the node's GPUs, or the port
-            is taken. Ranks that do not find each other would each train alone.
+        UserError: this is not a step, it has several tasks per node, the job has none of the node's GPUs, the port is
+            taken, or a number is out of its range. Ranks that do not find each other would each train alone.
     """
     for name in STEP_VARIABLES:
         if not env.get(name):
@@ -81,13 +82,19 @@ def launch(
                 f"{name} is not set: `dist-sketch node` must be started by srun, one task per node "
                 "(slurm/train.sbatch); without SLURM use `accelerate launch -m dist_sketch ...`"
             )
-    nodes, tasks, node, job = (int(env[name]) for name in STEP_VARIABLES[:-1])
+    nodes, tasks = (number(name, env[name], 1, MOST_NODES) for name in STEP_VARIABLES[:2])
+    node, job = number("SLURM_NODEID", env["SLURM_NODEID"], 0, nodes - 1), number("SLURM_JOB_ID", env["SLURM_JOB_ID"])
+    if processes is not None:
+        number("--procs", str(processes), 1, MOST_RANKS)
+    if port is not None:
+        number("--port", str(port), 1, 65535)
     if tasks != nodes:
         raise UserError(f"srun started {tasks} tasks on {nodes} node(s): each node needs one, srun --ntasks-per-node=1")
     gpus = 0 if env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") else _count_gpus(env)
     processes = processes or gpus or 1
     ranks = nodes * processes
-    threads = max(1, int(env.get("SLURM_CPUS_PER_TASK") or env.get("SLURM_CPUS_ON_NODE") or 1) // processes)
+    name = "SLURM_CPUS_PER_TASK" if env.get("SLURM_CPUS_PER_TASK") else "SLURM_CPUS_ON_NODE"
+    threads = max(1, number(name, env.get(name) or "1", 1) // processes)
     address, port = first_host(env["SLURM_STEP_NODELIST"]), port or FIRST_PORT + job % PORTS
     program = [sys.executable, "-m", "dist_sketch", *command]
     if ranks > 1:
@@ -112,11 +119,11 @@ def launch(
 
 def _count_gpus(env: Mapping[str, str]) -> int:
     """How many GPUs SLURM gives to this job on this node."""
-    visible, on_node = env.get("CUDA_VISIBLE_DEVICES"), env.get("SLURM_GPUS_ON_NODE", "")
+    visible, on_node = env.get("CUDA_VISIBLE_DEVICES"), env.get("SLURM_GPUS_ON_NODE")
     if visible is not None:  # CUDA, too, stops at the first entry that is no device
         return len(list(takewhile(DEVICE.fullmatch, (entry.strip() for entry in visible.split(",")))))
-    if on_node.isdigit():
-        return int(on_node)
+    if on_node:
+        return number("SLURM_GPUS_ON_NODE", on_node, most=MOST_RANKS)
     present = len(list(DEVICES.glob("nvidia[0-9]*")))
     if present and "ACCELERATE_USE_CPU" not in env:
         raise UserError(

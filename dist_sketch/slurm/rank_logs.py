@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import no_links
+from dist_sketch.core.fileio import no_links, open_regular
 from dist_sketch.core.saved import attempt_line, read_status
 from dist_sketch.core.words import plain
-from dist_sketch.data.regular_files import open_regular
 
 FOLDER_VARIABLE = "DIST_SKETCH_LOGS"
 ATTEMPTS = "legs.jsonl"
-ATTEMPT_LINE = re.compile(r"^=== job (\S+) leg (\d+) .*===$", re.MULTILINE)
+ATTEMPT_LINE = re.compile(r"^=== job (\S+) leg ([0-9]{1,9}) .*===$", re.MULTILINE)
 # How `__main__` reports an error
 ERROR_LINE = re.compile(r"^(?:error\b.*|This is a fault of dist_sketch.*)$", re.MULTILINE)
 LOST_PEER = "another rank failed or is gone"
 # The report of torch's launcher: this title, then a line for each of the fields. A negative exit code is a signal.
 ROOT_CAUSE = "Root Cause (first observed failure):"
 CAUSE_FIELD = re.compile(r"^[^\w\n]*(time|host|rank|exitcode)[ \t]*:[ \t]*(\S+)", re.MULTILINE)
+MOST_BYTES = 2**28  # that are read of a log; only its newest attempt counts
 CAUSE_LENGTH = 4000  # most characters of such a report
 
 
@@ -54,7 +54,7 @@ def redirect() -> None:
 
 def this_attempt() -> tuple[str, str]:
     """SLURM's id of this job, and how often it was started before."""
-    return os.environ.get("SLURM_JOB_ID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    return os.environ.get("SLURM_JOB_ID") or "0", os.environ.get("SLURM_RESTART_COUNT") or "0"
 
 
 def open_log(folder: Path, name: str) -> IO[bytes] | None:
@@ -80,26 +80,34 @@ def read_attempts(run: Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> str:
-    """The text of a log; empty if it is missing, or no regular file, which might never end."""
+    """The end of the text of a log; empty if it is missing, or no regular file, which might never end."""
     try:
         with open_regular(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_BYTES))
             return io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8", errors="replace").read()
     except OSError:
         return ""
 
 
-def newest_attempt(run: Path) -> tuple[tuple[str, str], dict[str, str]]:
-    """The job and number of the newest attempt, and its part of each log: file's stem -> text."""
+def newest_attempt(run: Path, job: str = "") -> tuple[tuple[str, str], dict[str, str]]:
+    """The job and number of the newest attempt, and its part of each log: file's stem -> text.
+
+    Args:
+        job: only attempts of this job; default: of the newest one.
+    """
     texts = {p.stem: _read(p) for p in (run / "logs").glob("*-*.log")}
     starts = {name: list(ATTEMPT_LINE.finditer(text)) for name, text in texts.items()}
-    # By time, not by job id: another cluster counts its jobs from 1 again.
-    last = max((s[-1] for s in starts.values() if s), key=lambda m: m[0][-23:], default=None)
-    if last is None:
+    lasts = [s[-1] for s in starts.values() if s]
+    if not job and lasts:  # by time, not by job id: another cluster counts its jobs from 1 again
+        job = max(lasts, key=lambda m: m[0][-23:])[1]
+    # Within a job by its own count: the clocks of its nodes may differ.
+    leg = max((int(m[2]) for m in lasts if m[1] == job), default=None)
+    if leg is None:
         return ("", ""), {}
-    return (last[1], last[2]), {
+    return (job, str(leg)), {
         name: texts[name][s[-1].end() :].lstrip("\n")
         for name, s in starts.items()
-        if s and s[-1].group(1, 2) == last.group(1, 2)
+        if s and (s[-1][1], int(s[-1][2])) == (job, leg)
     }
 
 
@@ -109,7 +117,7 @@ def first_failure(run: Path, attempt: tuple[str, str] | None = None) -> Failure 
     The ranks' own errors come first. A launcher sees only the ranks of its node, and most of those fail because another
     rank is gone.
     """
-    newest, texts = newest_attempt(run)
+    newest, texts = newest_attempt(run, attempt[0] if attempt else "")
     if attempt and attempt != newest:
         return None
     if "node-00000" in texts:
@@ -147,10 +155,14 @@ def describe(run: Path, lines: int = 30) -> str:
 
     Raises:
         UserError: there is neither a status nor a log.
+        OSError: this user may not read the folder.
     """
     status, attempts = read_status(run), read_attempts(run)
     if not status and not (run / "logs").is_dir():
         raise UserError(f"{run}: has neither status.json nor logs/: is it the folder of a run?")
+    for folder in (run, run / "logs"):
+        if folder.is_dir():
+            os.listdir(folder)  # unlike `glob`, it does not take a folder without rights for an empty one
     state = status.get("state", "not begun")
     report = [f"{run}: {state}"]
     if status:
@@ -164,7 +176,8 @@ def describe(run: Path, lines: int = 30) -> str:
         return plain("\n".join(report))
     failure = first_failure(run)
     if failure:
-        report += [f"failed first: {failure.what}", "", *failure.log.splitlines()[-lines:]]
+        log = failure.log.splitlines()
+        report += [f"failed first: {failure.what}", "", *log[max(0, len(log) - lines) :]]
     elif not ended_well:
         report.append("no rank reports an error: the run is still running, or was killed together with its node")
     return plain("\n".join(report))

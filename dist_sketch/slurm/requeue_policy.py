@@ -37,13 +37,14 @@ class AttemptEnd(NamedTuple):
         return not self.warned
 
 
-def attempt_end(run: Path, *, code: int, since: float, warned: bool) -> AttemptEnd:
-    """Reads from the run's folder how an attempt ended that began at `since`, s since 1970."""
-    status = read_status(run)
-    fresh = status.get("time", 0.0) >= since
-    return AttemptEnd(
-        status, fresh, code, warned, launched=fresh or rank_logs.newest_attempt(run)[0] == rank_logs.this_attempt()
-    )
+def attempt_end(run: Path, *, code: int, before: dict[str, Any], warned: bool) -> AttemptEnd:
+    """Reads from the run's folder how an attempt ended that found the status `before`.
+
+    No time tells whether it wrote the status: the clocks of its nodes may be others than this one's.
+    """
+    status, this = read_status(run), rank_logs.this_attempt()
+    fresh = status != before
+    return AttemptEnd(status, fresh, code, warned, launched=fresh or rank_logs.newest_attempt(run, this[0])[0] == this)
 
 
 def decide(

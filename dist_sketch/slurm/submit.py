@@ -6,6 +6,7 @@ of the `dist-sketch` command.
 
 import hashlib
 import itertools
+import os
 import re
 import shlex
 import subprocess
@@ -40,6 +41,12 @@ SHORT = {
     **{"-d": "--dependency", "-G": "--gpus", "-p": "--partition", "-q": "--qos", "-C": "--constraint"},
     **{"-o": "--output", "-e": "--error", "-D": "--chdir", "-M": "--clusters"},
 }
+# Variables from which sbatch takes options; they win over the script, the command line wins over them
+VARIABLES = {
+    **{"--output": "SBATCH_OUTPUT", "--error": "SBATCH_ERROR", "--time": "SBATCH_TIMELIMIT", "--gres": "SBATCH_GRES"},
+    **{"--gpus-per-node": "SBATCH_GPUS_PER_NODE", "--gpus": "SBATCH_GPUS", "--gpus-per-task": "SBATCH_GPUS_PER_TASK"},
+    **{"--cpus-per-gpu": "SBATCH_CPUS_PER_GPU", "--gpus-per-socket": "SBATCH_GPUS_PER_SOCKET"},
+}
 # With these options the steps of a job may see only one of its GPUs
 GPU_OPTIONS = ("--gres", "--gpus", "--gpus-per-task", "--cpus-per-gpu", "--gpus-per-socket")
 # Options that the one-node job after an array (a merge, an experiment's page) takes from the array
@@ -47,6 +54,8 @@ COMMON = (
     *("--account", "--partition", "--qos", "--reservation", "--constraint", "--clusters", "--chdir", "--comment"),
     *("--export", "--output", "--error", "--time", "--mem", "--mem-per-cpu", "--mail-type", "--mail-user"),
 )
+# The long options that are read here; sbatch takes any beginning of a name that fits only one
+LONG = (*dict.fromkeys((*SHORT.values(), *GPU_OPTIONS, *COMMON)), "--gpus-per-node", "--ntasks-per-node")
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,11 @@ class Request:
         return (self.defaults | self.settings).get(name, "")
 
     def slurm(self, name: str) -> str:
-        """An option of sbatch; if it was not given, the script's; "" if neither has it."""
+        """An option of sbatch: as it was given, or else from the environment, or the script's; "" if none has it."""
         text = self.script.read_text(encoding="utf-8")
         default = re.search(rf"^#SBATCH --{name}=(\S+)$", text, re.MULTILINE)
-        return self.given.get(f"--{name}", default[1] if default else "")
+        outside = os.environ.get(VARIABLES.get(f"--{name}", ""))
+        return self.given.get(f"--{name}", outside or (default[1] if default else ""))
 
     @property
     def given(self) -> dict[str, str]:
@@ -91,6 +101,8 @@ class Request:
             option, _, value = word.partition("=")
             if word[:2] in SHORT and not word.startswith("--"):
                 option, value = SHORT[word[:2]], word[2:].removeprefix("=")
+            elif option not in LONG and option.startswith("--"):
+                option = next((long for long in LONG if long.startswith(option)), option)
             found[option] = value
         return found
 
@@ -113,7 +125,8 @@ def read_request(arguments: Sequence[str]) -> Request:
     known = request.defaults
     unknown = [name for name in settings if name not in known]
     ours = [o for o in options if o in ("--dry-run", "--force") and (o, kind) != ("--force", "pack")]
-    gpus = [option for option in request.given if option in GPU_OPTIONS]
+    gpus = [option for option in GPU_OPTIONS if option in request.given]
+    gpus += [VARIABLES[option] for option in GPU_OPTIONS if os.environ.get(VARIABLES[option])]
     if unknown:
         hint = "; options of sbatch are written --name=value" if sbatch else ""
         problem = f"there is no setting {unknown[0]}=; there are {', '.join(known)}{hint}"

@@ -1,5 +1,6 @@
 """What a run records: `metrics.jsonl` (the full record), `status.json`, W&B (which may fail), versions of the code."""
 
+import io
 import json
 import os
 import subprocess
@@ -13,10 +14,12 @@ import torch
 
 from dist_sketch import __version__
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import finite, no_links, write_atomic, write_json
+from dist_sketch.core.fileio import LARGE, finite, no_links, open_regular, write_atomic, write_json
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.saved import record_line
 from dist_sketch.tracking.wandb_run import STEP_AXIS, WandbRun
+
+LONGEST_LINE = 2**20  # bytes of metrics.jsonl; ours have some hundred
 
 
 class Tracker:
@@ -106,21 +109,33 @@ def memory_mb(device: torch.device) -> float:
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a `metrics.jsonl` and their contents, without damaged lines, as a killed run may leave one."""
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # splitlines would cut at U+2028, too
-        if record := record_line(line):
-            yield line, record
+    """The lines of a `metrics.jsonl` and their contents, without damaged lines, as a killed run may leave one.
+
+    Raises:
+        UserError: it is there and cannot be read.
+    """
+    try:
+        with open_regular(path, LARGE) as file:
+            lines = io.BufferedReader(file)
+            while read := lines.readline(LONGEST_LINE):
+                line = read.decode(errors="replace").rstrip("\n")
+                if record := record_line(line):
+                    yield line, record
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl` in order of their steps; none if the file is missing.
 
     If a killed run left two records of one kind and step, the later one counts.
+
+    Raises:
+        UserError: the file cannot be read.
     """
-    try:
-        found = {(record["kind"], record["step"]): record for _, record in _records(run / "metrics.jsonl")}
-    except OSError:
-        return []
+    found = {(record["kind"], record["step"]): record for _, record in _records(run / "metrics.jsonl")}
     return sorted(found.values(), key=lambda record: record["step"])
 
 

@@ -8,6 +8,7 @@ from dist_sketch.core import folders
 from dist_sketch.core.config import Config, validate
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.signals import StopRequest
+from dist_sketch.core.words import tell
 from dist_sketch.data.loader import Batch
 from dist_sketch.data.pixels import to_float
 from dist_sketch.tracking import wandb_run
@@ -124,7 +125,7 @@ def train_batch(run: Run, batch: Batch) -> None:
     state = run.state
     decision = decide(state.policy, run.config.conditional, step=state.step, epoch=state.epoch)
     for message in batch.bad:
-        print(f"warning: left out: {message}")
+        tell(f"warning: left out: {message}")
     line, sketch = to_float(batch.line), to_float(batch.sketch)
     measured = run.step(line, sketch, decision, bad=len(batch.bad), stop=run.asks_to_stop, good=batch.good)
     run.log.add(decision, state.epoch, measured, batch.keys)

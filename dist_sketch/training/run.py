@@ -13,6 +13,7 @@ from dist_sketch.core import fileio
 from dist_sketch.core.config import Config, TrackConfig, to_dict
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.ranks import Ranks, lost_peer
+from dist_sketch.core.saved import read_status
 from dist_sketch.core.signals import STOP_SIGNALS, StopRequest
 from dist_sketch.data.batches import training_batches
 from dist_sketch.data.loader import Batch, NoBatch
@@ -35,6 +36,7 @@ class Run:
         self.config, self.out, self.ranks, self.facts, self.stop = config, out, ranks, facts, stop
         self.trouble = ""  # why this rank cannot go on for long; a sentence
         self.total_steps: int = facts["steps"]
+        self.saved_step = 0  # the step of the newest checkpoint
         stop.listen(*STOP_SIGNALS, signal.SIGINT, orphaned=signal.SIGTERM)
         torch.manual_seed(config.train.seed)  # the same weights on every rank
         self.step = Step(config, ranks, facts["precision"], self.total_steps)
@@ -67,9 +69,10 @@ class Run:
 
     def _resume(self) -> RunState:
         """Loads the newest complete checkpoint into the networks and optimizers, if there is one."""
-        folder = self.ranks.main_decides(lambda: checkpoint.find(self.out))
+        folder = self.ranks.main_decides(self._newest)
         if folder is None:
             return RunState()
+        self.saved_step = checkpoint.step_of(folder)
         saved = checkpoint.load(folder, self.step.modules(), self.ranks)
         with checkpoint.believed(folder / "state.pt"):
             place = saved["place"]
@@ -78,12 +81,27 @@ class Run:
                 self.step.set_statistics(saved["statistics"][self.ranks.rank])
         if self.ranks.is_main:
             print(f"resumed from {folder}")
-        step, steps = checkpoint.step_of(folder), self.facts["steps_an_epoch"]
-        state = RunState.restore(place, folder / "state.pt", steps, step)
+        state = RunState.restore(place, folder / "state.pt", self.facts["steps_an_epoch"], self.saved_step)
         best = state.best_step
         if best is not None and self.ranks.main_decides(lambda: checkpoint.verify(checkpoint.folder(self.out, best))):
             state.best_kid = state.best_step = None  # the best weights are lost: the next validation counts as best
         return state
+
+    def _newest(self) -> Path | None:
+        """The newest complete checkpoint; None for a run that has none yet, or only damaged ones.
+
+        Raises:
+            UserError: the run has saved itself, and its checkpoints are gone.
+        """
+        status = read_status(self.out)
+        # Until November 2026 no step was noted as saved; that of a failed run may not have been.
+        step = status.get("saved", 0 if status.get("state") == "failed" else status.get("step", 0))
+        if step and not checkpoint.folders_of(self.out):
+            raise UserError(
+                f"{self.out / checkpoint.FOLDER}: has no checkpoints, but the run was saved at step {step}; are they "
+                "on a disk that is not there? To begin anew, name another --out, or remove this run's folder"
+            )
+        return checkpoint.find(self.out)
 
     def batches(self) -> Iterator[Batch | None]:
         """This rank's remaining batches of the current epoch, on its device; `speed` counts the time of waiting.
@@ -144,6 +162,7 @@ class Run:
             saved["statistics"] = self.ranks.gather_to_main(self.ranks.to_host(own_statistics))
             keep, best = self.config.checkpoint.keep, self.state.best_step
             checkpoint.save(self.out, self.state.step, self.step.modules(), saved, self.ranks, keep, best)
+            self.saved_step = self.state.step
         self.write_status("running")
 
     def write_status(self, state: str, **more: Any) -> None:
@@ -153,6 +172,7 @@ class Run:
             **more,
             way=self.step.way,
             step=self.state.step,
+            saved=self.saved_step,
             steps=self.total_steps,
             epoch=self.state.epoch,
             epochs=self.config.train.epochs,

@@ -142,8 +142,13 @@ def as_long_as_before(config: Config, facts: dict[str, Any], previous: dict[str,
 
 
 def finished(previous: dict[str, Any], config: Config) -> bool:
-    """Whether the run in the folder is done."""
-    return previous["status"].get("state") == "finished" and previous["epochs"] >= config.train.epochs
+    """Whether the run in the folder is done.
+
+    How long it shall be stands in config.json, how far it has come in status.json. A run that grows has the first
+    before the second.
+    """
+    status = previous["status"]
+    return status.get("state") == "finished" and status.get("epochs", 0) >= config.train.epochs
 
 
 def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, Any] | None) -> None:

@@ -14,6 +14,7 @@ from dist_sketch.core.errors import SharedError
 from dist_sketch.core.fileio import write_atomic
 from dist_sketch.core.precision import full_float32
 from dist_sketch.core.ranks import Ranks
+from dist_sketch.core.words import tell
 from dist_sketch.data import pixels
 from dist_sketch.data.shards import BadSample, Sample, Shards
 from dist_sketch.metrics import fid_kid, inception, similarity
@@ -125,7 +126,7 @@ class Validation:
                 try:
                     _, fake, real = self._drawn(draw, self._shards, i)
                 except BadSample as e:
-                    print(f"warning: left out: {e}")
+                    tell(f"warning: left out: {e}")
                     sums[3] += 1
                     continue
                 fake, real = pixels.to_rgb(fake), pixels.to_rgb(real)

@@ -16,6 +16,8 @@ import pytest
 from conftest import SMALL, write_pairs
 
 from dist_sketch.__main__ import COMMANDS, main
+from dist_sketch.commands.infer import finish
+from dist_sketch.core.errors import refused_by_system
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -242,6 +244,14 @@ def a_circle_of_links(folder: Path) -> Path:
     return folder / "a"
 
 
+def below_a_circle_of_links(folder: Path) -> Path:
+    return a_circle_of_links(folder) / "below"
+
+
+def not_utf8(folder: Path) -> Path:
+    return folder / "sh\udce9"
+
+
 def a_link_to_nothing(folder: Path) -> Path:
     (folder / "link").symlink_to(folder / "nowhere" / "else")
     return folder / "link"
@@ -266,7 +276,7 @@ def without_rights(folder: Path) -> Path:
 
 REFUSED = [
     *(long_name, below_a_long_name, long_path, below_a_file, a_file, an_empty_folder, a_circle_of_links),
-    *(a_link_to_nothing, in_proc, in_sys, a_device, without_rights),
+    *(below_a_circle_of_links, not_utf8, a_link_to_nothing, in_proc, in_sys, a_device, without_rights),
 ]
 EXPORT = Path(__file__).parents[1] / "old_files" / "export"
 OLD = EXPORT.parent
@@ -318,6 +328,59 @@ def test_a_path_that_the_system_refuses_is_a_sentence(
             code, output, error = call(*words)  # the checks of `doctor` are output
             wrong += [(command, code, error[-500:])] * (code == 1 or (code == 2 and not output + error))
     assert not wrong, "\n".join(map(str, wrong))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "run\udce9"),
+        ("checkpoint", "export", "run\udce9", "--out", "x"),
+        ("train", "--track.name", "\udcff", "--out", "x", "--data.shards", OLD / "shards"),
+        ("leg", "run", "--", "echo", "\ud800"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_words_that_are_not_utf8_are_named(call: Call, words: tuple[object, ...]) -> None:
+    code, _, error = call(*words)
+    assert (code, error.count("\n")) == (2, 1)
+    assert ": has bytes that are not UTF-8; choose another name\n" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            UnicodeEncodeError("utf-8", "x\udce9", 1, 2, "surrogates not allowed"),
+            r"x\udce9: has bytes that are not UTF-8",
+        ),
+        (RuntimeError("Symlink loop from '/a'"), "Symlink loop from '/a'; links there lead to each other"),
+        (MemoryError(), "out of memory; free memory, or raise its limit (ulimit -v)"),
+        (RuntimeError("can't start new thread"), "can't start new thread; free memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "this machine: Cannot allocate memory; free memory"),
+        (BlockingIOError(errno.EAGAIN, "not now"), "this machine: not now; end other programs"),
+        (
+            FileNotFoundError(2, "No usable temporary directory found in ['/a']"),
+            "found in ['/a']; set TMPDIR to a folder",
+        ),
+        (ImportError("no memory", path="/a/_C.cpython-311.so"), "no memory: a library cannot be loaded; free memory"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, Exception) else "",
+)
+def test_what_the_system_refuses_is_a_sentence(error: Exception, sentence: str) -> None:
+    assert sentence in str(refused_by_system(error))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("cannot import name", name="dist_sketch.a", path="/a/dist_sketch/a.py"),
+        *(ModuleNotFoundError("No module named 'a'"), RuntimeError("a"), OSError("a"), OSError(errno.EPIPE, "a")),
+        UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range(128)"),
+    ],
+    ids=repr,
+)
+def test_our_own_faults_are_not_called_the_system_s(error: Exception) -> None:
+    assert refused_by_system(error) is None
 
 
 @contextmanager
@@ -411,6 +474,29 @@ def test_leftovers_of_a_launcher_are_a_sentence_and_never_silence(
     assert not list(tmp_path.glob("*/*.json"))
 
 
+@pytest.mark.parametrize("value", ["abc", "[1]", '"a"', '{"a": 5}', "NaN", "[" * 5000, "{"])
+def test_a_staged_copy_of_nobody_is_a_sentence(call: Call, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DIST_SKETCH_STAGED", value)
+    code, _, error = call("train", "--data.shards", OLD / "shards", "--data.batch-size", 2, "--dry-run", "--out", "x")
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith(f"error: DIST_SKETCH_STAGED={value}: `dist-sketch node --stage` has not set this; unset")
+
+
+def test_bench_names_a_leftover(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    code, _, error = call("bench")
+    assert (code, "WORLD_SIZE=abc: is not a number" in error) == (2, True)
+
+
+@pytest.mark.parametrize("rank", ["1", "x"])
+def test_a_leftover_rank_does_not_silence_the_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    assert finish(tmp_path, None) == 0
+    assert "drawn; the input has no sketches" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- other systems
 
 
@@ -465,6 +551,7 @@ def test_windows_is_told_where_it_runs(tmp_path: Path) -> None:
 def test_all_works_without_what_only_linux_has(tmp_path: Path, data: Path) -> None:
     """As on macOS, on its CPU."""
     commands = (
+        "synth drawn --count 2 --val 1 --size 64 --workers 2",
         "pack data --out shards --size 64",
         "verify shards",
         f"train --data.shards shards --out run {' '.join(map(str, SMALL))} --data.batch-size 2 --data.workers 1 "

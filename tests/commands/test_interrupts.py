@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,6 +106,24 @@ def started(tmp_path: Path) -> Iterator[Callable[[Command], int]]:
     yield start
     for pid in pids:
         forks.kill(pid)
+
+
+@pytest.mark.parametrize("kind", [synth_later, pack_later])
+def test_impatience_ends_it_as_well(
+    tmp_path: Path, source: Path, shards: Path, kind: Callable[..., Command], started: Callable[[Command], int]
+) -> None:
+    """A second Ctrl-C, while the command waits for its processes."""
+    home = tmp_path / "home"
+    home.mkdir()
+    pid = started(kind(home, source, shards))
+    workers = children(pid)
+    os.killpg(pid, signal.SIGINT)
+    time.sleep(0.1)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGINT)
+    assert forks.wait(pid, 60) in (130, -signal.SIGINT)
+    assert "Traceback" not in (tmp_path / "printed.err").read_text()
+    forks.wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), "their end")
 
 
 @pytest.mark.parametrize("kind", [synth, synth_later, pack, pack_later, verify, infer, evaluate])

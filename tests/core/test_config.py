@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 
@@ -480,27 +479,3 @@ def test_json_that_every_reader_can_parse(tmp_path: Path) -> None:
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"a": None, "b": [None, None, 1.5], "c": [1, None, True], "d": "p", "e": "Zoë"}
     assert "Zoë" in text
-
-
-@pytest.mark.parametrize(
-    ("typed", "taken"),
-    [
-        ("--data.flip=True", "--data.flip"),
-        ("--data.flip=false", "--data.no-flip"),
-        ("--train.validate-fid=False", "--train.no-validate-fid"),
-        ("--data.batch_size=4.0", "--data.batch_size=4"),
-        ("--train.epochs=4.5", "--train.epochs=4.5"),
-        ("--optim.lr_g=4.0", "--optim.lr_g=4.0"),
-        ("--track.name=True", "--track.name=True"),
-        ("--data.flip", "--data.flip"),
-        ("--nonsense=True", "--nonsense=True"),
-    ],
-)
-def test_values_as_python_writes_them_are_taken(typed: str, taken: str) -> None:
-    assert cfg.as_typed([typed, "x=True"]) == [taken, "x=True"]
-
-
-def test_what_an_agent_types_is_parsed() -> None:
-    words = cfg.as_typed(["--data.flip=True", "--data.batch_size=4.0", "--data.shuffle=False", "--optim.lr_g=0.001"])
-    config = tyro.cli(Config, args=words)
-    assert (config.data.flip, config.data.batch_size, config.data.shuffle, config.optim.lr_g) == (True, 4, False, 0.001)

@@ -16,6 +16,7 @@ from dist_sketch.core.config import Config, TrackConfig, from_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import part_of, path_of, write_atomic
 from dist_sketch.core.folders import Lock, replaced, tidy
+from dist_sketch.data.synthetic import dataset
 from dist_sketch.slurm.rank_logs import open_log
 from dist_sketch.tracking.tracker import Tracker
 from dist_sketch.tracking.wandb_run import WandbRun
@@ -180,6 +181,46 @@ def test_lock_and_unsent_logs_stay_when_a_folder_is_replaced(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_what_killed_commands_left_beside_a_folder_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with subprocess.Popen(["sleep", "60"]) as living:
+        left = [tmp_path / f".out.{pid}.part" for pid in (dead.pid, os.getpid())]
+        others = (f".out.{living.pid}.part", f".out.{dead.pid}.old.part", f".outer.{dead.pid}.part", ".out.1x.part")
+        spared = [tmp_path / name for name in others]
+        for folder in (*left, *spared):
+            folder.mkdir()
+            (folder / "file").touch()
+        with replaced(tmp_path / "out"):
+            assert not left[0].exists()
+            assert not any(left[1].iterdir())
+        living.kill()
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", *spared])
+
+
+def test_a_folder_that_another_machine_fills_is_spared(tmp_path: Path) -> None:
+    """There its process lives, here the number is nobody's."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with replaced(tmp_path / "out"):
+        theirs = tmp_path / f".out.{dead.pid}.part"
+        part_of(tmp_path / "out").rename(theirs)
+        with replaced(tmp_path / "out"):
+            pass
+        assert theirs.is_dir()
+        theirs.rename(part_of(tmp_path / "out"))
+
+
+def test_synth_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "train_line").mkdir()
+    (tmp_path / f"train_line/.1.jpg.{dead.pid}.part").touch()
+    (tmp_path / "train_line/.mine").touch()
+    dataset.write(tmp_path, count=1, val=0, size=64, workers=1)
+    assert sorted(p.name for p in (tmp_path / "train_line").iterdir()) == [".mine", "1.jpg"]
+
+
 def emptied(new: Path) -> None:
     for file in new.iterdir():
         file.unlink()
@@ -330,7 +371,7 @@ def test_no_module_of_the_current_folder_runs(tmp_path: Path, strange: Path, sha
     done = subprocess.run([program, *words], cwd=strange, env=env, capture_output=True, text=True, timeout=120)
     says = {
         "synth": "2 training and 0 validation pairs",
-        "sync": "W&B did not take it",
+        "sync": "W&B can read nothing of it, so it was left out",
         "node": "they meet at here",
         "experiment": "batch_size",
     }[command]

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_sketch.core import config as cfg
 from dist_sketch.core import saved
 from dist_sketch.core.config import Config, GeneratorConfig, to_dict
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json, read_toml
+from dist_sketch.core.fileio import LARGE, SMALL, read_json, read_toml, write_json
 from dist_sketch.core.words import csv_cell, plain
 
 ROOT = Path(__file__).parents[2] / "dist_sketch"
@@ -190,6 +192,76 @@ def test_what_is_no_file_is_a_sentence(name: str, tmp_path: Path) -> None:
         READERS[name][0](tmp_path)
 
 
+def put_no_file(path: Path, kind: str) -> None:
+    """Puts there what never ends, or would fill the memory."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, LARGE + 1)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
+@pytest.mark.parametrize("name", [*READERS, "x.toml"])
+def test_what_never_ends_is_a_sentence(name: str, kind: str, tmp_path: Path) -> None:
+    put_no_file(tmp_path / name, kind)
+    with pytest.raises(UserError, match=rf"^{tmp_path / name}: .*(is not a|larger than [\d,]+ MB)"):
+        read_toml(tmp_path / name) if name == "x.toml" else READERS[name][0](tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(READERS.keys() - {"infer.json", "metrics.json", "1-of-2.json"}))
+def test_files_of_some_lines_are_never_large(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, SMALL + 1)
+    with pytest.raises(UserError, match=f"^{tmp_path / name}: cannot be read .it is larger than 4 MB"):
+        READERS[name][0](tmp_path)
+
+
+@pytest.mark.parametrize("lacking", [("raw", {}), ("denoised", {}), ("denoised", {"kid": 1.0})])
+def test_scores_that_a_picture_lacks_are_none(lacking: tuple[str, Any], tmp_path: Path) -> None:
+    kind, scores = lacking
+    (tmp_path / "metrics.json").write_text(json.dumps(put(READERS["metrics.json"][1], ("images", 0, kind), scores)))
+    found = saved.read_scores(tmp_path)
+    assert found is not None
+    assert found["images"][0][kind] == {"ssim": None, "psnr": None, "l1": None, **scores}
+
+
+@pytest.mark.parametrize("value", [b"a\xff".decode(errors="surrogateescape"), "\ud800"])
+def test_a_name_that_is_no_text_is_a_sentence_when_it_is_written(value: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x.json: cannot be written: .*(udcff|ud800).* is no text"):
+        write_json(tmp_path / "x.json", {"name": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+NUMBERS = sorted(k for k, v in cfg.items(Config()) if type(v) in (int, float) and k != "data.channels")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    key=st.sampled_from(NUMBERS),
+    value=st.floats() | st.integers() | st.sampled_from([2**63 - 1, 2**63, 10**21, 1e18, 1e30, 1e39, 1e300]),
+)
+def test_every_configuration_that_is_accepted_can_be_read_again(
+    key: str, value: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "accepted"
+    tree = to_dict(Config())
+    section, _, name = key.rpartition(".")
+    tree[section][name] = 1
+    config = cfg.from_dict(Config, tree, "")
+    kind = dict(cfg.items(Config()))[key]
+    try:
+        number = type(kind)(value)
+        object.__setattr__(getattr(config, section), name, number)
+        cfg.validate(config)
+    except (UserError, ValueError, OverflowError):  # the last two: no whole number
+        return
+    write_json(folder / "config.json", {"config": to_dict(config)})
+    assert saved.config_of(saved.read_settings(folder), folder) == config
+
+
 def test_a_link_to_a_noise_removal_that_is_gone_is_no_missing_one(tmp_path: Path) -> None:
     assert saved.read_calibration(tmp_path) is None
     (tmp_path / "denoise.json").symlink_to(tmp_path / "gone")
@@ -256,6 +328,18 @@ def test_a_table_program_computes_nothing(text: str) -> None:
 
 
 # The lines of tar members and of an environment variable are no files that we read again.
+# These open files of this package, of the kernel, or what they have written or looked at just before.
+PLAIN = {
+    *("bench/loader.py", "bench/measure.py", "core/launcher.py", "core/signals.py", "data/node_memory.py"),
+    *("experiments/runner.py", "model/checkpoint.py", "reports/ours.py"),
+    *(
+        "slurm/command_line.py",
+        "slurm/node_launcher.py",
+        "slurm/submit.py",
+        "tracking/tracker.py",
+        "tracking/wandb_file.py",
+    ),
+}
 OWN = {"core/fileio.py", "core/config.py", "data/shards.py", "data/local_copy.py", "bench/loader.py"}
 
 
@@ -264,3 +348,17 @@ def test_json_is_parsed_at_one_place(module: str) -> None:
     tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
     calls = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
     assert module in OWN or not calls & {"json.loads", "json.load"}
+
+
+@pytest.mark.parametrize("module", sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py")))
+def test_files_of_others_are_read_at_one_place(module: str) -> None:
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        call = ast.unparse(node.func).rpartition(".")[2]
+        mode = ast.unparse(node.args[1]).strip("'") if len(node.args) > 1 else "r"
+        plain_open = ast.unparse(node.func) == "open" and mode.startswith("r")
+        if call in ("read_text", "read_bytes") or plain_open:
+            found.add(f"{call} in line {node.lineno}")
+    assert module in PLAIN or not found

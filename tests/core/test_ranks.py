@@ -5,6 +5,7 @@ Each child below runs once, on all ranks; it leaves what it saw in a file, and t
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,12 @@ LEFTOVERS = [
     *[({name: "abc"}, f"{name}=abc: is not a number.*unset {name}") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")],
     ({"WORLD_SIZE": "-2"}, "WORLD_SIZE=-2: is not a number"),
     ({"WORLD_SIZE": "²"}, "WORLD_SIZE=²: is not a number"),
+    ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0: must be 1 to 1000000"),
+    ({"RANK": "1000001"}, "RANK=1000001: must be 0 to 1000000"),
+    ({"RANK": "9" * 5000}, "RANK=9+: is not a number"),
+    ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536: must be 0 to 65535"),
+    ({"ACCELERATE_TORCH_DEVICE": "foo"}, "ACCELERATE_TORCH_DEVICE=foo: this machine has no such device"),
+    ({"ACCELERATE_TORCH_DEVICE": "cuda:99"}, "ACCELERATE_TORCH_DEVICE=cuda:99: this machine has no such device"),
     ({"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS=x: is not a number"),
     ({"SLURM_STEP_NUM_NODES": "2(x2)"}, r"SLURM_STEP_NUM_NODES=2\(x2\): is not a number"),
     ({"DIST_SKETCH_RANKS": "x"}, "DIST_SKETCH_RANKS=x: is not a number"),
@@ -360,6 +367,36 @@ def child_waits_in_vain(ranks: Ranks) -> Result:
 def test_a_rank_that_hangs_is_noticed_and_the_sentence_says_what_to_do(tmp_path: Path) -> None:
     first, _ = run(2, child_waits_in_vain, tmp_path)
     assert first["said"] == [TOO_LATE] * 5
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "last"),
+    [(signal.SIGTERM, 75, "stopped before the ranks have met"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_who_is_awaited_is_told_and_a_stop_is_obeyed_before_the_ranks_meet(
+    tmp_path: Path, shards: Path, number: signal.Signals, code: int, last: str
+) -> None:
+    prints = tmp_path / "out", tmp_path / "err"
+    place = forks.places(2)[0]
+    train = ("train", "--data.shards", shards, "--data.batch-size", 2, "--out", tmp_path / "run")
+    pid = forks.fork(prints, arguments=train, env={**os.environ, "ACCELERATE_USE_CPU": "true", **place})
+    waits = f"rank 0 of 2 waits for all ranks at {place['MASTER_ADDR']}:{place['MASTER_PORT']} "
+    try:
+        forks.wait_until(lambda: waits in prints[1].read_text() or forks.poll(pid) is not None, "the sentence")
+        os.kill(pid, number)
+        assert forks.wait(pid, 30) == code
+    finally:
+        forks.kill(pid)
+    assert prints[1].read_text().splitlines()[-1] == last
+
+
+def test_a_rank_that_never_comes_is_given_up_after_the_time_out(tmp_path: Path, shards: Path, cli: Run) -> None:
+    place = forks.places(2)[0]
+    train = ("train", "--data.shards", shards, "--data.batch-size", 2, "--out", tmp_path / "run")
+    done = cli(*train, "--train.rank-timeout-s", 0.5, ACCELERATE_USE_CPU="true", **place)
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (done.returncode, len(said)) == (1, 1), done.stderr
+    assert "rank 0 of 2 waits for all ranks at " in said[0]
 
 
 @pytest.fixture(scope="module")

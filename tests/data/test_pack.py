@@ -281,7 +281,7 @@ def test_many_bad_files_are_counted(tmp_path: Path) -> None:
         ({"shard_mb": float("nan")}, "shard_mb = nan: must be above 0"),
         ({"shard_count": -1}, "shard_count = -1: must be 0 or more"),
         ({"skip_bad": -1}, "skip_bad = -1: must be 0 or more"),
-        ({"workers": 0}, "workers = 0: must be 1 or more"),
+        ({"workers": 0}, "--workers 0: must be 1 to 256"),
     ],
 )
 def test_settings_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -87,6 +87,19 @@ def test_resize() -> None:
     assert (pixels.resize(image, 9, 8).permute(1, 2, 0).int() - torch.from_numpy(packed).int()).abs().max() <= 2
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (1, 40), (40, 1)])
+def test_resize_to_and_from_any_size(channels: int, size: tuple[int, int]) -> None:
+    flat = torch.full((2, channels, 20, 12), 200, dtype=torch.uint8)
+    for image in (flat, flat[0]):
+        small = pixels.resize(image, *size)
+        assert small.shape == (*image.shape[:-2], *size)
+        assert (small == 200).all()
+        assert (pixels.resize(small, 20, 12) == 200).all()
+    means = noise(3).float().mean((1, 2))
+    assert (pixels.resize(noise(3), 1, 1).flatten() - means).abs().max() < 30  # each channel for itself
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.booleans(), st.booleans(), st.sampled_from([1, 3]), st.integers(8, 40))
 def test_augment_does_the_same_to_both_and_keeps_sizes(

@@ -293,6 +293,7 @@ def test_own_recipe(tmp_path: Path) -> None:
         ),
         (f'name = "x"\nextensions = ["JPG"]\n{TRAIN}', "extensions = .*must be lower-case endings"),
         (f'name = "x"\ninside = ".."\n{TRAIN}', r"the folder \.\. leaves the root"),
+        (f'name = "x"\ninside = "a\\u0000b"\n{TRAIN}', r"the folder 'a\\x00b' has a character that no name can have"),
     ],
 )
 def test_malformed_recipes(tmp_path: Path, text: str, message: str) -> None:
@@ -334,26 +335,53 @@ def test_natural_order_counts(numbers: list[int]) -> None:
 
 def test_inputs(tmp_path: Path) -> None:
     root = source(tmp_path / "data", ["1.png"], ["10.png", "9.png"])
-    assert [(p.name, p.split, p.sketch) for p in inputs(root, "val")] == [
+    assert [(p.name, p.split, p.sketch) for p in inputs(root, "val") if isinstance(p, FilePair)] == [
         ("9", "val", root / "val_sketch/9.png"),
         ("10", "val", root / "val_sketch/10.png"),
     ]
-    assert [(p.name, p.line, p.sketch) for p in inputs(root / "val_line", "val")] == [
+    assert [(p.name, p.line, p.sketch) for p in inputs(root / "val_line", "val") if isinstance(p, FilePair)] == [
         ("9", root / "val_line/9.png", None),
         ("10", root / "val_line/10.png", None),
     ]
     assert inputs(root / "val_line/9.png", "val") == [FilePair("9", "9", "val", root / "val_line/9.png", None)]
     save(tmp_path / "only/val_line/1.png")
-    assert [p.sketch for p in inputs(tmp_path / "only", "val")] == [None]
+    assert inputs(tmp_path / "only", "val") == [FilePair("1", "1", "val", tmp_path / "only/val_line/1.png", None)]
+
+
+def test_inputs_that_cannot_be_used_stand_behind_the_others(tmp_path: Path) -> None:
+    root = source(tmp_path / "data", ["1.png", "2.png", "3.png"])
+    (root / "train_sketch" / "2.png").unlink()
+    save(root / "train_line" / "3.jpg")
+    open(os.fsdecode(os.fsencode(root) + b"/train_line/\xff.png"), "wb").close()
+    first, *others = inputs(root, "train")
+    assert isinstance(first, FilePair)
+    assert first.name == "1"
+    assert {p.file: p.why.split(":")[0] for p in others if isinstance(p, Problem)} == {
+        "train_line/2.png": "has no partner in train_sketch",
+        "train_line/3.jpg": "has the same name as 3.png beside it",
+        r"train_line/\udcff.png": "its name is not valid UTF-8",
+    }
+
+
+@pytest.mark.parametrize("side", ["line", "sketch"])
+def test_a_folder_that_no_system_has_is_a_sentence(tmp_path: Path, side: str) -> None:
+    folders = {"line": "a", "sketch": "b", side: "a\\u0000b"}
+    for folder in ("a", "b"):
+        save(tmp_path / folder / "1.png")
+    text = "".join(f'{key} = "{value}"\n' for key, value in folders.items())
+    (tmp_path / "r.toml").write_text(f'name = "x"\n[splits.train]\n{text}')
+    with pytest.raises(UserError, match="has a character that no name can have"):
+        pairs(load(str(tmp_path / "r.toml"), tmp_path))
 
 
 def test_inputs_refused(tmp_path: Path) -> None:
     root = source(tmp_path / "data", ["1.png", "2.png"])
     with pytest.raises(UserError, match="has no split val; it has train"):
         inputs(root, "val")
-    (root / "train_sketch" / "2.png").unlink()
+    for name in ("1", "2"):
+        (root / "train_sketch" / f"{name}.png").rename(root / "train_sketch" / f"x{name}.png")
     with pytest.raises(
-        UserError, match=r"1 file cannot be used:\n  train_line/2\.png: has no partner.*\nrepair or remove"
+        UserError, match=r"4 files cannot be used:\n  train_line/1\.png: has no partner(.*\n)*repair or remove"
     ):
         inputs(root, "train")
     with pytest.raises(UserError, match="missing: there is no such folder or image"):
@@ -363,7 +391,7 @@ def test_inputs_refused(tmp_path: Path) -> None:
         inputs(tmp_path / "empty", "val")
     save(tmp_path / "flat/1.png")
     save(tmp_path / "flat/1.jpg")
-    with pytest.raises(UserError, match=r"1\.jpg: has the same name as 1\.png"):
+    with pytest.raises(UserError, match=r"1\.jpg: has the same name as 1\.png"):  # and nothing else is there
         inputs(tmp_path / "flat", "val")
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
     open(odd, "wb").close()

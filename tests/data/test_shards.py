@@ -18,10 +18,10 @@ from PIL import Image
 
 from dist_sketch.core.config import DataConfig
 from dist_sketch.data.loader import Loader
-from dist_sketch.data.shards import MOST_BYTES, BadSample, Shards
+from dist_sketch.data.shards import MOST_BYTES, BadSample, Shards, _members
 
 Members = dict[str, bytes | tarfile.TarInfo]
-ABOUT = {"name": "1", "split": "train", "line": {"width": 80, "height": 80}, "sketch": {"width": 80, "height": 80}}
+ABOUT = {"name": "6", "split": "train", "line": {"width": 80, "height": 80}, "sketch": {"width": 80, "height": 80}}
 
 
 def png(size: tuple[int, int] = (64, 64), mode: str = "L", format: str = "PNG") -> bytes:
@@ -85,6 +85,21 @@ def huge_member() -> bytes:
     return bytes(block)
 
 
+def cut_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header with a right checksum that claims any size, also one below 0."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = (256**12 + size).to_bytes(12, "big") if size < 0 else b"%011o\0" % size
+    block[156:157] = kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def extended(records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A header that tells more about the next member, before a good sample."""
+    return cut_header("more", len(records), kind) + records + bytes(-len(records) % 512) + sample()
+
+
 SPARSE = {"GNU.sparse.size": str(2**33), "GNU.sparse.map": ""}
 BAD = {
     "JSON: junk": sample(json=b"junk"),
@@ -99,6 +114,7 @@ BAD = {
     "JSON: a name that is too long": sample(json=about(name="n" * 300)),
     "JSON: a name that climbs": sample(json=about(name="../../x")),
     "JSON: an absolute name": sample(json=about(name="/etc/x")),
+    "JSON: the name of another sample": sample(json=about(name="7")),
     "JSON: no size": sample(json=json.dumps({"name": "1"}).encode()),
     "JSON: a size in letters": sample(json=line_of("80", 80)),
     "JSON: a size below 1": sample(json=line_of(-80, 0)),
@@ -122,6 +138,22 @@ BAD = {
     ),
     "member: claims 8 GB": huge_member(),
     "member: claims 8 GB in PAX": sample(line=info(tarfile.REGTYPE, pax_headers={"size": str(2**33)})),
+    "member: of a negative size": sample() + cut_header("x", 0) + cut_header("y", -1024),
+    "member: of a negative size, alone": cut_header("6.json", -512) + sample(),
+    "member: thousands": cut_header("x", 0) * 50_000 + sample(),
+    "member: with an escape in its name": sample() + cut_header("\x1b[31mx\ny", 0),
+    "PAX: 300,000 digits": extended(b"1" * 300_000),
+    "PAX: 8,000 digits": extended(b"1" * 8000),
+    "PAX: a length of 0": extended(b"0 a=b\n"),
+    "PAX: a negative length": extended(b"-3 a=b\n"),
+    "PAX: too long a length": extended(b"99 a=b\n"),
+    "PAX: another size": extended(b"12 size=999\n"),
+    "PAX: a negative size": extended(b"13 size=-999\n"),
+    "PAX: of a negative size": cut_header("x", -1024, tarfile.XHDTYPE) + sample(),
+    "PAX: nested without end": cut_header("x", 0, tarfile.XHDTYPE) * 3000 + sample(),
+    "PAX: for the whole tar": extended(b"9 path=x\n", tarfile.XGLTYPE),
+    "GNU: a name of megabytes": extended(b"a" * 2**21, tarfile.GNUTYPE_LONGNAME),
+    "GNU: names without end": (cut_header("x", 512, tarfile.GNUTYPE_LONGNAME) + b"a" * 512) * 3000 + sample(),
     "member: one twice": sample() + sample(),
     "member: one is missing": tar({"6.json": about(), "6.line.png": png()}),
     "tar: gzip": gzip.compress(sample()),
@@ -172,6 +204,14 @@ def test_the_forgery_is_read_if_nothing_is_wrong(forged: Callable[[bytes], Path]
     """So that the tests above see what they are about."""
     read = Shards(forged(sample()), "train")
     assert read.read(int(np.flatnonzero(read.keys == "6")[0]), 1).source_size == (80, 80)
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("name", ["1", "n" * 150, "Zoë" * 40, "d" * 99])
+def test_names_are_read_as_tarfile_reads_them(format: int, name: str) -> None:
+    contents: Members = {f"{name}.json": b"{}", f"{name}.line.png": bytes(700), f"{name}.sketch.png": b""}
+    assert dict(_members(tar(contents, format))) == contents
+    assert dict(_members(tar(contents, format) + bytes(10240))) == contents  # with the zeros at a tar's end
 
 
 def fifo(shard: Path) -> None:

@@ -1,8 +1,11 @@
 """The experiment command: plans, what is missing, stops and failures, verdicts, sweeps; once with real trainings."""
 
 import dataclasses
+import itertools
 import json
 import os
+import random
+import re
 import shlex
 import shutil
 import signal
@@ -830,3 +833,137 @@ def test_each_preset_travels_by_its_name() -> None:
     assert planning.arguments({"data.flip": False, "data.batch_size": 4, "a": True}) == [
         *("--data.no-flip", "--data.batch-size", "4", "--a"),
     ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        'data = 1\n"data.flip" = true',
+        '"data.flip" = true\ndata = 1',
+        'data.flip = true\n"data.flip" = false',
+        '"" = 1\n"." = 1',
+        '"." = 1',
+        '"data." = 1',
+        '"data.flip" = true\n"data.flip.more" = 1',
+        '"data.flip.more" = 1\n"data.flip" = true',
+    ],
+)
+@pytest.mark.parametrize("table", ["rows.a.settings", "grid.values"])
+def test_keys_that_contradict_each_other_are_a_sentence(table: str, settings: str, folder: Path) -> None:
+    if table == "grid.values":
+        settings = re.sub(r"= (.*)", r"= [\1]", settings)
+    rest = '[parts.p]\ntitle = "x"\nrows = ["a"]\n' if table != "grid.values" else ""
+    (folder / "odd.toml").write_text(f'title = "t"\n[{table}]\n{settings}\n{rest}')
+    with pytest.raises(UserError, match=r"^odd\.toml: "):
+        presets.load("odd.toml")
+
+
+def chain_of_rows(count: int) -> str:
+    rows = "".join(f'[rows.r{i}]\nlike = "r{i + 1}"\n' for i in range(count))
+    last = f"[rows.r{count}]\nsettings = {{ loss.lambda_l1 = 8 }}\n"
+    return f'title = "t"\n{rows}{last}[parts.p]\ntitle = "x"\nrows = ["r0"]\n'
+
+
+@pytest.mark.parametrize("count", [1, 2000])
+def test_a_row_is_like_any_number_of_others(count: int, folder: Path) -> None:
+    (folder / "like.toml").write_text(chain_of_rows(count))
+    rows = presets.load("like.toml").rows
+    assert list(rows) == [f"r{i}" for i in range(count + 1)]
+    assert {row.settings["loss.lambda_l1"] for row in rows.values()} == {8}
+
+
+def test_rows_that_are_like_each_other_in_a_circle_are_named(folder: Path) -> None:
+    circle = chain_of_rows(9).replace('like = "r9"', 'like = "r5"')
+    (folder / "like.toml").write_text(circle)
+    with pytest.raises(UserError, match=r"rows\.r8\.like = 'r5': must be another row, without a circle"):
+        presets.load("like.toml")
+
+
+def sweep(method: str, values: str, sample: int = 4) -> str:
+    more = f"sample = {sample}\nseed = 3\n" if method == "random" else ""
+    return f'title = "t"\n[grid]\nmethod = "{method}"\n{more}[grid.values]\n{values}'
+
+
+SETTINGS = ["optim.lr_g", "optim.lr_d", "loss.scale", "loss.lambda_l1", "conditional.growth", "conditional.timer"]
+
+
+def test_a_sample_is_drawn_from_more_combinations_than_fit_into_memory(folder: Path) -> None:
+    (folder / "g.toml").write_text(sweep("random", "".join(f"{s} = {list(range(1, 31))}\n" for s in SETTINGS)))
+    rows = presets.load("g.toml").rows
+    assert len(rows) == 4
+    assert len({row.settings["optim.lr_g"] for row in rows.values()}) > 1
+
+
+def test_a_sample_is_the_one_that_a_list_of_all_combinations_gives(folder: Path) -> None:
+    """So that an experiment that has begun goes on with the same rows."""
+    (folder / "g.toml").write_text(
+        sweep("random", "optim.lr_g = [1, 2, 3]\nloss.scale = [4, 5]\nnorm = ['none', 'group']")
+    )
+    rows = presets.load("g.toml").rows
+    every = list(itertools.product([1, 2, 3], [4, 5], ["none", "group"]))
+    assert [tuple(row.settings.values()) for row in rows.values()] == random.Random(3).sample(every, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (sweep("grid", "".join(f"{s} = {list(range(1, 31))}\n" for s in SETTINGS)), "729000000 combinations, but an"),
+        (sweep("random", f"loss.scale = {list(range(1, 10))}", 10), r"sample = 10: must be from 1 to 9"),
+        (sweep("random", "".join(f"{s} = {list(range(1, 31))}\n" for s in SETTINGS), 10**6), "from 1 to 10000"),
+        (sweep("random", "".join(f"{s} = {list(range(1, 3001))}\n" for s in SETTINGS)), "combinations are too many"),
+    ],
+)
+def test_a_grid_has_a_limit(text: str, sentence: str, folder: Path) -> None:
+    (folder / "g.toml").write_text(text)
+    with pytest.raises(UserError, match=rf"^g\.toml: grid\..*{sentence}"):
+        presets.load("g.toml")
+
+
+@pytest.mark.parametrize("seeds", [10**9, 5001])
+def test_an_experiment_has_a_limit_of_trainings(seeds: int, shards: Path, folder: Path) -> None:
+    sentence = rf"^2 setting\(s\) with {seeds} seed\(s\) each: an experiment has at most 10,000 trainings"
+    with pytest.raises(UserError, match=sentence):
+        plan(
+            shards,
+            "--seeds",
+            seeds,
+            name="small.toml",
+        )
+    (folder / "small.toml").write_text(PRESET.replace("seeds = 2", f"seeds = {seeds}"))
+    with pytest.raises(UserError, match=sentence):
+        plan(shards, name="small.toml")
+    assert not (folder / "exp").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["nonsense = [1, {a = 2}]", 'mode = "odd"', 'batch-size = "x"', "help = true", 'out = "x"', '"" = 1',
+     "denoise.nonsense = 1"],
+)  # fmt: skip
+def test_options_that_infer_does_not_take_are_refused_by_the_plan(options: str, shards: Path, folder: Path) -> None:
+    (folder / "small.toml").write_text(f"{PRESET}[infer]\n{options}\n")
+    with pytest.raises(UserError, match=r"^small: \[infer\]"):
+        plan(shards, name="small.toml")
+    assert not (folder / "exp").exists()
+
+
+def test_options_of_infer_reach_it(shards: Path, folder: Path) -> None:
+    text = 'batch-size = 4\nmode = "paper"\ndenoise = { gray = false, strength = 2.0 }\n'
+    (folder / "small.toml").write_text(f"{PRESET}[infer]\n{text}")
+    (words, *_) = [line for line in plan(shards, name="small.toml") if line[1] == "infer"]
+    options = parse(words[1:]).__self__.options  # type: ignore[attr-defined]
+    assert (options.batch_size, options.mode, options.denoise.gray, options.denoise.strength) == (4, "paper", False, 2)
+
+
+@pytest.mark.parametrize("size", ["abc", "-1", "2.0"])
+def test_a_number_of_ranks_that_is_none_is_a_sentence(size: str, shards: Path, folder: Path, cli: Run) -> None:
+    done = cli("experiment", "small.toml", "--data", shards, "--out", "exp", "--dry-run", WORLD_SIZE=size)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: WORLD_SIZE={size}: ")
+
+
+def test_a_page_of_somebody_else_is_told_before_the_first_training(shards: Path, folder: Path) -> None:
+    plan(shards, name="small.toml")
+    (folder / "exp" / "compare.html").write_text("<p>my own notes</p>")
+    with pytest.raises(UserError, match=r"compare\.html: was not written by this command"):
+        plan(shards, name="small.toml")

@@ -7,14 +7,16 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL, Run, face, write_pairs
 from PIL import Image
 from support import forks
 from support.scores import assert_same_scores
+from torch import nn
 
 from dist_sketch.core import folders
 from dist_sketch.core.errors import UserError
@@ -23,7 +25,9 @@ from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.data import pack, recipe
 from dist_sketch.data.loader import order
 from dist_sketch.data.manifest import read_manifest
-from dist_sketch.inference.infer import _finish, _make_room
+from dist_sketch.data.shards import Sample
+from dist_sketch.inference.infer import _draw, _finish, _make_room
+from dist_sketch.inference.options import InferOptions
 from dist_sketch.model import checkpoint
 from dist_sketch.tracking.tracker import read_metrics
 
@@ -449,8 +453,93 @@ def test_good_inputs_are_drawn_beside_broken_ones(tmp_path: Path, cli: Run, run:
         }
     assert cli("report", target).returncode == 0
     (lines / "18.png").write_bytes(b"")
-    assert "5 inputs could not be read" in cli(*infer).stderr
+    said = cli(*infer).stderr
+    assert "5 inputs could not be read" in said
+    assert "nothing is drawn; repair or remove these" in said
     assert pictures(target, "raw")  # nothing was drawn, so nothing is removed
+
+
+def test_good_inputs_are_drawn_beside_those_that_cannot_be_paired(
+    tmp_path: Path, cli: Run, run: Path, pairs: Path, out: Path
+) -> None:
+    """Also by parts, of which each names what is its own."""
+    data = tmp_path / "data"
+    shutil.copytree(pairs, data)
+    shutil.copy(data / "val_line" / "14.png", data / "val_line" / "14.jpg")
+    (data / "val_sketch" / "15.png").unlink()
+    shutil.copy(data / "val_line" / "16.png", os.fsencode(data / "val_line") + b"/\xff.png")
+    infer = ("infer", "--run", run, "--input", data, "--out")
+    whole = cli(*infer, tmp_path / "a")
+    for part in ("1/2", "2/2"):
+        assert cli(*infer, tmp_path / "b", "--part", part).returncode == 0
+    for done, target in ((whole, tmp_path / "a"), (cli("merge", tmp_path / "b"), tmp_path / "b")):
+        assert done.returncode == 2
+        assert f"{target}: 3 inputs could not be read:" in done.stderr
+        assert f"{data}/val_line/14.jpg: has the same name as 14.png beside it" in done.stderr
+        assert f"{data}/val_line/15.png: has no partner in val_sketch" in done.stderr
+        assert "its name is not valid UTF-8" in done.stderr
+        assert "all others are drawn" in done.stderr
+        assert json.loads((target / "infer.json").read_text())["names"] == ["16", "17", "18"]
+        assert scores(target)["n"] == 3
+        expected = {k: v for k, v in pictures(out, "raw").items() if Path(k).stem in ("16", "17", "18")}
+        assert pictures(target, "raw") == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "drawn"),
+    [
+        ((1, 1), ("source",), (1, 1)),
+        ((80, 80), ("1",), (1, 1)),
+        ((1, 3000), ("source", "--format", "jpg"), (1, 3000)),
+        ((65_500, 2), ("source", "--format", "jpg"), (65_500, 2)),
+        ((70_000, 2), ("source", "--format", "jpg"), None),
+        ((70_000, 2), ("source",), None),
+        ((70_000, 2), ("network",), (64, 64)),
+    ],
+)
+def test_a_picture_of_odd_size_costs_at_most_itself(
+    tmp_path: Path,
+    cli: Run,
+    run: Path,
+    pairs: Path,
+    size: tuple[int, int],
+    options: tuple[str, ...],
+    drawn: tuple[int, int] | None,
+) -> None:
+    (tmp_path / "lines").mkdir()
+    shutil.copy(pairs / "val_line" / "14.png", tmp_path / "lines")
+    Image.new("L", size, 255).save(tmp_path / "lines" / "odd.png")
+    done = cli("infer", "--run", run, "--input", tmp_path / "lines", "--out", tmp_path / "o", "--output-size", *options)
+    found = {p.stem: Image.open(p).size for p in (tmp_path / "o" / "sketch").iterdir()}
+    assert "Traceback" not in done.stderr
+    if drawn is None:
+        assert done.returncode == 2
+        assert "odd: its line has 70,000 x 2 px; no drawing of more than 65,500 px a side is written" in done.stderr
+        assert found == {"14": (80, 80)}
+    else:
+        assert done.returncode == 0, done.stderr
+        assert found["odd"] == drawn
+        assert len(found) == 2
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, lines: torch.Tensor) -> torch.Tensor:
+        return lines * self.factor
+
+
+@pytest.mark.parametrize("mode", ["running", "paper"])
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), -float("inf")])
+def test_a_drawing_that_is_not_finite_is_refused(mode: Literal["running", "paper"], factor: float) -> None:
+    line = torch.full((1, 4, 4), 200, dtype=torch.uint8)
+    draw = partial(_draw, options=InferOptions(mode=mode), precision="no", device=torch.device("cpu"))
+    items = [Sample("a", line, None, (4, 4))]
+    assert torch.equal(draw(Times(1), items=items), line[None])
+    with pytest.raises(UserError, match="its weights are damaged, or too large"):
+        draw(Times(factor), items=items)
 
 
 def test_broken_pairs_leave_no_gap_in_the_scores(
@@ -568,3 +657,25 @@ def test_the_end_removes_earlier_pictures_and_nothing_else(tmp_path: Path) -> No
     _finish(tmp_path, {"names": ["drawn"], "left_out": []}, None)
     assert sorted(p.name for p in (tmp_path / "raw").iterdir()) == ["added.png", "drawn.png"]
     assert "before" not in json.loads((tmp_path / "infer.json").read_text())
+
+
+def test_names_of_others_are_only_shown(tmp_path: Path, cli: Run, run: Path, shards: Path) -> None:
+    """In training, in its validation, and in a part of an inference."""
+    data, name = tmp_path / "shards", "\x1b[31mred\nerror: all is lost.tar"
+    shutil.copytree(shards, data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    for split, number in (("train", 1), ("val", 0)):
+        manifest["splits"][split]["shards"][number]["file"] = f"{split}{name}"  # it is missing, so its samples are bad
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    epoch = ("--train.epochs", 1, "--train.validate-interval-epochs", 1, "--data.skip-bad", 50)
+    for command in (
+        ("train", "--data.shards", data, *SMALL, *epoch, "--out", tmp_path / "run"),
+        ("infer", "--run", run, "--input", data, "--out", tmp_path / "o", "--part", "1/1"),
+    ):
+        done = cli(*command)
+        assert done.returncode == 0, done.stderr
+        assert r"/val\x1b[31mred\nerror: all is lost.tar: cannot be read" in done.stdout
+        assert "\x1b" not in done.stdout
+        assert "\nerror" not in done.stdout
+        if command[0] == "train":
+            assert r"/train\x1b[31mred\nerror: all is lost.tar: cannot be read" in done.stdout

@@ -278,12 +278,32 @@ def test_no_good_checkpoint_is_none(saved: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_other_folders_do_not_disturb(saved: Path) -> None:
-    for name in ("step-best", "step-", ".step-00000009.part", "step-00000003 copy"):
+    others = ("step-best", "step-", ".step-00000009.part", "step-00000003 copy", "step-²", "step-٣", "step--0000001")
+    for name in (*others, "step-9", f"step-{10**20}"):
         shutil.copytree(saved / "checkpoints/step-00000001", saved / "checkpoints" / name)
     (saved / "checkpoints/step-5.txt").write_text("mine")
     said: list[str] = []
     assert find(saved, said.append) == saved / "checkpoints/step-00000003"
     assert said == []
+
+
+@pytest.mark.parametrize("kind", ["a link to nowhere", "a link in a circle", "a file", "no rights"])
+@pytest.mark.parametrize("read", [find, entries, chosen])
+def test_checkpoints_that_are_out_of_sight_are_not_none(
+    saved: Path, kind: str, read: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = saved / "checkpoints"
+    if kind == "no rights":  # the superuser has all of them
+
+        def refuse(path: Path) -> Any:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+        monkeypatch.setattr(os, "listdir", refuse)
+    else:
+        home.rename(saved / "elsewhere")
+        home.write_text("") if kind == "a file" else home.symlink_to("checkpoints" if "circle" in kind else "gone")
+    with pytest.raises(UserError, match=f"^{home}: .*is its disk there"):
+        read(saved)
 
 
 def test_steps_are_ordered_as_numbers(tmp_path: Path, ranks: Ranks) -> None:
@@ -680,3 +700,16 @@ def test_the_seal_tells_the_hash_of_the_weights_that_draw(saved: Path) -> None:
     folder = saved / "checkpoints/step-00000003"
     assert sealed_weights(folder) == sha256(folder / "generator.safetensors")
     assert sealed_weights(saved / "checkpoints/step-00000099") is None
+
+
+@pytest.mark.parametrize("say", [find, chosen])
+def test_a_seal_with_escapes_is_only_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], say: Callable[[Path], Path | None]
+) -> None:
+    folder = checkpoint.folder(tmp_path, 1)
+    folder.mkdir(parents=True)
+    files = {"\x1b[31mred\nerror: all is lost": {"bytes": 1, "sha256": "a"}}
+    (folder / "checkpoint.json").write_text(json.dumps({"step": 1, "files": files}))
+    assert say(tmp_path) is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(r"step-00000001/\x1b[31mred\nerror: all is lost: missing")

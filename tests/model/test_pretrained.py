@@ -408,6 +408,18 @@ def edit(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
     return edited
 
 
+def spoil_all(name: str, value: float) -> Callable[[Path], None]:
+    """Puts a value, in float64, everywhere into the first tensor whose name ends so."""
+
+    def spoiled(folder: Path) -> None:
+        file = folder / "generator.safetensors"
+        tensors = load_file(file)
+        found = next(n for n in tensors if n.endswith(name))
+        save_file(tensors | {found: torch.full_like(tensors[found], value, dtype=torch.float64)}, file)
+
+    return spoiled
+
+
 def spoil(value: float) -> Callable[[Path], None]:
     """Puts a value into the weights."""
 
@@ -439,8 +451,13 @@ def spoil(value: float) -> Callable[[Path], None]:
         (edit("config.json", lambda v: v | {"config": {"generator": {"dropout": 5}}}), "dropout = 5.0: must be in [0"),
         (spoil(float("nan")), "has values that are not finite"),
         (spoil(float("inf")), "has values that are not finite"),
+        (spoil_all("0.weight", 1e300), "weight has values that are not finite, or too large"),
+        (spoil_all("0.weight", 1e30), "weight has values that are not finite, or too large"),
         (lambda f: (f / "denoise.json").symlink_to(f / "gone"), "denoise.json: is a link to a file that is gone"),
-        (lambda f: (f / "denoise.json").write_text('{"denoise": {"strength": -1}}'), "must be a finite number, 0"),
+        (
+            lambda f: (f / "denoise.json").write_text('{"denoise": {"strength": -1}}'),
+            "must be from 0 (nothing) to",
+        ),
         (edit("config.json", lambda v: v | {"config": {"norn": "none"}}), "config.json: there is no setting norn"),
         (edit("config.json", lambda v: v | {"config": {}}), "does not hold the weights of this network"),
         (lambda f: (f / "denoise.json").write_text("[1]"), "denoise.json: the file must be a table"),
@@ -458,6 +475,23 @@ def test_damage_is_a_sentence(tmp_path: Path, small: Path, damage: Callable[[Pat
 
 
 # The Hub
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("running_var", -1.0, "has values below 0, which no variance has"),
+        ("running_var", 1e300, "not finite, or too large"),
+        ("running_mean", -1e300, "not finite, or too large"),
+        ("bias", float("nan"), "not finite, or too large"),
+    ],
+)
+def test_no_training_gives_such_statistics(name: str, value: float, sentence: str, tmp_path: Path) -> None:
+    tensors = torch.nn.BatchNorm2d(3).state_dict()
+    tensors[name] = torch.full_like(tensors[name], value, dtype=torch.float64)
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=f"{name} has values.*{sentence.removeprefix('has values')}"):
+        load_weights(tmp_path / "x.safetensors", torch.nn.BatchNorm2d(3))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shutil
 from collections import Counter
@@ -1010,3 +1011,40 @@ def test_formulas_in_names_are_texts_for_table_programs(output: Make, page: Call
         for row in csv.reader(io.StringIO(file.read_text())):
             assert not any(cell.startswith(("=", "@")) for cell in row)
     assert "'=1+1" in "".join(f.read_text() for f in files)
+
+
+@pytest.mark.parametrize("name", ["notes.html", "notes.md", "notes-runs.csv", "notes-scores.csv"])
+def test_files_of_somebody_else_are_not_replaced(output: Make, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("my own notes on dist_sketch")
+    before = sorted(tmp_path.iterdir())
+    folder = output()
+    with pytest.raises(UserError, match=rf"{name}: was not written by this command, and would be lost"):
+        comparison.write([folder], tmp_path / "notes.html")
+    assert (tmp_path / name).read_text() == "my own notes on dist_sketch"
+    assert [p for p in sorted(tmp_path.iterdir()) if p.is_file()] == before
+
+
+def test_a_comparison_replaces_one_of_ours(output: Make, tmp_path: Path) -> None:
+    page, folder = tmp_path / "notes.html", output()
+    comparison.write([folder], page)
+    ours = {p.name: p.read_bytes() for p in tmp_path.glob("notes*")}
+    comparison.write([folder], page, title="another one")
+    assert {p.name for p in tmp_path.glob("notes*")} == set(ours)
+    assert "another one" in page.read_text()
+    # The pages of older versions had no mark, but all began alike.
+    page.write_text(page.read_text().replace('<meta name="generator" content="dist_sketch">\n', ""))
+    comparison.write([folder], page)
+    assert page.read_bytes() == ours["notes.html"]
+
+
+@pytest.mark.parametrize("name", ["notes.html", "notes.md"])
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_only_regular_files_are_replaced(output: Make, tmp_path: Path, name: str, kind: str) -> None:
+    page, folder = tmp_path / "notes.html", output()
+    comparison.write([folder], page)
+    file = tmp_path / name
+    file.rename(tmp_path / f"real{file.suffix}")
+    os.mkfifo(file) if kind == "pipe" else file.symlink_to(tmp_path / f"real{file.suffix}")
+    with pytest.raises(UserError, match=rf"{name}: is not a regular file, and is not replaced"):
+        comparison.write([folder], page)
+    assert not file.is_file() or file.is_symlink()

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,34 @@ def test_what_cannot_be_written_is_a_sentence(out: Path) -> None:
     with pytest.raises(UserError, match="no drawings with real sketches"):
         write_sheet(out / "line", ["a"], out / "sheet.png")
     assert not (out / "sheet.png").exists()
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "photo.JPEG"])
+def test_only_a_sheet_is_replaced(out: Path, name: str) -> None:
+    Image.new("RGB", (9, 9), "red").save(out / name)
+    photo = (out / name).read_bytes()
+    with pytest.raises(UserError, match=rf"{name}: was not written by this command, and would be lost"):
+        write_sheet(out, ["a"], out / name)
+    assert (out / name).read_bytes() == photo
+    (out / name).unlink()
+    write_sheet(out, ["a"], out / name)
+    before = (out / name).read_bytes()
+    write_sheet(out, ["a", "b"], out / name)
+    assert (out / name).read_bytes() != before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "dead link", "folder"])
+def test_what_is_no_file_is_not_replaced(out: Path, kind: str) -> None:
+    sheet, other = out / "sheet.png", out / "other.png"
+    if kind == "pipe":
+        os.mkfifo(sheet)
+    elif kind == "folder":
+        sheet.mkdir()
+    else:
+        sheet.symlink_to(other)
+    if kind == "link":
+        write_sheet(out, ["a"], other)
+    before = os.lstat(sheet)
+    with pytest.raises(UserError, match=r"sheet\.png: is not a regular file, and is not replaced"):
+        write_sheet(out, ["a"], sheet)
+    assert os.lstat(sheet).st_ino == before.st_ino

@@ -152,6 +152,14 @@ def test_gpus_that_the_steps_would_not_see_are_refused(cli: Run, job: Path) -> N
     attempt.check_gpus({})
 
 
+@pytest.mark.parametrize("count", ["abc", "-1", "1.5", "9" * 30])
+def test_a_count_of_restarts_that_is_no_number_is_refused(cli: Run, job: Path, count: str) -> None:
+    done = cli("leg", job, "--", "true", SLURM_RESTART_COUNT=count)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: SLURM_RESTART_COUNT={count}: must be a number from 0 to ")
+    assert not (job / "logs").exists()
+
+
 def test_mistakes(cli: Run, job: Path) -> None:
     done = cli("leg", job, "--", "no-such-program")
     assert (done.returncode, done.stderr) == (

@@ -72,6 +72,50 @@ def test_a_missing_variable_has_no_default(name: str) -> None:
             launched({**{k: v for k, v in STEP.items() if k != name}, **value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "abc") for name in STEP if name != "SLURM_STEP_NODELIST"),
+        ("SLURM_CPUS_PER_TASK", "4(x2)"),
+        ("SLURM_GPUS_ON_NODE", "two"),
+        ("SLURM_STEP_NUM_NODES", "0"),
+        ("SLURM_STEP_NUM_TASKS", "-2"),
+        ("SLURM_NODEID", "2"),
+        ("SLURM_NODEID", "²"),
+        ("SLURM_JOB_ID", "9" * 5000),
+    ],
+)
+def test_a_variable_that_holds_no_such_number_is_named(name: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"^{name}=.*: must be a number from "):
+        launched({**STEP, name: value})
+
+
+def test_cpus_of_the_node_are_a_number() -> None:
+    env = {name: value for name, value in STEP.items() if name != "SLURM_CPUS_PER_TASK"}
+    assert launched({**env, "SLURM_CPUS_ON_NODE": "4"})[2] == 4
+    with pytest.raises(UserError, match=r"^SLURM_CPUS_ON_NODE=4\(x2\): must be a number"):
+        launched({**env, "SLURM_CPUS_ON_NODE": "4(x2)"})
+
+
+@pytest.mark.parametrize("processes", [0, -1, 10**6])
+def test_processes_have_a_range(processes: int) -> None:
+    with pytest.raises(UserError, match=f"^--procs={processes}: must be a number from 1 to "):
+        launched(STEP, processes)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 99999])
+def test_ports_have_a_range(port: int) -> None:
+    with pytest.raises(UserError, match=f"^--port={port}: must be a number from 1 to 65,535"):
+        launched(STEP, 2, port)
+
+
+def test_a_log_needs_the_number_of_its_node(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dist_sketch", "node", "--logs", str(tmp_path / "logs"), "--", "train"]
+    env = {**os.environ, **STEP, "SLURM_NODEID": "abc"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr.split(":")[:2]) == (2, ["error", " SLURM_NODEID=abc"])
+
+
 def test_one_task_per_node() -> None:
     with pytest.raises(UserError, match=r"srun started 8 tasks on 2 node\(s\): each node needs one"):
         launched({**STEP, "SLURM_STEP_NUM_TASKS": "8"})

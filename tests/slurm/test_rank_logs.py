@@ -103,6 +103,62 @@ def test_only_the_newest_attempt_counts(tmp_path: Path) -> None:
     assert rank_logs.first_failure(tmp_path, ("12", "2")) is None  # an attempt that has written nothing
 
 
+def test_the_attempts_of_a_job_are_ordered_by_their_number(tmp_path: Path) -> None:
+    """The clocks of its nodes may differ by more than an attempt takes."""
+    write(
+        tmp_path,
+        rank_00001=attempt(0, 50) + "error (rank 1): of an older attempt\n",
+        node_00000=attempt(10, 10) + "step 2\n",
+        rank_00002=attempt(9, 55) + "error (rank 2): of an older attempt\n",
+    )
+    assert rank_logs.newest_attempt(tmp_path) == (("12", "10"), {"node-00000": "step 2\n"})
+    assert rank_logs.first_failure(tmp_path) is None
+
+
+def test_an_attempt_that_is_known_is_found_without_clocks(tmp_path: Path) -> None:
+    """Here the node of the earlier job was ahead."""
+    write(
+        tmp_path,
+        rank_00001=attempt(0, 50, job=11) + "error (rank 1): of the earlier job\n",
+        node_00000=attempt(0, 10) + "error: of this one\n",
+    )
+    assert rank_logs.newest_attempt(tmp_path, "12")[0] == ("12", "0")
+    failure = rank_logs.first_failure(tmp_path, ("12", "0"))
+    assert failure
+    assert failure.what == "rank 0: error: of this one"
+
+
+@pytest.mark.parametrize(("lines", "shown"), [(0, 0), (1, 1), (2, 2), (1000, 5)])
+def test_so_many_lines_of_the_log_are_shown(tmp_path: Path, lines: int, shown: int) -> None:
+    write(tmp_path, rank_00003=attempt(0) + "a\n" + TRACEBACK)
+    head, _, log = rank_logs.describe(tmp_path, lines).partition("\n\n")
+    assert "failed first: rank 3: " in head
+    assert len(log.splitlines()) == shown
+    assert log.splitlines() == ("a\n" + TRACEBACK).splitlines()[5 - shown :]
+
+
+def test_a_negative_number_of_lines_is_refused(tmp_path: Path, cli: Run) -> None:
+    done = cli("logs", write(tmp_path), "--lines", "-5")
+    assert (done.returncode, done.stderr) == (2, "error: --lines -5: must be 0 or more\n")
+
+
+@pytest.mark.parametrize("name", [".", "logs"])
+def test_a_folder_without_rights_is_not_taken_for_an_empty_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may run as root, whom no rights stop: so here the system refuses by a stand-in."""
+    write(tmp_path, node_00000=attempt(0) + "error: of this one\n")
+    refused = os.path.normpath(tmp_path / name)
+
+    def refuse(path: str | Path = ".") -> None:
+        if os.fspath(path) == refused:
+            raise PermissionError(13, "Permission denied", refused)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(PermissionError):
+        rank_logs.describe(tmp_path)
+
+
 def test_describe(cli: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is it the folder of a run"):
         rank_logs.describe(tmp_path)
@@ -213,3 +269,14 @@ def test_a_terminal_does_not_obey_a_log(tmp_path: Path) -> None:
     text = rank_logs.describe(tmp_path)
     assert "\x1b" not in text
     assert r"error (rank 3): no \x1b[2Jface" in text
+
+
+def test_of_a_log_without_an_end_the_newest_attempt_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dist_sketch.slurm.rank_logs.MOST_BYTES", 1000)
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "rank-00001.log"
+    log.touch()
+    os.truncate(log, 10**12)
+    with log.open("ab") as f:
+        f.write(b"\n=== job 7 leg 0 on node, 2026-01-01 00:00:00 ===\nerror: it failed\n")
+    assert rank_logs.newest_attempt(tmp_path) == (("7", "0"), {"rank-00001": "error: it failed\n"})

@@ -9,6 +9,7 @@ import pytest
 from conftest import Run
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.saved import read_status
 from dist_sketch.slurm.rank_logs import Failure, open_log, read_attempts
 from dist_sketch.slurm.requeue_policy import AttemptEnd, attempt_end, decide, record, record_lost, settle
 
@@ -102,7 +103,7 @@ def test_requeues_have_a_budget() -> None:
 
 
 def test_the_attempts_of_a_job(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, began = tmp_path / "run", time.time()
+    run = tmp_path / "run"
     run.mkdir()
 
     def attempt(
@@ -113,22 +114,23 @@ def test_the_attempts_of_a_job(cli: Run, tmp_path: Path, monkeypatch: pytest.Mon
         warned: bool = False,
         most: int = 20,
         job: str = "7",
-        ago: float = -1,
+        wrote: bool = True,
         began_on_a_node: bool = True,
     ) -> str:
-        (run / "status.json").write_text(json.dumps({**status(state, step), "time": began - ago}))
+        (run / "status.json").write_text(json.dumps(status(state, step)))
         monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(number))
         if began_on_a_node:
             (file := open_log(run / "logs", "node-00000.log")) and file.close()
-        return " ".join(settle(run, attempt_end(run, code=1, since=began, warned=warned), most))
+        before = {} if wrote else read_status(run)
+        return " ".join(settle(run, attempt_end(run, code=1, before=before, warned=warned), most))
 
     assert attempt(0, "stopped", 5, warned=True) == "requeue saved at step 5"
     assert attempt(1, "failed", 6) == "requeue failed at step 6, tries again: killed without an error message"
-    asked = attempt(2, "stopped", 6, ago=9, began_on_a_node=False)
+    asked = attempt(2, "stopped", 6, wrote=False, began_on_a_node=False)
     assert asked == f"requeue failed at step 6, tries again: {NO_STEP}"
     assert (
-        attempt(3, "stopped", 5, ago=9)
+        attempt(3, "stopped", 5, wrote=False)
         == "stop failed twice, and got no further than step 5: killed without an error message"
     )
     # Another job with the same run counts its own attempts.
@@ -148,10 +150,22 @@ def test_the_attempts_of_a_job(cli: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert "job 8 leg 1: stopped at step 7: stop, it has used its 1 requeue(s)" in cli("logs", run).stdout
 
 
+@pytest.mark.parametrize("behind_s", [600, 0, -600])
+@pytest.mark.parametrize(("state", "word"), [("stopped", "requeue saved"), ("finished", "done finished")])
+def test_no_clock_tells_whether_an_attempt_has_written(tmp_path: Path, state: str, word: str, behind_s: int) -> None:
+    """The clock of the node that writes the status may differ from that of the node that reads it."""
+    old = {**status("running", 4), "time": time.time()}
+    (tmp_path / "status.json").write_text(json.dumps({**status(state), "time": time.time() - behind_s}))
+    end = attempt_end(tmp_path, code=1, before=old, warned=False)
+    assert (" ".join(settle(tmp_path, end, 20)), end.failed) == (f"{word} at step 8", False)
+    unchanged = attempt_end(tmp_path, code=1, before=read_status(tmp_path), warned=False)
+    assert (unchanged.fresh, unchanged.failed) == (False, True)
+
+
 def test_an_attempt_that_slurm_ended_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    (tmp_path / "status.json").write_text(json.dumps({**FAILED, "time": time.time()}))
-    end = attempt_end(tmp_path, code=1, since=0, warned=False)
+    (tmp_path / "status.json").write_text(json.dumps(FAILED))
+    end = attempt_end(tmp_path, code=1, before={}, warned=False)
     assert settle(tmp_path, end, 20)[0] == "requeue"
     record(tmp_path, end, "ended", "by SLURM")
     assert settle(tmp_path, end, 20)[0] == "stop"
@@ -165,9 +179,12 @@ def test_an_attempt_that_slurm_ended_does_not_count(tmp_path: Path, monkeypatch:
 def test_a_job_stops_if_it_cannot_count_its_attempts(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("not a folder")
     with pytest.raises(UserError, match=r"legs\.jsonl: cannot be written"):
-        settle(tmp_path, attempt_end(tmp_path, code=1, since=0, warned=False), 20)
-    (tmp_path / "status.json").write_text(json.dumps({**status("finished"), "time": 1}))
-    assert settle(tmp_path, attempt_end(tmp_path, code=1, since=0, warned=False), 20) == ("done", "finished at step 8")
+        settle(tmp_path, attempt_end(tmp_path, code=1, before={}, warned=False), 20)
+    (tmp_path / "status.json").write_text(json.dumps(status("finished")))
+    assert settle(tmp_path, attempt_end(tmp_path, code=1, before={}, warned=False), 20) == (
+        "done",
+        "finished at step 8",
+    )
 
 
 def test_an_attempt_has_failed_if_its_run_says_so_or_slurm_did_not_announce_its_end() -> None:

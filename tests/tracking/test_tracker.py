@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from support import ranked
 
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.fileio import LARGE
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.tracking.tracker import Speed, Tracker, drop_later_lines, read_metrics, revision, versions
 from dist_sketch.tracking.wandb_run import WandbRun
@@ -55,6 +59,33 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     tracker(tmp_path).log("train", 1, {"loss/d": math.nan, "loss/g": math.inf, "n": {"a": [-math.inf]}})
     (line,) = lines(tmp_path)
     assert '"loss/d": null, "loss/g": null, "n": {"a": [null]}' in line
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "huge", "folder"])
+@pytest.mark.parametrize("read", [read_metrics, lambda run: drop_later_lines(run, 3)])
+def test_a_record_that_never_ends_is_a_sentence(kind: str, read: Callable[[Path], Any], tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    if kind == "huge":
+        path.touch()
+        os.truncate(path, LARGE + 1)
+    else:
+        {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda p: os.symlink("/dev/zero", p)}[kind](path)
+    with pytest.raises(UserError, match=f"^{path}: cannot be read"):
+        read(tmp_path)
+    assert os.path.lexists(path)
+
+
+def test_a_line_without_an_end_takes_no_memory_and_hides_no_other(tmp_path: Path) -> None:
+    good = b'{"kind": "train", "step": 1}\n'
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(good)
+    os.truncate(path, 2**26)  # zeros
+    with path.open("ab") as f:
+        f.write(b"\n\xff" + good + good.replace(b"1", b"2"))
+    tracemalloc.start()
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\nb", "a\x1cb"])

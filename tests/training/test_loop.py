@@ -212,6 +212,52 @@ def test_a_run_gets_longer_only_when_asked(
     assert weights(run, 3 * STEPS) == weights(finished, 3 * STEPS)
 
 
+@pytest.mark.parametrize("again", [("--train.epochs", 4), ()], ids=["the same command", "without a length"])
+def test_a_run_that_was_killed_while_it_began_to_grow_is_not_finished(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path, again: tuple[Any, ...]
+) -> None:
+    """Its config.json has more epochs already; its status.json is still that of the shorter run."""
+    run, at = tmp_path / "run", options.index("--train.epochs")
+    shutil.copytree(finished, run)
+    settings = json.loads((run / "config.json").read_text())
+    settings["config"]["train"]["epochs"] = 4
+    (run / "config.json").write_text(json.dumps(settings))
+    grown = cli(*options[:at], *options[at + 2 :], *again, "--out", run)
+    assert grown.returncode == 0, grown.stderr
+    assert (status(run)["state"], status(run)["epochs"], status(run)["step"]) == ("finished", 4, 4 * STEPS)
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed", "running", "finished"])
+@pytest.mark.parametrize("kind", ["a link to nowhere", "an empty folder", "nothing"])
+def test_a_run_whose_checkpoints_are_out_of_sight_does_not_begin_anew(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path, state: str, kind: str
+) -> None:
+    run, home = tmp_path / "run", tmp_path / "run/checkpoints"
+    shutil.copytree(finished, run)
+    shutil.rmtree(home)
+    if kind == "an empty folder":
+        home.mkdir()
+    elif kind == "a link to nowhere":
+        home.symlink_to(tmp_path / "unmounted")
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": state}))
+    before = {name: (run / name).read_bytes() for name in ("config.json", "metrics.jsonl", "status.json")}
+    refused = cli(*options, "--train.epochs", 5, "--out", run)
+    assert refused.returncode == 2, refused.stdout
+    assert refused.stderr.startswith(f"error: {home}: ")
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_a_run_that_failed_before_it_was_saved_begins_anew(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "failed", "step": 2, "saved": 0}))
+    assert cli(*options, "--out", run).returncode == 0
+    assert losses(run) == losses(finished)
+
+
 def test_the_share_of_locked_steps_is_one_after_the_interval_of_the_log_has_changed(
     tmp_path: Path, cli: Run, options: tuple[Any, ...]
 ) -> None:

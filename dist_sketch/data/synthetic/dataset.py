@@ -17,8 +17,9 @@ from scipy.ndimage import gaussian_filter
 
 from dist_sketch.core import cpus
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import write_atomic
-from dist_sketch.core.folders import refuse_file_name
+from dist_sketch.core.fileio import read_regular, write_atomic
+from dist_sketch.core.folders import refuse_file_name, tidy
+from dist_sketch.core.workers import check_count
 from dist_sketch.core.workers import workers as processes
 from dist_sketch.data.synthetic.person import Array, Layer, N, S, person
 from dist_sketch.data.synthetic.portrait import portrait
@@ -162,9 +163,10 @@ def write(
         UserError: a value is out of range; ROOT is a file, cannot be written, or holds anything that this call would
             not write.
     """
-    for name, value, low in (("count", count, 1), ("val", val, 0), ("seed", seed, 0), ("workers", workers, 1)):
-        if value is not None and value < low:
+    for name, value, low in (("count", count, 1), ("val", val, 0), ("seed", seed, 0)):
+        if value < low:
             raise UserError(f"synth --{name} {value}: must be at least {low}")
+    check_count(workers, 1)
     if not 64 <= size <= 2048:
         raise UserError(f"synth --size {size}: must be 64 to 2048 pixels")
     if root.exists() and not root.is_dir():
@@ -182,7 +184,9 @@ def write(
     missing = [job for job in jobs if job not in there]
     # Only the names are known of what is there. It comes first, so that nothing is written beside somebody's pictures.
     draw_pair = partial(_write_pair, seed=seed, size=size)
-    with processes(workers or len(cpus.usable()), "spawn") as pool:
+    for folder in {folder for _, pair in jobs for folder in pair}:
+        tidy(folder)
+    with processes(min(workers or len(cpus.usable()), len(jobs)), "spawn", "fewer --workers") as pool:
         done = (one for part in (there, missing) for one in pool.map(draw_pair, part))
         for _ in track(done, f"drawing {len(jobs)} pairs", total=len(jobs)):
             pass
@@ -198,10 +202,17 @@ def _write_pair(job: tuple[int, list[Path]], *, seed: int, size: int) -> None:
         pictures[folder / f"{number}.jpg"] = buffer.getvalue()
     there = [path for path in pictures if os.path.lexists(path)]
     for path in there:
-        if path.is_symlink() or not path.is_file() or path.read_bytes() != pictures[path]:
+        if path.is_symlink() or not _holds(path, pictures[path]):
             raise UserError(
                 f"{path}: is another picture than this call would write (of another seed or size, or not of synth); "
                 "name another folder, or remove it first"
             )
     for path in pictures.keys() - there:
         write_atomic(path, pictures[path])
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return read_regular(path, len(data)) == data
+    except OSError:  # a larger file, or none that can be read
+        return False

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import write_atomic
+from dist_sketch.core.fileio import step_in, write_atomic
 from dist_sketch.core.words import plain
 from dist_sketch.reports.compare import plot, tables
 from dist_sketch.reports.compare.results import Result, read_all
 from dist_sketch.reports.compare.scores import RULE, Group, comparable, differences, groups
 from dist_sketch.reports.compare.tables import Cell
+from dist_sketch.reports.ours import refuse_others
 from dist_sketch.reports.page import OPTIMISTIC, VARIANT_FOLDERS, conjoin, embed, find_picture, render
 
 MAX_ROWS = 200  # of a table on the page
@@ -45,18 +46,21 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
         The verdicts: each group of seeds against the first, then remarks about single results.
 
     Raises:
-        UserError: a folder cannot be read, or the page cannot be written.
+        UserError: a folder cannot be read, the page cannot be written, or would replace a file of somebody else.
     """
     if not paths:
         raise UserError("there is nothing to compare: name run folders or output folders of `dist-sketch infer`")
     if page.suffix.lower() not in (".html", ".htm") or page.is_dir():
         raise UserError(f"--out {page}: must be the name of an HTML file, as compare.html")
+    refuse_others(page, page.with_suffix(".md"))  # before minutes of work
     results = read_all(paths)
     seed_groups = groups(results)
     runs = _runs(results, seed_groups)
     summaries = [tables.summarize(run.name, run.result) for run in runs]
     drawn = runs[:MAX_CURVES]
-    files = tables.csv_files(results, seed_groups, summaries)
+    texts = tables.csv_files(results, seed_groups, summaries)
+    files = {page.with_name(f"{page.stem}-{name}.csv"): text for name, text in texts.items()}
+    markdown = page.with_suffix(".md")
     others = [f"{len(seed_groups) - 4} more"] * (len(seed_groups) > 4)
     said = verdicts(results, seed_groups)
     config = tables.settings_table(seed_groups)
@@ -84,13 +88,14 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
         "samples": samples(seed_groups),
         "rule": RULE,
         "losses_differ": any(str(row[0]).startswith("loss.") for row in config.rows),
-        "files": [page.with_suffix(".md").name, *(f"{page.stem}-{name}.csv" for name in files)],
+        "files": [file.name for file in (markdown, *files)],
     }
+    files[markdown] = render("compare.md.j2", **content)
     html = render("compare.html.j2", **content)
-    for name, text in files.items():
-        write_atomic(page.with_name(f"{page.stem}-{name}.csv"), text)
-    write_atomic(page.with_suffix(".md"), render("compare.md.j2", **content))
-    write_atomic(page, html)
+    refuse_others(page, *files)
+    write_atomic(page, html)  # first, because its mark is also that of the others
+    for file, text in files.items():
+        write_atomic(file, text)
     return [plain(sentence) for _, sentence in said]
 
 
@@ -156,7 +161,8 @@ def samples(seed_groups: list[Group]) -> list[tuple[str, str]]:
         if len(shown) == MAX_SAMPLES:
             break
         first = group.results[0]
-        pictures = sorted(first.run.glob("samples/step-*.png")) if first.kind == "run" else []
-        if pictures:
-            shown.append((f"{group.label}, step {int(pictures[-1].stem[5:]):,}", embed(pictures[-1], 1024)))
+        found = first.run.glob("samples/*.png") if first.kind == "run" else []
+        pictures = sorted((step, p) for p in found if (step := step_in(p.stem)) is not None)
+        for step, newest in pictures[-1:]:
+            shown.append((f"{group.label}, step {step:,}", embed(newest, 1024)))
     return shown

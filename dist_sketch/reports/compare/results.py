@@ -58,7 +58,9 @@ class Result:
             return f"was drawn at step {self.step:,} of {self.steps:,}" if early else ""
         state = self.status.get("state") or "without a status"
         planned = f" of {self.steps:,}" if self.steps else ""
-        return "" if state == "finished" else f"is unfinished ({state}, step {self.step:,}{planned})"
+        if state == "finished" and self.steps_done >= (self.steps or 0):  # a run that grows has more steps to do
+            return ""
+        return f"is unfinished ({state}, step {self.step:,}{planned})"
 
     @property
     def unvalidated(self) -> str:
