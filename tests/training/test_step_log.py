@@ -64,9 +64,10 @@ def test_means_are_of_finite_values_and_say_of_how_many() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "epochs", "done"),
-    [("finished", 50, False), ("finished", 8, True), ("stopped", 50, False), ("", 8, False)],
+    ("state", "trained", "epochs", "done"),
+    [("finished", 8, 50, False), ("finished", 8, 8, True), ("finished", 2, 8, False), ("stopped", 8, 8, False)],
 )
-def test_a_run_is_finished_when_it_has_as_many_epochs(state: str, epochs: int, done: bool) -> None:
-    previous = {"status": {"state": state}, "epochs": 8}
+def test_a_run_is_finished_when_it_has_as_many_epochs(state: str, trained: int, epochs: int, done: bool) -> None:
+    previous = {"status": {"state": state, "epochs": trained}, "epochs": 8}
     assert setup.finished(previous, Config(train=TrainConfig(epochs=epochs))) == done
+    assert not setup.finished(previous | {"status": {}}, Config(train=TrainConfig(epochs=epochs)))
