@@ -1,6 +1,7 @@
 """What most test files share: small data sets, and the command line as a user calls it."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ import torch
 from support import forks
 
 torch.set_num_threads(1)
+# A shell that starts the suite in the background lets it ignore Ctrl-C, and all processes would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The files that take longest begin first; otherwise one of them would still run when all others are done.
 LONGEST = ("cluster", "bench", "experiment", "faults_ranks", "every_sample_once", "faults", "infer", "loop", "wheel")
