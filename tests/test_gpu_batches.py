@@ -18,7 +18,7 @@ from dist_sketch.data.shards import Shards
 def test_batches_are_the_loader_s(shards: Path, device: str, device_memory_mb: float) -> None:
     """The GPU is kept busy: a batch's memory must not be used again before the work on it is done."""
     on, opened = ranks(device), Shards(shards, "train")
-    data = DataConfig(batch_size=4, workers=2, flip=True, shift=True, device_memory_mb=device_memory_mb)
+    data = DataConfig(batch_size=4, workers=2, flip=True, shift=True, freehand=2, device_memory_mb=device_memory_mb)
     got = []
     batches = training_batches(opened, data, on, seed=3)
     for epoch in range(4):

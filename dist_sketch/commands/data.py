@@ -1,7 +1,7 @@
 """`dist-sketch synth`, `pack` and `verify`."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import tyro
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.words import tell
+from dist_sketch.data.manifest import Fit
 from dist_sketch.tracking.wandb_run import is_off
 
 MOST = {"shard_mb": 10**6, "shard_count": 10**12, "skip_bad": 10**12}  # no more can be read again, nor is of use
@@ -51,10 +52,21 @@ class PackCommand:
     root: Path | None = None
     """Folder that a recipe's paths are relative to."""
     size: int = 256
-    """Width and height to which all images are resized, px; a multiple of 64. The aspect ratio is not kept, as in the
-    paper."""
+    """Width and height to which all images are resized, px; a multiple of 64."""
+    fit: Fit = "squash"
+    """How pages that are not square become squares. squash: the aspect ratio is not kept, as in the paper; pad: with
+    margins in the tone of the page's border; crop: the largest square in the middle. A sketch is laid out as its line
+    is."""
+    invert: bool = False
+    """The lines are light on dark: pack them dark on light. Sketches stay as they are."""
+    freehand: int | None = None
+    """Pack each line as an unsteady hand might have drawn it; the number is a seed. For validation pairs that show how
+    a generator copes with anyone's lines; `train --data.freehand` makes such lines by itself."""
     val_fraction: float | None = None
     """Share of the pairs that becomes the validation split if the folders have none (by a stable hash of the name)."""
+    labels: Path | None = None
+    """JSON file with labels of the pairs, {split: {name: {label: value}}}, which the shards keep, for `report --by`;
+    default: SOURCE/annotations.json, if it is there."""
     shard_mb: float = 64
     """Largest size of a shard, MB."""
     shard_count: int = 0
@@ -77,7 +89,10 @@ class PackCommand:
                 raise UserError(f"{name} = {value}: must be at most {most:,}")
         began = time.monotonic()
         source = recipe.load(self.source, self.root, self.val_fraction)
-        if self.keep and not self.force and pack.holds(self.out, source, self.size):
+        if self.labels is not None:
+            source = replace(source, labels=self.labels)
+        pictures = self.size, self.fit, self.invert, self.freehand
+        if self.keep and not self.force and pack.holds(self.out, source, *pictures):
             print(f"{self.out}: packed already")
             return 0
         manifest = pack.pack(
@@ -87,6 +102,9 @@ class PackCommand:
             shard_mb=self.shard_mb,
             shard_count=self.shard_count,
             skip_bad=self.skip_bad,
+            fit=self.fit,
+            invert=self.invert,
+            freehand=self.freehand,
             force=self.force,
             workers=self.workers,
         )

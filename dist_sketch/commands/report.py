@@ -16,6 +16,8 @@ class ReportCommand:
 
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """Output folder of `dist-sketch infer`."""
+    by: str | None = None
+    """A label of the pairs, as style (see `pack --labels`): the page shows the mean scores for each of its values."""
     sheet: Path | None = None
     """Also write a picture of a few faces (line, drawn, real) to this .png or .jpg file."""
     faces: tuple[str, ...] = ()
@@ -24,7 +26,7 @@ class ReportCommand:
     def run(self) -> int:
         from dist_sketch.reports import report
 
-        page = report.build(self.out)
+        page = report.build(self.out, self.by)
         scores = read_scores(self.out)
         if scores is not None:
             finish(self.out, scores)
@@ -49,13 +51,16 @@ class CompareCommand:
     """Run folders of `train` and output folders of `infer`, also mixed."""
     out: Path = Path("compare.html")
     """The HTML file to write."""
+    by: str | None = None
+    """A label of the pairs, as style (see `pack --labels`): the page also shows the mean scores for each of its
+    values."""
     title: str = ""
     """Title of the page; default: the names of what is compared."""
 
     def run(self) -> int:
         from dist_sketch.reports.compare import comparison
 
-        for sentence in comparison.write(list(self.paths), self.out, title=self.title):
+        for sentence in comparison.write(list(self.paths), self.out, title=self.title, by=self.by):
             print(sentence)
         print(self.out)
         return 0

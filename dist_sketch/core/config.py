@@ -33,6 +33,9 @@ class DataConfig:
     """Augmentation: mirror half of the pairs."""
     shift: bool = False
     """Augmentation: move both images of a pair by up to 1/16 of the side; mirroring fills the gap at the edge."""
+    freehand: int = 0
+    """Augmentation: number of freehand versions of each line (wobbling, broken, thick or pale strokes, gray paper);
+    half of the time a pair shows one of them, else the clean line; 0: none."""
     workers: int = 1
     """Loader processes per rank; 0: load in the training process."""
     memory_mb: float = 2000.0
@@ -160,6 +163,9 @@ class GeneratorConfig:
     """Channels of an extra last block at full size that also gets the line image (Ronneberger et al. 2015); 0: none."""
     noise: int = 0
     """Noise channels that this block also gets, so that it can draw the grain of paper (Karras et al. 2019)."""
+    enhance: int = 0
+    """Channels of an enhancer: the U-Net then draws at half the size, and the enhancer adds what full size shows (Wang
+    et al. 2018, pix2pixHD). It needs detail, and sizes that are multiples of 128 px. 0: none."""
     ema: float = 0.0
     """Decay of the moving average of the generator's weights; the averaged generator then draws. 0: none."""
 
@@ -171,6 +177,10 @@ class DiscriminatorConfig:
     fine: float = 0.0
     """Gain of an extra input plane that shows the sketch's finest detail, such as paper grain (Denton et al. 2015); 0:
     none."""
+    scales: int = 1
+    """Judges, each of which sees the pair at half the size of the one before (Wang et al. 2018)."""
+    width: int = 64
+    """Channels of the first judge's first block; each coarser judge has twice as many, for the same work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +191,9 @@ class CheckpointConfig:
     """Steps between two checkpoints; 0: one at the end of each epoch."""
     keep: int = 3
     """Newest checkpoints that are kept."""
-    choose: Literal["last", "kid"] = "last"
-    """Which weights draw. last: the newest; kid: those with the lowest KID on the validation pairs so far (KID is then
-    scored at each validation, and these weights are kept in addition)."""
+    choose: Literal["last", "kid", "scoot"] = "last"
+    """Which weights draw. last: the newest; kid, scoot: those with the lowest KID, or the highest SCOOT, on the
+    validation pairs so far, which are kept in addition. KID needs the weights of FID's network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,13 +229,17 @@ class Config:
     track: TrackConfig = field(default_factory=TrackConfig)
     norm: Literal["batch", "instance", "group", "none"] = "batch"
     """Normalisation in both networks."""
+    init_from: Path | None = None
+    """A new run begins with the generator that draws in this run or export (or one that comes with dist_sketch:
+    portrait-128), and with a run's discriminator. The networks' settings must be the same, but an enhancer may be new;
+    the size need not."""
 
 
 # Removed settings with their old defaults, so that old runs still load.
 REMOVED = {"optim.decay_start_step": 0, "optim.decay_steps": 0, "data.jitter": False}
 
 # Settings that may change when a run is continued: paths, length, tolerances, logging, and how the same values are
-# computed. `difference` has two exceptions.
+# computed. `difference` has three exceptions.
 FREE = (
     *("data.shards", "data.workers", "data.memory_mb", "data.device_memory_mb"),
     *("data.stall_timeout_s", "data.skip_bad"),
@@ -247,8 +261,9 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (
         "data.workers data.memory_mb data.device_memory_mb data.skip_bad data.stall_timeout_s "
         "train.sync_interval_steps train.validate_interval_epochs train.validate_limit train.sample_interval_epochs "
-        "optim.clip_norm loss.lambda_l1 loss.lambda_ssim generator.detail generator.noise discriminator.fine "
-        "conditional.loss_threshold conditional.growth conditional.longest_lock_steps checkpoint.interval_steps",
+        "optim.clip_norm loss.lambda_l1 loss.lambda_ssim generator.detail generator.noise generator.enhance "
+        "discriminator.fine conditional.loss_threshold conditional.growth conditional.longest_lock_steps "
+        "checkpoint.interval_steps",
         "0 or more",
         lambda v: v >= 0,
     ),
@@ -258,13 +273,15 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         lambda v: v > 0,
     ),
     ("optim.beta1 optim.beta2 generator.dropout generator.ema", "in [0, 1)", lambda v: 0 <= v < 1),
-    ("generator.width", "a multiple of 8 from 8 to 1024", lambda v: 8 <= v <= 1024 and v % 8 == 0),
-    ("generator.detail generator.noise data.workers", "at most 1024", lambda v: v <= 1024),
+    ("generator.width discriminator.width", "a multiple of 8 from 8 to 1024", lambda v: 8 <= v <= 1024 and v % 8 == 0),
+    ("discriminator.scales", "from 1 to 4", lambda v: 1 <= v <= 4),
+    ("generator.detail generator.noise generator.enhance data.workers", "at most 1024", lambda v: v <= 1024),
     ("data.batch_size train.epochs train.accumulate", "at most 1,000,000", lambda v: v <= 10**6),
     ("data.stall_timeout_s train.rank_timeout_s track.timeout_s", f"at most {LONGEST_S:,}", lambda v: v <= LONGEST_S),
     ("optim.decay", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
     ("train.sample_count", "from 1 to 64", lambda v: 1 <= v <= 64),
+    ("data.freehand", "from 0 to 64", lambda v: 0 <= v <= 64),
 )
 
 
@@ -280,8 +297,11 @@ def validate(config: Config) -> Config:
             if not holds(values[key]) or not toml_dataclass.fits(values[key]):
                 most = "2^63" if isinstance(values[key], int) else "10^38"
                 raise SharedError(f"{key} = {values[key]!r}: must be {allowed}, and below {most}")
-    if config.checkpoint.choose == "kid" and not (config.train.validate_interval_epochs and config.train.validate_fid):
-        raise SharedError("checkpoint.choose = 'kid': needs train.validate_interval_epochs above 0 and validate_fid")
+    choose = config.checkpoint.choose
+    if choose != "last" and not config.train.validate_interval_epochs:
+        raise SharedError(f"checkpoint.choose = {choose!r}: needs train.validate_interval_epochs above 0")
+    if choose == "kid" and not config.train.validate_fid:
+        raise SharedError("checkpoint.choose = 'kid': needs train.validate_fid")
     c = config.conditional
     if c.mode == "on" and c.g_threshold <= c.loss_threshold * c.hysteresis:
         raise SharedError(
@@ -289,11 +309,13 @@ def validate(config: Config) -> Config:
             f"{c.loss_threshold * c.hysteresis:g}, or both networks would be locked at once"
         )
     g, plain = config.generator, GeneratorConfig()
-    own = [n for n in ("width", "upsample", "detail", "noise") if getattr(g, n) != getattr(plain, n)]
+    own = [n for n in ("width", "upsample", "detail", "noise", "enhance") if getattr(g, n) != getattr(plain, n)]
     if g.network == "baseline" and own:
         raise SharedError(f"generator.network = 'baseline': has no {' and no '.join(own)}; remove that setting")
     if g.noise and not g.detail:
         raise SharedError(f"generator.noise = {g.noise}: is an input of the detail block; also set generator.detail")
+    if g.enhance and not g.detail:
+        raise SharedError(f"generator.enhance = {g.enhance}: goes on from the detail block; also set generator.detail")
     if config.train.sync_batchnorm and config.norm != "batch":
         raise SharedError(f"train.sync_batchnorm = true: norm = {config.norm!r} has no batch statistics")
     if c.mode == "paper" and (c.timer_net, c.timer_unit) != ("d", "epochs"):
@@ -316,8 +338,11 @@ def difference(old: Config, new: Config) -> list[str]:
     """A line `key: old -> new` for each changed setting with which the run `old` cannot be continued.
 
     A micro-batch is a way to compute the same gradients, except with BatchNorm, whose statistics are then others.
+    `init_from` may be written in another way, and need not exist any more.
     """
     was, now = dict(items(old)), dict(items(new))
+    if old.init_from and new.init_from and old.init_from.resolve() == new.init_from.resolve():
+        now["init_from"] = was["init_from"]
     lines = [f"{k}: {was[k]} -> {now[k]}" for k in now if was[k] != now[k] and not k.startswith(FREE)]
     if new.train.epochs < old.train.epochs:
         lines.append(f"train.epochs: {old.train.epochs} -> {new.train.epochs} (may only grow)")

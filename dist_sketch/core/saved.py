@@ -12,10 +12,12 @@ from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DenoiseConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import LARGE, SMALL, parse_json, read_json
+from dist_sketch.core.labels import Labels
 from dist_sketch.core.not_drawn import not_drawn
 from dist_sketch.core.toml_dataclass import Rule, checked
 
 MOST_PX = 8192
+IMAGE_SCORES = ("ssim", "scoot", "psnr", "l1", "specks")  # of each picture; older files have no scoot and no specks
 MOST_PARTS = 10**6  # of an inference
 DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -58,6 +60,7 @@ class Facts(TypedDict):
     versions: NotRequired[dict[str, Any]]
     run_id: NotRequired[str]
     chosen: NotRequired[bool]
+    began_with: NotRequired[list[dict[str, str]]]  # whose networks: the newest first, then those that it began with
 
 
 class Settings(TypedDict):
@@ -123,6 +126,7 @@ class NotDrawn(TypedDict, total=False):
 
     left_out: list[str]
     passed_over: dict[str, dict[str, Count]]
+    looks: dict[str, list[str]]  # what seems to be wrong with lines that are drawn: kind -> names
 
 
 class Infer(NotDrawn, total=False):
@@ -132,6 +136,7 @@ class Infer(NotDrawn, total=False):
     input: PathText
     reference: PathText | None
     names: list[Name]
+    labels: Labels  # of the pictures, in the order of `names`
     split: Name
     step: Count
     size: Pixels
@@ -141,6 +146,9 @@ class Infer(NotDrawn, total=False):
     config: dict[str, Any]
     denoise: Denoise
     mode: Mode
+    fit: Literal["squash", "pad", "crop"]
+    invert: bool
+    packed_px: Pixels | None
     chosen: bool
     chosen_on_these: bool
     state: str
@@ -170,6 +178,7 @@ class ScoreSettings(TypedDict, total=False):
     kid: dict[str, Any] | None
     ssim: dict[str, Any] | None
     source: str | None
+    input: dict[str, Any] | None
     reference_n: Count
     reference_left_out: list[str]
 
@@ -329,7 +338,7 @@ def read_scores(out: Path) -> dict[str, Any] | None:
     """metrics.json of an output folder; None if it has none. A score that a picture lacks is None."""
     found: dict[str, Any] | None = _read(Metrics, out / "metrics.json", None, LARGE)
     for image in found["images"] if found else ():
-        image |= {kind: dict.fromkeys(("ssim", "psnr", "l1")) | image[kind] for kind in ("raw", "denoised")}
+        image |= {kind: dict.fromkeys(IMAGE_SCORES) | image[kind] for kind in ("raw", "denoised")}
     return found
 
 

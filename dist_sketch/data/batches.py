@@ -45,8 +45,8 @@ def training_batches(
     """
     shape, rank, world_size = split_shape(shards, data), ranks.rank, ranks.world_size
     gpu = ranks.device.type == "cuda"
-    if gpu and math.prod(shape) <= data.device_memory_mb * 1e6:
-        split = resident.load(shards, data, ranks)
+    if gpu and math.prod(shape) // 2 * (2 + data.freehand) <= data.device_memory_mb * 1e6:
+        split = resident.load(shards, data, ranks, seed)
         return resident.Resident(shards, data, split, seed=seed, rank=rank, world_size=world_size)
     fits = math.prod(shape) <= data.memory_mb * 1e6
     memory = node_memory.shared_by_node(ranks, size_of(shape)) if fits else None

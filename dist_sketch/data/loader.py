@@ -129,7 +129,7 @@ class _Pairs:
 
     def __init__(self, shards: Shards, data: DataConfig, seed: int, memory: mmap.mmap | None):
         self.shards, self.data, self.seed = shards, data, seed
-        self.augments = data.flip or data.shift
+        self.augments = bool(data.flip or data.shift or data.freehand)
         shape = split_shape(shards, data)
         self._decoded = DecodedPairs(shape, memory) if math.prod(shape) <= data.memory_mb * 1e6 else None
 
@@ -154,7 +154,11 @@ class _Pairs:
         key = str(self.shards.keys[i])
         if self.augments:
             generator = pixels.pair_generator(self.seed, epoch, key)
-            line, sketch = pixels.augment(line, sketch, generator, flip=self.data.flip, shift=self.data.shift)
+            move = pixels.draw_move(generator, *line.shape[-2:], flip=self.data.flip, shift=self.data.shift)
+            number = pixels.draw_version(generator, self.data.freehand)
+            if number is not None:
+                line = pixels.freehand_version(line, self.seed, number, key)
+            line, sketch = pixels.moved(line, move), pixels.moved(sketch, move)
         return _Slot(key, line, sketch, bad)
 
     def at_hand(self) -> bool:

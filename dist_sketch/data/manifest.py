@@ -5,12 +5,14 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import read_json, sha256
+from dist_sketch.core.labels import Labels
 from dist_sketch.core.saved import Count, Digest, Name, Side
 from dist_sketch.core.toml_dataclass import Rule, checked
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MOST_KEY = 1000
+Fit = Literal["squash", "pad", "crop"]  # how a page that is not square becomes one; see `data.fit`
 
 
 def _is_key(text: str) -> bool:
@@ -50,6 +52,14 @@ class Split(TypedDict):
     has_sketch: bool
     shards: list[Shard]
     index: Index
+    labels: NotRequired[Labels]  # label -> a value for each sample, in the index's order
+
+
+class PackSettings(TypedDict, total=False):
+    """How `pack` made the pictures: of its settings, what readers need; `fit` and `invert` are left out at defaults."""
+
+    fit: Fit
+    invert: bool
 
 
 class Manifest(TypedDict):
@@ -59,7 +69,7 @@ class Manifest(TypedDict):
     size: Side
     recipe: str
     license: str
-    settings: dict[str, Any]
+    settings: PackSettings
     skipped: list[dict[str, Any]]
     looks: NotRequired[dict[str, list[str]]]
     splits: dict[Name, Split]
@@ -97,6 +107,9 @@ def _check_split(split: dict[str, Any], where: str) -> None:
     index, shards, count = split["index"], split["shards"], split["count"]
     if any(len(index[name]) != count for name in COLUMNS) or len(set(index["key"])) != count or not count:
         raise UserError(f"{where}: has not {count} different samples in all columns of its index")
+    for label, values in split.get("labels", {}).items():
+        if len(values) != count:
+            raise UserError(f"{where}: labels.{label}: has {len(values)} values for {count} samples")
     ends, counts = [0] * len(shards), [0] * len(shards)
     for shard, offset, length in zip(index["shard"], index["offset"], index["length"], strict=True):
         if shard >= len(shards) or offset != ends[shard] or not length:

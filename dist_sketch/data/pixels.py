@@ -11,6 +11,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from dist_sketch.data import freehand
+
 SHIFT = 1 / 16  # largest shift, as a share of the side; pix2pix resizes to 286 px and crops 256
 
 
@@ -93,15 +95,20 @@ def shifted(length: int, shift: int) -> Tensor:
     return length - 1 - (length - 1 - indices.abs()).abs()
 
 
-def augment(
-    line: Tensor, sketch: Tensor, generator: torch.Generator, *, flip: bool, shift: bool
-) -> tuple[Tensor, Tensor]:
-    """Shifts and mirrors both images of a pair, uint8 (C, H, W), in the same random way."""
-    height, width = line.shape[-2:]
-    move = draw_move(generator, height, width, flip=flip, shift=shift)
-    if shift:
-        rows, columns = shifted(height, move.rows), shifted(width, move.columns)
-        line, sketch = (image[:, rows][:, :, columns] for image in (line, sketch))
-    if move.mirror:
-        line, sketch = line.flip(-1), sketch.flip(-1)
-    return line, sketch
+def moved(image: Tensor, move: Move) -> Tensor:
+    """The image, uint8 (C, H, W), shifted and mirrored."""
+    height, width = image.shape[-2:]
+    if move.rows or move.columns:
+        image = image[:, shifted(height, move.rows)][:, :, shifted(width, move.columns)]
+    return image.flip(-1) if move.mirror else image
+
+
+def draw_version(generator: torch.Generator, count: int) -> int | None:
+    """Draws which of `count` freehand versions of its line a pair shows; None: the clean one, half of the time."""
+    draw = 2 * torch.rand(1, generator=generator, dtype=torch.float64).item()
+    return int(draw * count) if count and draw < 1 else None
+
+
+def freehand_version(line: Tensor, seed: int, number: int, key: str) -> Tensor:
+    """A freehand version of a line picture, uint8 (C, H, W); see `freehand.version`."""
+    return torch.from_numpy(freehand.version(line.numpy(), seed, number, key))

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import find_file, read_toml
@@ -19,6 +20,7 @@ EXTENSIONS = (
     *(".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
     *(".pbm", ".pgm", ".pnm", ".ppm"),
 )
+LABELS = "annotations.json"  # in a folder of pairs
 LISTED = 10  # problems that one error message names
 
 
@@ -44,6 +46,8 @@ class Recipe:
     inside: str | None = None
     """Sub-folder of the root that holds the data, if it exists."""
     splits: dict[str, Folders] = field(default_factory=dict)
+    labels: Path | None = None
+    """JSON file of the pairs' labels, relative to the root, as `data.labels` reads it."""
     val_fraction: float = 0.0
     """Share of the pairs that goes to `val`, by a stable hash of the name; only if `train` is the only split."""
     extensions: list[str] = field(default_factory=lambda: list(EXTENSIONS))
@@ -59,6 +63,7 @@ class FilePair:
     split: str
     line: Path
     sketch: Path | None
+    labels: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ def _folder_recipe(root: Path, need_train_sketches: bool = True) -> Recipe:
         splits[split] = Folders(line=line.name, sketch=sketch.name if sketch.is_dir() else None)
     if not splits:
         raise UserError(f"{root}: has no folders train_line and train_sketch; for other names give a recipe and --root")
-    return Recipe(name="folder", root=root, splits=splits)
+    labels = root / LABELS if (root / LABELS).is_file() else None
+    return Recipe(name="folder", root=root, splits=splits, labels=labels)
 
 
 def _toml_recipe(path: Path, root: Path) -> Recipe:
@@ -137,7 +143,9 @@ def _toml_recipe(path: Path, root: Path) -> Recipe:
         raise UserError(f"{path}: val_fraction = {recipe.val_fraction:g}: is allowed only with [splits.train] alone")
     if not all(re.fullmatch(r"\.[^.A-Z]+", extension) for extension in recipe.extensions):
         raise UserError(f"{path}: extensions = {recipe.extensions}: must be lower-case endings such as '.jpg'")
-    return replace(recipe, root=root, splits={name: recipe.splits[name] for name in SPLITS if name in recipe.splits})
+    labels = None if recipe.labels is None else _within(root, str(recipe.labels), str(path))
+    splits = {name: recipe.splits[name] for name in SPLITS if name in recipe.splits}
+    return replace(recipe, root=root, splits=splits, labels=labels)
 
 
 def pairs(recipe: Recipe) -> tuple[list[FilePair], list[Problem]]:
@@ -243,11 +251,11 @@ def _climbs(name: str) -> bool:
 
 
 def _within(root: Path, folder: str, where: str) -> Path:
-    """A recipe's folder below the root. A link there is the user's own and is followed, wherever it leads."""
+    """A recipe's folder or file below the root. A link there is the user's own and is followed, wherever it leads."""
     if "\0" in folder:
-        raise UserError(f"{where}: the folder {folder!r} has a character that no name can have")
+        raise UserError(f"{where}: the path {folder!r} has a character that no name can have")
     if os.path.isabs(folder) or os.path.normpath(folder).split(os.sep)[0] == os.pardir:
-        raise UserError(f"{where}: the folder {folder} leaves the root {root}: link it there, or name another root")
+        raise UserError(f"{where}: the path {folder} leaves the root {root}: link it there, or name another root")
     return root / folder
 
 

@@ -16,7 +16,7 @@ from dist_sketch.core.fileio import open_regular
 from dist_sketch.core.toml_dataclass import SHOWN
 from dist_sketch.data import local_copy, pixels
 from dist_sketch.data.image_files import MAX_PIXELS, read_packed
-from dist_sketch.data.manifest import read_manifest
+from dist_sketch.data.manifest import Fit, read_manifest
 from dist_sketch.data.recipe import encode_key
 
 MOST_BYTES = 2**26  # of a sample; two PNGs of noise at 2048 px, the largest size, have 25 MB
@@ -52,6 +52,7 @@ class Shards:
         part = manifest["splits"][split]
         self.folder, self.split = local_copy.nearest(folder), split
         self.size: int = manifest["size"]
+        self.fit: Fit = manifest["settings"].get("fit", "squash")
         self.paired: dict[str, bool] = {name: p["has_sketch"] for name, p in manifest["splits"].items()}
         self.has_sketch = self.paired[split]
         self.files = [s["file"] for s in part["shards"]]

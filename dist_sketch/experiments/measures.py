@@ -58,7 +58,7 @@ def variety(drawn: Planes, real: Planes) -> float | None:
     return distance / whole if len(drawn) > 1 and whole > 0 else None
 
 
-def specks(drawn: Planes, real: Planes) -> float:
+def noise_pixels(drawn: Planes, real: Planes) -> float:
     """Isolated pixels that are at least 8 levels darker than their surroundings, per thousand."""
     shares = [float(np.exp(noise_features(p)[1, 2])) - 1e-4 for p in drawn]
     return 1000 * float(np.mean(shares))
@@ -112,7 +112,7 @@ FROM_LOG: dict[str, Callable[[Records], float | None]] = {
 }
 FROM_PICTURES: dict[str, Callable[[Planes, Planes], float | None]] = {
     "sharpness": sharpness,
-    "specks": specks,
+    "noise_pixels": noise_pixels,
     "variety": variety,
     "ink_precision": ink_precision,
     "ink_recall": ink_recall,

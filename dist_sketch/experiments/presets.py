@@ -31,7 +31,7 @@ MEASURES = {m.key: (m.label, m.digits) for m in METRICS} | {  # label, digits th
     "time": ("milliseconds per image", 1),
     "memory": ("peak memory in MB", 0),
     "sharpness": ("sharpness (real sketches: 1)", 2),
-    "specks": ("pixels in specks, ‰", 2),
+    "noise_pixels": ("single dark pixels, ‰", 2),
     "ink_precision": ("share of the drawn ink within 1 px of real ink", 3),
     "ink_recall": ("share of the real ink within 1 px of drawn ink", 3),
     "variety": ("distance between the drawings of two people (real sketches: 1)", 2),

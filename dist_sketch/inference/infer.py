@@ -23,11 +23,12 @@ from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.saved import read_infer, read_not_drawn, read_scores
 from dist_sketch.core.words import tell
 from dist_sketch.core.workers import check_count
-from dist_sketch.data import pixels
-from dist_sketch.data.manifest import MANIFEST, manifest_hash
+from dist_sketch.data import fit, pixels
+from dist_sketch.data.looks import WHY_INPUT, warn
+from dist_sketch.data.manifest import MANIFEST, Fit, manifest_hash
 from dist_sketch.data.recipe import listed, told
 from dist_sketch.data.shards import Sample
-from dist_sketch.data.sources import open_source
+from dist_sketch.data.sources import labels_of, open_source
 from dist_sketch.inference import parts
 from dist_sketch.inference.options import MOST_OUTPUT_PX, MOST_SOURCE_PX, DenoiseOverride, InferOptions
 from dist_sketch.inference.parts import Part
@@ -62,7 +63,8 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
             raise SharedError(f"--seed {options.seed}: must be from 0 to 2^63 - 1")
         if options.mode == "paper":
             networks.check_config(model.config, model.size, batch=1)
-        inputs = open_source(source, options.split, model.size, model.config.data.channels)
+        channels, how = model.config.data.channels, options.fit
+        inputs = open_source(source, options.split, model.size, channels, fit=how, invert=options.invert)
         overrides = {f.name: v for f in fields(DenoiseOverride) if (v := getattr(options.denoise, f.name)) is not None}
         settings = replace(model.denoise, **overrides).check()
         about: dict[str, Any] = {
@@ -77,6 +79,9 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
             "format": options.format,
             "denoise": cfg.to_dict(settings),
             "mode": {"statistics": options.mode, "seed": options.seed, "precision": options.precision},
+            "fit": inputs.fit,
+            "invert": options.invert,
+            "packed_px": inputs.packed_px,
             "reference": ranks.main_decides(lambda: reference_shards(model.config, source)),
             "chosen": model.chosen,
             "chosen_on_these": ranks.main_decides(
@@ -94,7 +99,7 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
         share = ranks.share(len(whole))
         mine = whole[share.start : share.stop]
         batches = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
-        finish = Postprocess(out=out, denoise=settings, format=options.format, output_px=output_px)
+        finish = Postprocess(out=out, denoise=settings, format=options.format, output_px=output_px, fit=inputs.fit)
 
         names: list[str] = []
         left_out: list[str] = []
@@ -114,17 +119,19 @@ def infer(run: Path, source: Path, out: Path, options: InferOptions) -> dict[str
             if scorer is not None and items:
                 sketches = [i.sketch for i in items if i.sketch is not None]
                 images = {"raw": raw, "denoised": clean, "line": [i.line for i in items], "real": sketches}
-                scorer.add(indices, own, {k: torch.stack([pixels.to_rgb(i) for i in v]) for k, v in images.items()})
+                scorer.add(indices, own, {k: _squares(items, v, inputs.fit) for k, v in images.items()})
                 reference.add(scorer, indices)
         names, left_out = (
             [text for found in ranks.gather_to_main(own) or [] for text in found] for own in (names, left_out)
         )
         states = ranks.gather_to_main(scorer.state()) if scorer is not None else None
-        not_drawn = {"left_out": left_out, "passed_over": inputs.passed_over}
+        seen = _joined(ranks.gather_to_main(inputs.looks) or [])
+        not_drawn = {"left_out": left_out, "passed_over": inputs.passed_over, "looks": seen}
 
         def close() -> dict[str, Any] | None:
             for line in told(inputs.passed_over):
                 print(f"passed over: {line}")
+            _tell_looks(seen, inputs.packed_px, model.size)
             if part is None:
                 if not names:  # as when a disk is gone: what was drawn before may stay
                     _tell_left_out(out, left_out, names)
@@ -169,7 +176,8 @@ def _merge(out: Path) -> dict[str, Any] | None:
     total = there["parts"]
     found = [read_not_drawn(_not_drawn_file(out, Part(k + 1, total))) for k in range(total)]
     left_out = [sentence for one in found for sentence in one.get("left_out", [])]
-    not_drawn = {"left_out": left_out, "passed_over": found[0].get("passed_over", {})}
+    seen = _joined([one.get("looks", {}) for one in found])
+    not_drawn = {"left_out": left_out, "passed_over": found[0].get("passed_over", {}), "looks": seen}
     try:
         result = _finish(out, about | {"names": names} | not_drawn, states)
     except ValueError as e:
@@ -264,6 +272,12 @@ def _draw(net: nn.Module, options: InferOptions, precision: str, device: torch.d
         return torch.cat(drawn)
 
 
+def _squares(items: list[Sample], images: list[Tensor], how: Fit) -> Tensor:
+    """Pictures of these inputs as they are scored, uint8 (B, 3, size, size)."""
+    pairs = zip(items, images, strict=True)
+    return torch.stack([pixels.to_rgb(fit.with_plain_margins(image, item.source_size, how)) for item, image in pairs])
+
+
 def _in_8_bits(drawn: Tensor) -> Tensor:
     if not drawn.isfinite().all():
         raise UserError(
@@ -283,12 +297,14 @@ def _finish(out: Path, about: dict[str, Any], states: list[Any] | None) -> dict[
     """Writes the scores and infer.json, and removes pictures of inputs that were there when it was drawn before."""
     if about["left_out"]:
         states = _closed(states or [])
-    result = finish_scores(out, states, "memory") if states else None
+    result = finish_scores(out, states, "memory", about) if states else None
     # Only those that were there before: a file that was added while it drew is not ours.
     there, names = read_infer(out), set(about["names"])
     earlier = {*there.get("before", []), *(name + end for name in there.get("names", []) for end in (".png", ".jpg"))}
     for file in (out / folder / name for folder in FOLDERS for name in earlier if Path(name).stem not in names):
         file.unlink(missing_ok=True)
+    if labels := labels_of(Path(about["input"]), about["split"], about["names"]):
+        about["labels"] = labels
     fileio.write_json(out / "infer.json", about)  # written last: its "names" mark the output as complete
     return result
 
@@ -308,6 +324,21 @@ def _closed(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for state in states
         if numbers
     ]
+
+
+def _joined(found: list[dict[str, list[str]]]) -> dict[str, list[str]]:
+    """What all ranks or parts have seen: kind -> names, in the inputs' order."""
+    return {k: names for k in WHY_INPUT if (names := [name for one in found for name in one.get(k, [])])}
+
+
+def _tell_looks(seen: dict[str, list[str]], packed_px: int | None, size: int) -> None:
+    """Says what the inputs seem to be, if that is not what generators are made for."""
+    warn(seen, WHY_INPUT, "input")
+    if packed_px not in (None, size):
+        tell(
+            f"warning: the shards were packed at {packed_px} px, and the generator draws {size} px: lines and real "
+            f"sketches are resized, so the scores are not those of {size} px (pack --size {size})"
+        )
 
 
 def _not_drawn_file(out: Path, part: Part) -> Path:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from dist_sketch.data.manifest import Fit
+
 MOST_OUTPUT_PX = 8192
 MOST_SOURCE_PX = 65_500  # of a side, if drawings get the size of their lines; a JPEG cannot have more
 
@@ -28,6 +30,12 @@ class InferOptions:
 
     split: str = "val"
     """Split of shards, or of a folder with splits, to draw."""
+    fit: Fit | None = None
+    """How pages that are not square become the network's square. squash: the aspect ratio is not kept, as in the paper;
+    pad: with margins in the tone of the page's border, which are cut off the drawing again; crop: the largest square in
+    the middle. Default: squash; shards: as they were packed. Choose what the generator's shards were packed with."""
+    invert: bool = False
+    """The lines are light on dark: draw from their negatives."""
     step: int | None = None
     """Checkpoint to use; default: the one that the run chose (checkpoint.choose), else the newest."""
     batch_size: int = 8

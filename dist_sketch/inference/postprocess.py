@@ -14,7 +14,8 @@ from torch import Tensor
 from dist_sketch.core import cpus, fileio, launcher
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.workers import workers as processes
-from dist_sketch.data import pixels
+from dist_sketch.data import fit, pixels
+from dist_sketch.data.manifest import Fit
 from dist_sketch.data.shards import Sample
 from dist_sketch.inference.denoise import denoise
 
@@ -30,22 +31,26 @@ class Postprocess:
     out: Path
     denoise: DenoiseConfig
     format: str
-    output_px: int | None  # width and height of raw/ and sketch/; None: those of the source
+    output_px: int | None  # of the long side of raw/ and sketch/; None: the source's width and height
+    fit: Fit = "squash"
 
     def __call__(
         self, name: str, source_size: tuple[int, int], line: Pixels, sketch: Pixels | None, raw: Pixels
     ) -> Pixels:
-        """Writes raw/, sketch/, line/ and real/ of one input; returns the drawing without noise, shaped like `raw`."""
+        """Writes raw/, sketch/, line/ and real/ of one input; returns the drawing without noise, shaped like `raw`.
+
+        The files have the page's shape if it was padded to a square.
+        """
         drawn = torch.from_numpy(raw)
         clean = denoise(drawn, self.denoise)
         gray = self.denoise.gray and self.format == "png"  # of three equal planes one is enough
-        width, height = source_size if self.output_px is None else (self.output_px, self.output_px)
+        width, height = fit.shape(source_size, self.output_px, self.fit)
         for folder, image in (("raw", drawn), ("sketch", clean[:1] if gray else clean)):
-            data = pixels.encode(pixels.resize(image, height, width), self.format)
+            data = pixels.encode(pixels.resize(fit.cut(image, source_size, self.fit), height, width), self.format)
             fileio.write_atomic(self.out / folder / f"{name}.{self.format}", data, durable=False)
         for folder, kept in (("line", line), ("real", sketch)):
             if kept is not None:
-                data = pixels.encode(torch.from_numpy(kept))
+                data = pixels.encode(fit.cut(torch.from_numpy(kept), source_size, self.fit))
                 fileio.write_atomic(self.out / folder / f"{name}.png", data, durable=False)
         return clean.numpy()
 

@@ -16,6 +16,7 @@ from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.core.words import plain
 from dist_sketch.data import loader, pixels
+from dist_sketch.data.fit import fitted
 from dist_sketch.data.image_files import read_image
 from dist_sketch.data.manifest import MANIFEST, read_manifest
 from dist_sketch.data.recipe import listed
@@ -71,9 +72,15 @@ class ReferenceSketches:
         scorer.add_reference(list(good), list(good.values()), left_out)
 
 
-def finish_scores(out: Path, states: list[Any], source: str) -> dict[str, Any]:
-    """Merges the states of all ranks' scorers and writes OUT/metrics.json; returns its contents."""
+def finish_scores(out: Path, states: list[Any], source: str, about: dict[str, Any]) -> dict[str, Any]:
+    """Merges the states of all ranks' scorers and writes OUT/metrics.json; returns its contents.
+
+    Args:
+        about: the contents of infer.json; what was done to the inputs stands beside the scores.
+    """
     result = Scorer.result(states, source)
+    kept = {key: about[key] for key in ("fit", "invert", "packed_px") if about.get(key) is not None}
+    result["settings"]["input"] = {key.replace("_", " "): value for key, value in kept.items()}
     if left_out := result["settings"]["reference_left_out"]:
         unread = f"{len(left_out)}{listed(left_out)}"
         print(plain(f"left out of the other real sketches, because they cannot be read: {unread}"))
@@ -84,7 +91,8 @@ def finish_scores(out: Path, states: list[Any], source: str) -> dict[str, Any]:
 def evaluate(out: Path, fid_weights: Path | None, rank_timeout_s: float) -> dict[str, Any] | None:
     """Scores the files of an output folder again and writes OUT/metrics.json.
 
-    Files of another size are first resized to the network's size, which changes the scores a little.
+    Margins of padded pages are put on again. Files of another size are first resized to the network's size, which
+    changes the scores a little.
 
     Args:
         rank_timeout_s: how long a rank waits for the others.
@@ -104,7 +112,7 @@ def evaluate(out: Path, fid_weights: Path | None, rank_timeout_s: float) -> dict
             scorer.add(indices, chosen, {kind: torch.stack([i[kind] for i in images]) for kind in images[0]})
             reference.add(scorer, indices)
         states = ranks.gather_to_main(scorer.state())
-        return ranks.main_decides(lambda: finish_scores(out, states or [], "files"))
+        return ranks.main_decides(lambda: finish_scores(out, states or [], "files", about))
 
 
 def _take(out: Path, lock: Lock) -> dict[str, Any]:
@@ -121,12 +129,14 @@ def _take(out: Path, lock: Lock) -> dict[str, Any]:
 def read_output(out: Path, about: dict[str, Any], name: str) -> dict[str, Tensor]:
     """The images of one input in an output folder, whose infer.json holds `about`, by the names of `Scorer.add`.
 
-    They are uint8 (3, H, W), resized to the network's size.
+    They are uint8 (3, H, W), brought to the network's size.
     """
     drawn = about["format"]
     suffixes = {"line": ("line", "png"), "raw": ("raw", drawn), "denoised": ("sketch", drawn), "real": ("real", "png")}
     found = {}
     for kind, (folder, suffix) in suffixes.items():
-        image = pixels.from_image(read_image(out / folder / f"{name}.{suffix}"), 3)
-        found[kind] = pixels.resize(image, about["size"], about["size"])
+        file = read_image(out / folder / f"{name}.{suffix}")
+        if about.get("fit") == "pad":
+            file = fitted(file, file.size, about["size"], "pad")
+        found[kind] = pixels.resize(pixels.from_image(file, 3), about["size"], about["size"])
     return found

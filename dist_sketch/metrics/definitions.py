@@ -16,6 +16,7 @@ class Metric(NamedTuple):
     sign: int  # +1: higher is better
     digits: int
     meaning: str
+    has_rivals: bool = True  # a good drawing beats the blank page and the line in it; False where a blank page is best
 
     @property
     def arrow(self) -> str:
@@ -25,8 +26,25 @@ class Metric(NamedTuple):
 
 METRICS = (
     Metric("ssim", "SSIM", 1, 3, "Structural similarity to the real sketch, mean over the images; 1 is identical"),
+    Metric(
+        "scoot",
+        "SCOOT",
+        1,
+        3,
+        "Structure co-occurrence texture: how much tones and strokes are like the real sketch's in each of 16 parts, "
+        "mean over the images; 1 is identical",
+    ),
     Metric("psnr", "PSNR", 1, 2, "Peak signal-to-noise ratio against the real sketch in dB, mean over the images"),
     Metric("l1", "L1", -1, 4, "Mean absolute difference from the real sketch"),
+    Metric(
+        "specks",
+        "Specks",
+        -1,
+        2,
+        "Small black spots on light skin or paper, mean number an image; the aim is what other real sketches have, and "
+        "blank paper has none",
+        has_rivals=False,
+    ),
     Metric("fid_64", "FID-64", -1, 2, "Fréchet distance of 64 Inception features (first max pooling)"),
     Metric("fid_192", "FID-192", -1, 2, "Fréchet distance of 192 Inception features (second max pooling)"),
     Metric("fid_768", "FID-768", -1, 3, "Fréchet distance of 768 Inception features (before the auxiliary head)"),

@@ -1,6 +1,6 @@
-"""Scores drawn sketches against real ones: SSIM, L1, PSNR per image; FID and KID per set; the same for baselines."""
+"""Scores drawn sketches: SSIM, SCOOT, PSNR, L1, specks per image; FID and KID per set; the same for baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +12,17 @@ from torch import Tensor
 from dist_sketch.metrics import inception
 from dist_sketch.metrics.definitions import BASELINES
 from dist_sketch.metrics.fid_kid import Array, frechet, kid
+from dist_sketch.metrics.scoot import SCOOT_SETTINGS, scoot
 from dist_sketch.metrics.similarity import PSNR_CAP, SSIM_SETTINGS, l1, psnr, ssim
+from dist_sketch.metrics.specks import SPECKS_SETTINGS, specks
 
-PAIRED = ("ssim", "l1", "psnr")  # scores of one image
+EACH: dict[str, Callable[[Tensor, Tensor], float]] = {  # scores of one image, drawn and real
+    "ssim": ssim,
+    "scoot": scoot,
+    "psnr": psnr,
+    "l1": l1,
+    "specks": lambda drawn, _: specks(drawn),
+}
 SETS = (*(f"fid_{d}" for d in inception.DIMS), "kid")  # scores of a set
 FID_NEEDS = 2048  # images: with fewer, FID is clearly biased and the covariance of 2048 features is singular
 
@@ -66,8 +74,8 @@ class Scorer:
     def add_reference(self, indices: Sequence[int], images: Sequence[Tensor], left_out: Sequence[str] = ()) -> None:
         """Scores real TRAINING sketches as if they had been drawn for the real images of the same indices.
 
-        This shows what a perfect artist would score: SSIM, L1 and PSNR against the sketch of another person, FID and
-        KID between two samples of real sketches.
+        This shows what a perfect artist would score: SSIM, SCOOT, PSNR and L1 against the sketch of another person, the
+        specks of real sketches, FID and KID between two samples of them.
 
         Args:
             indices: some of this rank's indices, whose images were added before.
@@ -88,7 +96,7 @@ class Scorer:
     def _add_scores(self, kind: str, indices: Sequence[int], drawn: Tensor, real: Tensor) -> None:
         rows = self._rows.setdefault(kind, [])
         for index, a, b in zip(indices, drawn.cpu(), real, strict=True):
-            rows.append((index, {"ssim": ssim(a, b), "l1": l1(a, b), "psnr": psnr(a, b)}))
+            rows.append((index, {name: score(a, b) for name, score in EACH.items()}))
 
     def _add_features(self, kind: str, indices: Sequence[int], images: Tensor) -> None:
         if self._net is None:
@@ -128,7 +136,7 @@ class Scorer:
 
         def scores(kind: str) -> dict[str, float | None]:
             of_kind = rows[kind]
-            means = {k: float(np.mean([row[k] for row in of_kind])) if of_kind else None for k in PAIRED}
+            means = {k: float(np.mean([row[k] for row in of_kind])) if of_kind else None for k in EACH}
             return means | _set_scores(features.get(kind), features.get("real"))
 
         left_out = [sentence for s in states for sentence in s.get("reference_left_out", [])]
@@ -146,6 +154,8 @@ class Scorer:
                 "reference_n": len(rows["reference"]),
                 "reference_left_out": sorted(left_out),
                 "ssim": {**SSIM_SETTINGS, "channels": "mean"},
+                "scoot": SCOOT_SETTINGS,
+                "specks": SPECKS_SETTINGS,
                 "l1": {"scale": "[0, 1]"},
                 "psnr": {"data_range": 255, "cap_db": PSNR_CAP},
                 "fid": {

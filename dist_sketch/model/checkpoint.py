@@ -4,7 +4,7 @@ RUN/checkpoints/step-NNNNNNNN/
     generator.safetensors, discriminator.safetensors[, ema.safetensors]
     state.pt        optimizers, scalers, policy, position in the epoch: plain tensors, numbers and strings
     rng.pt          random state of each rank
-    best.json       the step with the best KID; missing if it is this one, or if `checkpoint.choose` is not kid
+    best.json       the step with the best score; missing if it is this one, or if `checkpoint.choose` is last
     checkpoint.json step, and size and SHA-256 of each file; written last, before the folder gets its name
 """
 

@@ -1,6 +1,6 @@
 """The paper's networks (sections 3.2 and 3.3) and the 5-layer baseline of its Fig. 6.
 
-Both halves of a pair are (B, C, H, W) in [-1, 1]; H and W are multiples of 64.
+Both halves of a pair are (B, C, H, W) in [-1, 1]; H and W are multiples of 64, with an enhancer of 128.
 """
 
 from functools import cache
@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, batch_norm, conv_transpose2d, leaky_relu
+from torch.nn.functional import avg_pool2d, batch_norm, conv_transpose2d, interpolate, leaky_relu
 
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
@@ -136,6 +136,37 @@ class Up(nn.Sequential):
         )
 
 
+class Enhancer(nn.Module):
+    """What a drawing of twice the size has more than the small one enlarged (Wang et al. 2018, pix2pixHD's G2).
+
+    Its last layer begins with zeros, so that a generator that can draw at half the size begins with its own drawing,
+    enlarged. As in a Laplacian pyramid (Denton et al. 2015) only the difference is learnt at full size.
+
+    Args:
+        features: channels of the small drawing's last block.
+    """
+
+    def __init__(self, features: int, width: int, channels: int, noise: int):
+        super().__init__()
+        self.enlarge = Resize(features, width)
+        last = nn.Conv2d(width, channels, 3, padding=1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.layers = nn.Sequential(
+            nn.Conv2d(width + channels + noise, width, 3, padding=1),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.LeakyReLU(SLOPE),
+            last,
+        )
+
+    def forward(self, features: Tensor, line: Tensor) -> Tensor:
+        """(B, features, H/2, W/2) and the line with noise, (B, C + noise, H, W) -> (B, C, H, W)."""
+        x = leaky_relu(self.enlarge(features), SLOPE)
+        answer: Tensor = self.layers(torch.cat((x, _like(line, x)), dim=1))
+        return answer
+
+
 class Generator(nn.Module):
     """U-Net: six halvings, five doublings with skips, a last upsampling convolution and tanh.
 
@@ -153,6 +184,7 @@ class Generator(nn.Module):
         upsample: Upsample = "transposed",
         detail: int = 0,
         noise: int = 0,
+        enhance: int = 0,
     ):
         super().__init__()
         widths = [width * n for n in (1, 2, 4, 8, 8, 8)]
@@ -165,13 +197,25 @@ class Generator(nn.Module):
         if detail:
             widen = nn.Conv2d(detail + channels + noise, detail, 3, padding=1)
             self.detail = nn.Sequential(widen, nn.LeakyReLU(SLOPE), nn.Conv2d(detail, channels, 3, padding=1))
+        self.enhancer = Enhancer(detail, enhance, channels, noise) if enhance else None
         self.noise = noise
 
     def forward(self, line: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]."""
         height, width = line.shape[-2:]
-        if height % 64 or width % 64:
-            raise ValueError(f"the generator takes sizes that are multiples of 64, not {height} x {width}")
+        unit = 64 if self.enhancer is None else 128
+        if height % unit or width % unit:
+            raise ValueError(f"the generator takes sizes that are multiples of {unit}, not {height} x {width}")
+        if self.enhancer is None:
+            x, _ = self._unet(line)
+        else:
+            small, features = self._unet(avg_pool2d(line, 2))
+            beside = torch.cat((line, *self._noise(line)), dim=1)
+            x = _wide(interpolate(small, scale_factor=2, mode="bilinear")) + self.enhancer(features, beside)
+        return torch.tanh(_wide(x))  # bf16 has 26 tones of paper, float32 164
+
+    def _unet(self, line: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> the drawing before tanh, of the same shape, and what its last layer made it of."""
         skips, x = [], line
         for down in self.down:
             x = down(x)
@@ -179,12 +223,13 @@ class Generator(nn.Module):
         skips.pop()
         for up in self.up:
             x = torch.cat((up(x), skips.pop()), dim=1)
+        features = x
         x = self.last(x)
         if self.detail is not None:
-            # In the type and memory format of x: otherwise cat would convert everything.
-            beside = torch.cat((line, *self._noise(line)), dim=1).to(x.dtype, memory_format=_layout(x))
-            x = self.detail(torch.cat((leaky_relu(x, SLOPE), beside), dim=1))
-        return torch.tanh(x if x.dtype == torch.float64 else x.float())  # bf16 has 26 tones of paper, float32 164
+            beside = _like(torch.cat((line, *self._noise(line)), dim=1), x)
+            features = self.detail[:-1](torch.cat((leaky_relu(x, SLOPE), beside), dim=1))
+            x = self.detail[-1](features)
+        return x, features
 
     def _noise(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, noise, H, W) for x (B, C, H, W), or nothing."""
@@ -195,6 +240,15 @@ class Generator(nn.Module):
         return (_fixed_noise((self.noise, *x.shape[-2:]), x.dtype, x.device).expand(len(x), -1, -1, -1),)
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    """`x` in the type and memory format of `other`: otherwise cat would convert everything."""
+    return x.to(other.dtype, memory_format=_layout(other))
+
+
 @cache  # a CUDA graph may use it
 def _fixed_noise(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Noise of `shape`: made on the CPU, so that all devices get the same, and copied to `device` only once."""
@@ -202,7 +256,7 @@ def _fixed_noise(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
 
 
 class Discriminator(nn.Module):
-    """PatchGAN: (line, sketch) -> one logit per patch; 256 px gives 60 x 60 of them.
+    """PatchGAN: (line, sketch) -> logits of patches; 256 px gives 60 x 60 of them.
 
     It returns logits where the paper has a sigmoid: `losses` applies the sigmoid in a numerically safe form.
 
@@ -210,29 +264,58 @@ class Discriminator(nn.Module):
         fine: gain of an extra input plane, tanh(fine * (sketch - its mean over 3 x 3 pixels)); 0: none. The grain of
             paper is about 1 % of the range of tones; without this plane D hardly sees it. It is the finest band of a
             Laplacian pyramid, whose bands Denton et al. (2015) judge separately.
+        scales: number of judges; each sees the pair at half the size of the one before (Wang et al. 2018, pix2pixHD).
+            A patch is 23 pixels wide, so the first alone sees of a large face only strokes.
+        width: channels of the first judge's first block; each next judge has twice as many, for the same work.
     """
 
-    def __init__(self, *, channels: int = 3, dropout: float = 0.5, norm: Norm = "batch", fine: float = 0.0):
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        dropout: float = 0.5,
+        norm: Norm = "batch",
+        fine: float = 0.0,
+        scales: int = 1,
+        width: int = 64,
+    ):
         super().__init__()
         self.fine = fine
-        self.layers = nn.Sequential(
-            Down((3 if fine else 2) * channels, 64, "none"),
-            Down(64, 128, norm),
-            nn.Conv2d(128, 256, 3),
-            nn.LeakyReLU(SLOPE),
-            _norm(norm, 256),
-            nn.Dropout2d(dropout),
-            nn.Conv2d(256, 1, 3),
-        )
+        planes = (3 if fine else 2) * channels
+        self.layers, *coarser = (_judge(planes, width * 2**i, norm, dropout) for i in range(scales))
+        self.coarser = nn.ModuleList(coarser)
 
     def forward(self, *pair: Tensor) -> Tensor:
-        """Line and sketch, (B, C, H, W) each, or the two joined, (B, 2C, H, W) -> logits (B, 1, H/4 - 4, W/4 - 4)."""
+        """Line and sketch, (B, C, H, W) each, or the two joined, (B, 2C, H, W) -> (B, scales, H/4 - 4, W/4 - 4).
+
+        The maps of the coarser judges are enlarged to the first one's size, so that each judge weighs the same.
+        """
         both = torch.cat(pair, dim=1)
-        if self.fine:
-            sketch = both[:, both.shape[1] // 2 :]
-            band = sketch - avg_pool2d(sketch, 3, stride=1, padding=1, count_include_pad=False)
-            both = torch.cat((both, torch.tanh(self.fine * band)), dim=1)
-        return self.layers(both)
+        maps = [self.layers(self._with_fine(both))]
+        for judge in self.coarser:
+            both = avg_pool2d(both, 2)
+            maps.append(interpolate(judge(self._with_fine(both)), size=maps[0].shape[-2:]))
+        return torch.cat(maps, dim=1)
+
+    def _with_fine(self, both: Tensor) -> Tensor:
+        if not self.fine:
+            return both
+        sketch = both[:, both.shape[1] // 2 :]
+        band = sketch - avg_pool2d(sketch, 3, stride=1, padding=1, count_include_pad=False)
+        return torch.cat((both, torch.tanh(self.fine * band)), dim=1)
+
+
+def _judge(planes: int, width: int, norm: Norm, dropout: float) -> nn.Sequential:
+    """(B, planes, H, W) -> one logit for each patch, (B, 1, H/4 - 4, W/4 - 4)."""
+    return nn.Sequential(
+        Down(planes, width, "none"),
+        Down(width, 2 * width, norm),
+        nn.Conv2d(2 * width, 4 * width, 3),
+        nn.LeakyReLU(SLOPE),
+        _norm(norm, 4 * width),
+        nn.Dropout2d(dropout),
+        nn.Conv2d(4 * width, 1, 3),
+    )
 
 
 class Baseline(nn.Sequential):
@@ -256,15 +339,19 @@ def check_config(config: Config, size: int, batch: int) -> None:
     Raises:
         UserError: the bottleneck is 1 x 1 and the norm needs more than one value a channel.
     """
-    if size == 64 and config.generator.network == "unet":
+    enhance = config.generator.enhance
+    if enhance and size % 128:
+        raise UserError(f"generator.enhance = {enhance}: needs a size that is a multiple of 128 px, not {size}")
+    smallest = 128 if enhance else 64
+    if size == smallest and config.generator.network == "unet":
         if config.norm == "instance":
             raise UserError(
-                "norm = 'instance' at 64 px: the bottleneck is 1 x 1 and has no variance; use norm = 'batch'"
+                f"norm = 'instance' at {size} px: the bottleneck is 1 x 1 and has no variance; use norm = 'batch'"
             )
         if config.norm == "batch" and batch == 1:
             raise UserError(
-                "norm = 'batch' at 64 px with one pair a rank: the bottleneck has one value a channel; "
-                "use data.batch_size of at least 2 a rank, or 128 px"
+                f"norm = 'batch' at {size} px with one pair a rank: the bottleneck has one value a channel; "
+                f"use data.batch_size of at least 2 a rank, or {2 * size} px"
             )
 
 
@@ -273,12 +360,14 @@ def generator(config: Config) -> nn.Module:
     if config.generator.network == "baseline":
         return Baseline(channels=config.data.channels)
     g = config.generator
-    return Generator(**_common(config), width=g.width, upsample=g.upsample, detail=g.detail, noise=g.noise)
+    own = {name: getattr(g, name) for name in ("width", "upsample", "detail", "noise", "enhance")}
+    return Generator(**_common(config), **own)
 
 
 def discriminator(config: Config) -> Discriminator:
     """The discriminator that `config` asks for."""
-    return Discriminator(**_common(config), fine=config.discriminator.fine)
+    d = config.discriminator
+    return Discriminator(**_common(config), fine=d.fine, scales=d.scales, width=d.width)
 
 
 def _common(config: Config) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class SketchGenerator(
         facts, config = _facts(contents, run), saved.config_of(contents, run)
         contents["facts"] = facts | {"step": step}
         if status := saved.read_status(run):  # a run; in an export this was stored when it was written
-            contents["facts"]["chosen"] = config.checkpoint.choose == "kid" and status.get("draws") == step
+            contents["facts"]["chosen"] = config.checkpoint.choose != "last" and status.get("draws") == step
         with torch.device("meta"):  # before a foreign configuration can take memory
             check_weights(weights_file(folder), networks.generator(config))
         model = cls(contents, calibration, run)
@@ -191,6 +191,8 @@ class SketchGenerator(
         # Paths and names of the user's surroundings are nobody else's business.
         neutral = {"data": {"shards": None}, "track": {"project": "dist_sketch", "group": "", "name": ""}}
         anywhere = settings | {part: settings.get(part, {}) | values for part, values in neutral.items()}
+        if "init_from" in settings:  # `began_with` in the facts tells its name
+            anywhere["init_from"] = None
         fileio.write_json(save_directory / SETTINGS, self.saved | {"config": anywhere})
 
 

@@ -10,6 +10,9 @@ from dist_sketch.model.pretrained import CARD_MARKER, SketchGenerator
 from dist_sketch.reports.page import render
 from dist_sketch.reports.report import changed
 
+FACTS = ("pairs", "data", "license", "steps", "device", "code", "began_with")  # of which some may be unknown
+SURROUNDINGS = ("track.", "data.shards", "init_from")  # settings that hold paths and names of the user's machine
+
 
 def card(model: SketchGenerator, name: str, weights_sha256: str, scored: Path | None = None) -> str:
     """The card as Markdown, with the metadata block that the Hugging Face Hub reads.
@@ -28,9 +31,9 @@ def card(model: SketchGenerator, name: str, weights_sha256: str, scored: Path | 
         marker=CARD_MARKER,
         title=name,
         model=model,
-        facts=dict.fromkeys(("pairs", "data", "license", "steps", "device", "code")) | model.saved["facts"],
+        facts=dict.fromkeys(FACTS) | model.saved["facts"],
         parameters=sum(p.numel() for p in model.parameters()),
-        changed=[row for row in changed(model.saved["config"]) if not row[0].startswith(("track.", "data.shards"))],
+        changed=[row for row in changed(model.saved["config"]) if not row[0].startswith(SURROUNDINGS)],
         infer=infer,
         scores=scores,
     )

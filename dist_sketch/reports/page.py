@@ -17,7 +17,7 @@ from dist_sketch.data.image_files import BadImage, read_image
 from dist_sketch.metrics.definitions import BASELINES, METRICS
 
 # Shown if `checkpoint.choose` selected the weights on the very pairs that are scored.
-OPTIMISTIC = "The weights were selected by KID on these same pairs, so the scores are slightly optimistic."
+OPTIMISTIC = "The weights were selected by a score on these same pairs, so the scores are slightly optimistic."
 SPLITS = {"val": "validation", "train": "training", "test": "test"}
 VARIANT_FOLDERS = {"raw": "raw", "denoised": "sketch"}  # folders of an output that hold the drawings
 

@@ -14,6 +14,7 @@ from dist_sketch.data.manifest import MANIFEST
 from dist_sketch.metrics.definitions import METRICS, Metric
 from dist_sketch.model.pretrained import WEIGHTS
 from dist_sketch.reports import error_map
+from dist_sketch.reports.by_label import label_groups
 from dist_sketch.reports.curves import SVG_COLOURS, Curve, Panel, lock_intervals, plot, points, style, svg
 from dist_sketch.reports.page import find_picture, render
 from dist_sketch.tracking.tracker import read_metrics
@@ -34,17 +35,26 @@ PLOTS = (
         ("loss of G", (("loss/g", "g", "-"),)),
         ("its L1 term", (("loss/g_l1", "g", "-"),)),
     )),
-    ("Validation", "val", "epoch", (("SSIM on the validation split", (("val/ssim", "v", "-"),)),)),
+    ("Validation", "val", "epoch", (
+        ("SSIM on the validation split", (("val/ssim", "v", "-"),)),
+        ("SCOOT", (("val/scoot", "v", "-"),)),
+        ("specks a picture", (("val/specks", "v", "-"),)),
+    )),
 )  # fmt: skip
 
 
-def build(out: Path) -> Path:
+def build(out: Path, by: str | None = None) -> Path:
     """Writes OUT/report.html and returns its path.
 
+    Args:
+        by: a label; a table shows the mean scores of the pictures with each of its values.
+
     Raises:
-        UserError: `out` is not an output folder of infer, infer draws there, or one of its JSON files is damaged.
+        UserError: the output has no such label; `out` is not an output folder of infer, infer draws there, or one of
+            its JSON files is damaged.
     """
     infer, metrics = saved.read_finished_infer(out, *NEEDED), saved.read_scores(out)
+    by_label = [] if by is None else label_groups(out, infer, metrics, by)
     run = Path(infer["run"])
     kept = saved.read_settings(run, {})
     settings = kept.get("config") or infer.get("config") or {}
@@ -68,6 +78,8 @@ def build(out: Path) -> Path:
         run=run,
         infer=infer,
         metrics=metrics,
+        by=by,
+        by_label=by_label,
         facts=kept.get("facts"),
         settings=settings,
         changed=changed(settings),
@@ -80,6 +92,7 @@ def build(out: Path) -> Path:
         gray=error_map.gray,
         coloured=error_map.coloured,
         table_end=TABLE_END,
+        of_each=[m for m in METRICS if m.key in saved.IMAGE_SCORES],
         calibration=calibration if calibration.get("denoise") == infer.get("denoise") else {},
         history=history(run),
         exported=(run / WEIGHTS).is_file(),
@@ -149,6 +162,7 @@ def history(run: Path) -> dict[str, Any]:
             curves = [Curve(*points(chosen, x, k), SVG_COLOURS[c], line, noisy=x == "step") for k, c, line in lines]
             drawn.append(Panel(name, curves, shaded if x == "step" else {}))
         if len(drawn[0].curves[0].x) >= 2:
+            drawn = [panel for panel in drawn if any(len(curve.x) for curve in panel.curves)]
             with style(SVG_COLOURS):
                 wide, narrow = (svg(plot(drawn, x, width), title) for width in (10.0, 5.0))
             figures.append({"title": title, "locks": x == "step", "wide": wide, "narrow": narrow})

@@ -49,7 +49,7 @@ def drawn(out: Path, track: TrackConfig, *, seconds: float | None = None, again:
                 log.summary({"speed/images_per_s": len(names) / seconds})
             if result is None or not log.is_on:
                 return
-            shown = {f"{kind}/{m.key}": result[kind][m.key] for kind in ("raw", "denoised") for m in METRICS}
+            shown = {f"{kind}/{m.key}": result[kind].get(m.key) for kind in ("raw", "denoised") for m in METRICS}
             log.summary({k: v for k, v in shown.items() if v is not None})
             log.table("pairs", COLUMNS, [pair_row(n, **read_output(out, about, n)) for n in names[:MOST_ROWS]])
     except Exception as e:

@@ -12,7 +12,7 @@ from dist_sketch.core.words import tell
 from dist_sketch.data.loader import Batch
 from dist_sketch.data.pixels import to_float
 from dist_sketch.tracking import wandb_run
-from dist_sketch.training import setup
+from dist_sketch.training import beginning, setup
 from dist_sketch.training.memory import enough_memory
 from dist_sketch.training.policy import decide
 from dist_sketch.training.progress import ProgressBar
@@ -49,11 +49,15 @@ def train(
     with Ranks(expect_world_size=expect_world_size, timeout_s=timeout_s) as ranks, enough_memory(config):
         facts = ranks.main_decides(lambda: setup.resolve(config, ranks))
         assert config.data.shards is not None
-        # An absolute path, because the saved configuration may be read from another directory.
+        # Absolute paths, because the saved configuration may be read from another directory.
         config = replace(config, data=replace(config.data, shards=config.data.shards.resolve()))
+        config = replace(config, init_from=beginning.anywhere(config.init_from))
         previous = ranks.main_decides(lambda: setup.previous_attempt(out, config, facts))
-        if previous:
-            facts["device"] = previous["device"]
+        if not previous:
+            facts |= ranks.main_decides(lambda: beginning.check(config))
+        else:
+            facts |= previous["facts"]
+            config = replace(config, init_from=previous["init_from"])
             config = config if grow else setup.as_long_as_before(config, facts, previous)
         if ranks.is_main:
             setup.show(config, facts, out, previous)
@@ -146,8 +150,7 @@ def finish_epoch(run: Run) -> None:
         if due(c.validate_interval_epochs):
             scores = run.validation.scores(run.step.drawing, c.validate_limit)
             run.tracker.log("val", state.step, about | scores)
-            if "val/kid" in scores and (state.best_kid is None or scores["val/kid"] < state.best_kid):
-                state.best_kid, state.best_step = scores["val/kid"], state.step
+            state.note_scores(scores, run.config.checkpoint.choose)
         if due(c.sample_interval_epochs):
             path = run.out / "samples" / f"step-{state.step:08d}.png"
             run.ranks.main_decides(lambda: run.validation.picture(run.step.drawing, c.sample_count, path))

@@ -21,6 +21,7 @@ from dist_sketch.data.shards import Shards
 from dist_sketch.model import checkpoint
 from dist_sketch.tracking.tracker import Speed, Tracker, drop_later_lines
 from dist_sketch.tracking.wandb_run import WandbRun, dataset
+from dist_sketch.training import beginning
 from dist_sketch.training.step import Step
 from dist_sketch.training.step_log import RunState, StepLog
 from dist_sketch.training.validation import Validation
@@ -68,9 +69,10 @@ class Run:
             print(f"how the steps run: {self.step.way}")
 
     def _resume(self) -> RunState:
-        """Loads the newest complete checkpoint into the networks and optimizers, if there is one."""
+        """Loads the newest complete checkpoint, or without one the networks that the run begins with, if any."""
         folder = self.ranks.main_decides(self._newest)
         if folder is None:
+            self.facts |= beginning.begin(self.config, self.step.modules(), self.ranks)
             return RunState()
         self.saved_step = checkpoint.step_of(folder)
         saved = checkpoint.load(folder, self.step.modules(), self.ranks)
@@ -84,7 +86,7 @@ class Run:
         state = RunState.restore(place, folder / "state.pt", self.facts["steps_an_epoch"], self.saved_step)
         best = state.best_step
         if best is not None and self.ranks.main_decides(lambda: checkpoint.verify(checkpoint.folder(self.out, best))):
-            state.best_kid = state.best_step = None  # the best weights are lost: the next validation counts as best
+            state.best_score = state.best_step = None  # the best weights are lost: the next validation counts as best
         return state
 
     def _newest(self) -> Path | None:

@@ -39,14 +39,15 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
         raise UserError(f"{config.data.shards}: its training split has lines without sketches; pack pairs")
     if config.train.sync_batchnorm and ranks.device.type == "cpu":
         raise UserError("train.sync_batchnorm = true: CPUs have no synchronized BatchNorm; use norm = 'instance'")
-    if config.checkpoint.choose == "kid":
+    if (choose := config.checkpoint.choose) != "last":
+        needed = 2 if choose == "kid" else 1  # one picture has no distribution
         count = len(Shards(config.data.shards, "val")) if shards.paired.get("val") else 0
-        if min(count, config.train.validate_limit or count) < 2:
+        if min(count, config.train.validate_limit or count) < needed:
             raise UserError(
-                f"checkpoint.choose = 'kid': needs two validation pairs at least; {config.data.shards} has {count}, "
-                f"and train.validate_limit is {config.train.validate_limit}"
+                f"checkpoint.choose = {choose!r}: needs {needed} validation pair(s) at least; {config.data.shards} has "
+                f"{count}, and train.validate_limit is {config.train.validate_limit}"
             )
-        if inception.find() is None:
+        if choose == "kid" and inception.find() is None:
             raise UserError(f"checkpoint.choose = 'kid': no weights of FID's network on this machine; {inception.WAYS}")
     check(config, shards, ranks.world_size)
     steps = steps_an_epoch(len(shards), config.data.batch_size)
@@ -82,7 +83,9 @@ def check(config: Config, shards: Shards, world_size: int) -> None:
 
 
 def previous_attempt(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """What lies in `out`: None for a new run, else its status, its epochs, and all devices with the present one.
+    """What lies in `out`: None for a new run, else its status, its epochs, and the facts that it keeps.
+
+    These are all devices with the present one, and what it began with.
 
     Raises:
         UserError: `out` is something else, or a run with another configuration.
@@ -104,7 +107,8 @@ def previous_attempt(out: Path, config: Config, facts: dict[str, Any]) -> dict[s
     device, now = was.get("device") or facts["device"], facts["device"]
     if device.split(THEN)[-1] != now:
         device += THEN + now
-    return {"status": status, "epochs": old.train.epochs, "device": device}
+    kept_facts = {"device": device} | {k: was[k] for k in ("began_with",) if k in was}
+    return {"status": status, "epochs": old.train.epochs, "init_from": old.init_from, "facts": kept_facts}
 
 
 def _facts(kept: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -155,7 +159,7 @@ def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, A
     """Prints every setting that is not the default, then the facts; warns where more epochs change the rates."""
     default = dict(items(Config()))
     lines = {"out": out} | {k: v for k, v in items(config) if v != default[k]}
-    lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256")}
+    lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256", "began_with")}
     text = "\n".join(f"[bold]{k:28}[/bold] {escape(plain(str(v)))}" for k, v in lines.items())
     Console(soft_wrap=True, highlight=False).print(text)
     if previous and config.optim.decay and previous["epochs"] < config.train.epochs:

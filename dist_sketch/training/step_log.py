@@ -14,6 +14,7 @@ from dist_sketch.core.config import Config
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.toml_dataclass import from_dict
+from dist_sketch.metrics.definitions import METRICS
 from dist_sketch.model import checkpoint
 from dist_sketch.tracking.tracker import Speed, Tracker
 from dist_sketch.training.policy import Decision, PolicyState, observe
@@ -44,7 +45,7 @@ class RunState:
     overflow_d: int = 0  # steps in which the losses were finite, but D's gradients were not
     overflow_g: int = 0
     void_in_a_row: int = 0  # bad steps in a row up to now, of any of these three kinds
-    best_kid: float | None = None  # lowest KID of the validations so far
+    best_score: float | None = None  # best score of the validations so far, by `checkpoint.choose`
     best_step: int | None = None  # the step of that validation
 
     @classmethod
@@ -63,6 +64,8 @@ class RunState:
             # Older checkpoints have no counts, and may have a sum that is not finite.
             values["sums"] = {k: v for k, v in values["sums"].items() if v not in (math.inf, -math.inf) and v == v}
             values.setdefault("counts", dict.fromkeys(values["sums"], values.get("batch")))
+        if isinstance(values, dict) and "best_kid" in values:  # until November 2026 only KID could choose
+            values["best_score"] = values.pop("best_kid")
         if isinstance(values, dict) and "unlogged" not in values:  # they do not say of how many steps these are
             values |= {"locked_d": 0, "locked_g": 0}
         state = from_dict(cls, values, str(file), "place.")
@@ -74,6 +77,19 @@ class RunState:
                 "before"
             )
         return state
+
+    def note_scores(self, scores: dict[str, float], choose: str) -> None:
+        """Remembers this step if no validation had a better score so far.
+
+        Args:
+            scores: of a validation.
+            choose: the metric that decides, as in `checkpoint.choose`; "last" is none, so nothing is remembered.
+        """
+        score = scores.get(f"val/{choose}")
+        if score is not None:
+            sign = next(m.sign for m in METRICS if m.key == choose)
+            if self.best_score is None or sign * score > sign * self.best_score:
+                self.best_score, self.best_step = score, self.step
 
     def epoch_means(self) -> dict[str, float | None]:
         """The mean of each loss over this epoch's steps in which it was finite, and the number of these steps."""

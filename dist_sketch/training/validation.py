@@ -18,6 +18,8 @@ from dist_sketch.core.words import tell
 from dist_sketch.data import pixels
 from dist_sketch.data.shards import BadSample, Sample, Shards
 from dist_sketch.metrics import fid_kid, inception, similarity
+from dist_sketch.metrics.scoot import scoot
+from dist_sketch.metrics.specks import specks
 
 Draw = Callable[[Tensor], Tensor]  # uint8 lines -> uint8 sketches
 Features = dict[int, NDArray[np.float32]]  # of one image: dims -> values
@@ -108,7 +110,9 @@ class Validation:
                 )
 
     def scores(self, generator: nn.Module, limit: int) -> dict[str, float]:
-        """Mean SSIM and L1 over the first `limit` pairs (0: all), each drawn on exactly one rank; FID and KID of them.
+        """Mean scores over the first `limit` pairs (0: all), each drawn on exactly one rank: SSIM, SCOOT, L1, specks.
+
+        And FID and KID of them, as far as they are wanted and there are weights for them.
 
         They are named `val/ssim` and so on; `seen/ssim` if there is no validation split.
 
@@ -118,7 +122,7 @@ class Validation:
         if self._fid and self._inception is None:
             self._inception = _inception(self._ranks, self._fid)
             self._fid = self._fid if self._inception else None
-        sums = torch.zeros(4, dtype=torch.float64)
+        sums = torch.zeros(6, dtype=torch.float64)
         features: list[tuple[int, Features, Features]] = []
         places = self._ranks.share(min(limit or len(self._shards), len(self._shards)))
         with drawing(generator, self._ranks.device) as draw:
@@ -127,22 +131,23 @@ class Validation:
                     _, fake, real = self._drawn(draw, self._shards, i)
                 except BadSample as e:
                     tell(f"warning: left out: {e}")
-                    sums[3] += 1
+                    sums[-1] += 1
                     continue
                 fake, real = pixels.to_rgb(fake), pixels.to_rgb(real)
                 if self._inception is not None and self._fid:
                     if i not in self._real:
                         self._real[i] = _features(self._inception, real, self._fid)
                     features.append((i, _features(self._inception, fake, self._fid), self._real[i]))
-                own = [similarity.ssim(fake, real), similarity.l1(fake, real), 1, 0]
+                own = [similarity.ssim(fake, real), scoot(fake, real), similarity.l1(fake, real), specks(fake), 1, 0]
                 sums += torch.tensor(own, dtype=torch.float64)
-        ssim, l1, count, bad = self._ranks.sum(sums).tolist()
+        *totals, count, bad = self._ranks.sum(sums).tolist()
         if bad > self._skip_bad:
             raise SharedError(
                 f"{self._shards.folder}: {bad:.0f} {self._shards.split} sample(s) are unreadable, {self._skip_bad} are "
                 "allowed (--data.skip-bad N); `dist-sketch verify` names them"
             )
-        found = {"ssim": ssim / count, "l1": l1 / count} if count else {}
+        names = ("ssim", "scoot", "l1", "specks")
+        found = {name: total / count for name, total in zip(names, totals, strict=True)} if count else {}
         if self._inception is not None and count >= 2:
             parts = self._ranks.gather_to_main(features)
             # All ranks use rank 0's figures: rounding must not lead them to different decisions.

@@ -34,6 +34,7 @@ PAPER = {
     "data.channels": 3,
     "data.flip": False,
     "data.shift": False,
+    "data.freehand": 0,
     "train.epochs": 50,
     "train.precision": "auto",
     "train.seed": 0,
@@ -67,6 +68,7 @@ PAPER = {
 LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "data.batch_size": ([1], [0, -1]),
     "data.workers": ([0], [-1]),
+    "data.freehand": ([0, 64], [-1, 65]),
     "data.skip_bad": ([0], [-1]),
     "data.memory_mb": ([0.0], [-1.0, math.nan, math.inf]),
     "data.device_memory_mb": ([0.0], [-1.0, math.nan, math.inf]),
@@ -101,6 +103,9 @@ LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "generator.width": ([8, 64], [0, -8, 12]),
     "generator.detail": ([0], [-1]),
     "generator.noise": ([0], [-1]),
+    "generator.enhance": ([0], [-1, 1025]),
+    "discriminator.width": ([8, 64], [0, -8, 12]),
+    "discriminator.scales": ([1, 4], [0, 5]),
     "discriminator.fine": ([0.0], [-0.1, math.nan, math.inf]),
     "generator.dropout": ([0.0, 0.99], [-0.1, 1.0, math.nan]),
     "generator.ema": ([0.0, 0.9999], [-0.1, 1.0, math.nan]),
@@ -276,6 +281,8 @@ def test_settings_that_contradict_each_other() -> None:
     cfg.validate(with_(**equal, conditional__g_threshold=2.01))
     with pytest.raises(UserError, match=r"^generator.noise = 1: is an input of the detail block; also set"):
         cfg.validate(with_(generator__noise=1))
+    with pytest.raises(UserError, match=r"^generator.enhance = 8: goes on from the detail block; also set"):
+        cfg.validate(with_(generator__enhance=8))
     with pytest.raises(UserError, match=r"^generator.network = 'baseline': has no width and no detail; remove"):
         cfg.validate(with_(generator__network="baseline", generator__width=32, generator__detail=8))
     with pytest.raises(UserError, match=r"^train.sync_batchnorm = true: norm = 'none' has no batch statistics"):

@@ -1,15 +1,20 @@
-"""What looks wrong in pairs: each kind is said with names, kept in the manifest and said again by `verify`."""
+"""What looks wrong in pairs: each kind is said with names, kept in the manifest and said again by `verify`.
+
+And what the lines look like that `infer` draws.
+"""
 
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import skimage.data
 from conftest import Run, face
 from PIL import Image, ImageOps
 
-from dist_sketch.data.looks import WHY, look
+from dist_sketch.data.looks import WHY, is_square, look, look_at_input
 from dist_sketch.data.manifest import read_manifest
 from dist_sketch.data.pack import pack
 from dist_sketch.data.recipe import load
@@ -108,7 +113,7 @@ def test_each_kind_is_said_and_kept(
     make(source)
     pack(load(str(source)), tmp_path / "out", size=64, workers=1)
     assert read_manifest(tmp_path / "out")["looks"] == {kind: [name]}
-    assert f"warning: 1 pair: {WHY[kind]}, such as {name}\n" in capsys.readouterr().out
+    assert f"warning: 1 pair ({name}): {WHY[kind]}\n" in capsys.readouterr().out
 
 
 def test_good_pairs_give_no_warning(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +125,7 @@ def test_names_are_counted_and_verify_repeats_them(source: Path, tmp_path: Path,
     for name in ("1", "2", "3", "4\x1b[31m\n"):
         shutil.copy(of(source, "line", name="1"), of(source, "line", name=name)) if name[0] == "4" else None
         shutil.copy(of(source, "line", name=name), of(source, "sketch", name=name))
-    said = f"warning: 4 pairs: {WHY['same']}, such as train/1, train/2, train/3\n"
+    said = f"warning: 4 pairs (train/1, train/2, train/3, ...): {WHY['same']}\n"
     out = tmp_path / "out"
     assert said in cli("pack", source, "--out", out, "--size", 64).stdout
     done = cli("verify", out)
@@ -129,7 +134,7 @@ def test_names_are_counted_and_verify_repeats_them(source: Path, tmp_path: Path,
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["looks"] = {"same": ["\x1b[31mred\nline"], "a kind of later versions": ["x"]}
     (out / "manifest.json").write_text(json.dumps(manifest))
-    assert r"such as \x1b[31mred\nline" in cli("verify", out).stdout
+    assert r"warning: 1 pair (\x1b[31mred\nline): " in cli("verify", out).stdout
     del manifest["looks"]  # as of earlier versions
     (out / "manifest.json").write_text(json.dumps(manifest))
     done = cli("verify", out)
@@ -141,3 +146,40 @@ def test_a_dark_sketch_and_a_banner_are_no_faults() -> None:
     dark = sketch.point(lambda tone: tone // 2)
     assert look([(80, 80), (80, 80)], [line, dark]).kinds == []
     assert look([(300, 100), (200, 100)], [line, sketch]).kinds == []
+
+
+LINES = [
+    Image.open(path).convert("L") for path in sorted((Path(__file__).parents[2] / "launch" / "lines").glob("*.png"))
+]
+
+
+def colored(line: Image.Image, ink: tuple[int, ...], paper: tuple[int, ...]) -> Image.Image:
+    share = np.asarray(line)[..., None] / 255
+    return Image.fromarray((share * paper + (1 - share) * ink).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize(
+    ("made", "kinds"),
+    [
+        (lambda line: line, []),
+        (lambda line: line.point(lambda v: v * 0.85), []),  # off-white paper
+        (lambda line: line.point(lambda v: 140 + v * 77 / 255), []),  # pencil on it
+        (lambda line: colored(line, (70, 60, 50), (245, 235, 210)), []),  # brown ink on warm paper
+        (lambda line: colored(line, (40, 60, 190), (255, 255, 255)), ["color"]),  # a blue pen
+        (ImageOps.invert, ["inverted"]),
+        (lambda line: ImageOps.invert(line.point(lambda v: 110 + v * 145 / 255)), ["inverted"]),  # gray on black
+        (lambda line: Image.new("L", line.size, 240), ["blank"]),
+        (lambda _: Image.fromarray(skimage.data.astronaut()), ["photo"]),
+        (lambda _: Image.fromarray(skimage.data.camera()), ["photo"]),
+    ],
+)
+def test_what_the_lines_that_are_drawn_look_like(
+    made: Callable[[Image.Image], Image.Image], kinds: list[str], size: int
+) -> None:
+    for line in LINES:
+        assert look_at_input(made(line).resize((size, size), Image.Resampling.BICUBIC)) == kinds
+
+
+def test_which_pages_are_square() -> None:
+    assert [is_square(*page) for page in ((100, 100), (101, 100), (100, 104), (210, 297))] == [True, True, False, False]

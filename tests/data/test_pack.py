@@ -312,6 +312,30 @@ def test_keep_leaves_good_shards_of_these_pairs_alone(cli: Run, tmp_path: Path) 
     assert cli("verify", out).returncode == 0
 
 
+def test_fit_and_invert_make_the_pictures_and_are_kept(cli: Run, tmp_path: Path) -> None:
+    data = source(tmp_path / "data", ["1"])  # the line has 70 x 90 px, its sketch 64 x 64
+    assert not {"fit", "invert"} & do(data, tmp_path / "plain")["settings"].keys()
+    made = cli("pack", data, "--out", tmp_path / "out", "--size", 64, "--fit", "pad", "--invert")
+    assert made.returncode == 0, made.stderr
+    settings = read_manifest(tmp_path / "out")["settings"]
+    assert (settings["fit"], settings["invert"], settings["resize"]) == ("pad", True, "bicubic, antialiased")
+    assert verify(tmp_path / "out") == {"train": 1}
+    shards = Shards(tmp_path / "out", "train")
+    sample = shards.read(0, 1)
+    assert (shards.fit, sample.source_size) == ("pad", (70, 90))
+    assert sample.sketch is not None
+    for side, packed_picture in (("line", sample.line), ("sketch", sample.sketch)):
+        image = Image.open(data / f"train_{side}" / "1.png").convert("L").resize((50, 64), Image.Resampling.BICUBIC)
+        expected = 255 - np.asarray(image).astype(int) if side == "line" else np.asarray(image).astype(int)
+        assert np.abs(packed_picture[0, :, 7:57].numpy() - expected).max() <= 1
+        assert all(np.ptp(packed_picture[0, :, part].numpy()) == 0 for part in (slice(7), slice(57, None)))
+    again = ("pack", data, "--out", tmp_path / "out", "--size", 64, "--keep", "--fit", "pad")
+    other = cli(*again)
+    assert other.returncode == 2
+    assert "holds shards packed with invert True; --force replaces them" in other.stderr
+    assert cli(*again, "--invert").stdout == f"{tmp_path / 'out'}: packed already\n"
+
+
 def test_existing_out(tmp_path: Path) -> None:
     root = source(tmp_path / "data", ["1", "2"])
     (tmp_path / "out").mkdir()

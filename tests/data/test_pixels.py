@@ -102,27 +102,19 @@ def test_resize_to_and_from_any_size(channels: int, size: tuple[int, int]) -> No
 
 @settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.booleans(), st.booleans(), st.sampled_from([1, 3]), st.integers(8, 40))
-def test_augment_does_the_same_to_both_and_keeps_sizes(
-    seed: int, flip: bool, shift: bool, channels: int, width: int
-) -> None:
-    line = noise(channels, 32, width)
-
-    def draw(sketch: Tensor) -> tuple[Tensor, Tensor]:
-        return pixels.augment(line, sketch, pixels.pair_generator(seed, 0, "k"), flip=flip, shift=shift)
-
-    one, other = draw(line.clone())
-    assert torch.equal(one, other)
-    assert one.shape == line.shape
+def test_a_moved_image_keeps_its_size(seed: int, flip: bool, shift: bool, channels: int, width: int) -> None:
+    image = noise(channels, 32, width)
+    one = augment(image, seed, flip=flip, shift=shift)
+    assert one.shape == image.shape
     assert one.dtype == torch.uint8
-    assert torch.equal(
-        draw(noise(channels, 32, width, seed=1))[0], one
-    )  # the random numbers do not depend on the pixels
+    assert torch.equal(augment(image, seed, flip=flip, shift=shift), one)
     if not flip and not shift:
-        assert torch.equal(one, line)
+        assert torch.equal(one, image)
 
 
 def augment(image: Tensor, seed: int, **options: bool) -> Tensor:
-    return pixels.augment(image, image, pixels.pair_generator(seed, 0, "k"), **options)[0]
+    move = pixels.draw_move(pixels.pair_generator(seed, 0, "k"), *image.shape[-2:], **options)
+    return pixels.moved(image, move)
 
 
 def test_flip_mirrors_half_of_the_pairs() -> None:
@@ -151,6 +143,15 @@ def test_one_option_does_not_change_the_other_ones_draw() -> None:
         mirrored = torch.equal(augment(image, seed, flip=True, shift=False), image.flip(-1))
         both = augment(image, seed, flip=True, shift=True)
         assert torch.equal(both, moved.flip(-1) if mirrored else moved)
+
+
+def test_half_of_the_pairs_show_a_freehand_version_and_each_one_as_often() -> None:
+    shown = [pixels.draw_version(pixels.pair_generator(s, 0, "k"), 4) for s in range(1600)]
+    counts = [shown.count(number) for number in (None, 0, 1, 2, 3)]
+    assert sum(counts) == 1600
+    assert 700 < counts[0] < 900
+    assert all(140 < n < 260 for n in counts[1:])
+    assert pixels.draw_version(pixels.pair_generator(0, 0, "k"), 0) is None
 
 
 def test_each_seed_epoch_and_key_has_a_stream_of_its_own() -> None:

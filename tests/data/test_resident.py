@@ -24,6 +24,7 @@ from dist_sketch.data.loader import Batch, Loader
 from dist_sketch.data.resident import Resident, ResidentSplit
 from dist_sketch.data.shards import Shards
 
+SEED = 5  # of the freehand versions
 SPLIT_MB = 13 * 2 * 3 * 64 * 64 / 1e6
 
 
@@ -42,12 +43,12 @@ def damaged(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def splits(alone: Ranks, shards: Path, damaged: Path) -> dict[tuple[bool, int], tuple[Shards, ResidentSplit]]:
-    """(damaged, channels) -> the shards, and what `load` makes of them."""
+    """(damaged, channels) -> the shards, and what `load` makes of them, with two freehand versions of each line."""
     found = {}
     for is_damaged, channels in ((False, 1), (False, 3), (True, 1), (True, 3)):
         opened = Shards(damaged if is_damaged else shards, "train")
-        data = DataConfig(channels=channels)  # type: ignore[arg-type]
-        found[is_damaged, channels] = opened, resident.load(opened, data, alone)
+        data = DataConfig(channels=channels, freehand=2)  # type: ignore[arg-type]
+        found[is_damaged, channels] = opened, resident.load(opened, data, alone, SEED)
     return found
 
 
@@ -59,12 +60,12 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([(1, 1), (1, 4), (1, 13), (2, 2), (2, 6), (3, 12), (4, 4)]),
     st.tuples(*[st.booleans()] * 4),
     st.sampled_from([1, 3]),
-    st.integers(0, 2**63 - 1),
+    st.one_of(st.none(), st.integers(0, 2**63 - 1)),
     st.integers(0, 10**6),
     st.data(),
 )
@@ -73,14 +74,15 @@ def test_batches_are_the_loader_s(
     sizes: tuple[int, int],
     switches: tuple[bool, bool, bool, bool],
     channels: Literal[1, 3],
-    seed: int,
+    own_seed: int | None,
     epoch: int,
     draw: st.DataObject,
 ) -> None:
     (ranks, batch_size), (flip, shift, shuffle, is_damaged) = sizes, switches
-    data = DataConfig(
-        batch_size=batch_size, workers=0, channels=channels, flip=flip, shift=shift, shuffle=shuffle, memory_mb=0
-    )
+    # The versions that `splits` holds are those of one seed.
+    seed, freehand = (SEED, 2) if own_seed is None else (own_seed, 0)
+    data = DataConfig(batch_size=batch_size, workers=0, channels=channels, shuffle=shuffle, memory_mb=0)
+    data = replace(data, flip=flip, shift=shift, freehand=freehand)
     shards, split = splits[is_damaged, channels]
     rank, first = draw.draw(st.integers(0, ranks - 1)), draw.draw(st.integers(0, 13 // batch_size))
     where = {"seed": seed, "rank": rank, "world_size": ranks}
@@ -140,7 +142,7 @@ def load_on_ranks(ranks: Ranks) -> Result:
     own: list[int] = []
     plain = Shards.read
     Shards.read = lambda self, i, channels: own.append(i) or plain(self, i, channels)  # type: ignore[method-assign,func-returns-value]
-    split = resident.load(shards, DataConfig(), ranks)
+    split = resident.load(shards, DataConfig(freehand=2), ranks, SEED)
     return {"own": sorted(own), "images": split.images, "bad": split.bad}
 
 
@@ -158,13 +160,28 @@ def test_each_pair_is_read_by_one_rank_and_all_ranks_have_it(
         assert torch.equal(r["images"][good], split.images[good])
 
 
+def test_processes_draw_the_same_versions(
+    splits: dict[tuple[bool, int], tuple[Shards, ResidentSplit]], alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here they are started, which takes longer than to draw 26 small versions."""
+    started: list[int] = []
+    plain = resident.workers
+    monkeypatch.setattr(resident, "workers", lambda count, *more: started.append(count) or plain(count, *more))
+    monkeypatch.setattr(resident, "VERSIONS_A_PROCESS", 13)
+    monkeypatch.setattr(resident.cpus, "usable", lambda: [0, 1, 2])
+    shards, split = splits[False, 1]
+    again = resident.load(shards, DataConfig(channels=1, freehand=2), alone, SEED)
+    assert started == [2]
+    assert torch.equal(again.images, split.images)
+
+
 def test_a_split_without_a_readable_pair_is_a_sentence(shards: Path, tmp_path: Path, alone: Ranks) -> None:
     folder = tmp_path / "shards"
     shutil.copytree(shards, folder)
     for file in folder.glob("*.tar"):
         file.unlink()
     with pytest.raises(UserError, match="^" + f"{folder}: not one of the 13 train pairs can be read; "):
-        resident.load(Shards(folder, "train"), DataConfig(), alone)
+        resident.load(Shards(folder, "train"), DataConfig(), alone, seed=0)
 
 
 def test_a_device_without_room_is_a_sentence(shards: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +194,7 @@ def test_a_device_without_room_is_a_sentence(shards: Path, alone: Ranks, monkeyp
 
     monkeypatch.setattr(resident.torch, "empty", full)
     with pytest.raises(UserError, match=r"^data.device_memory_mb = 1000: the device has no room for .* \(0 MB\)"):
-        resident.load(Shards(shards, "train"), DataConfig(), alone)
+        resident.load(Shards(shards, "train"), DataConfig(), alone, seed=0)
 
 
 STALLED = """
@@ -191,7 +208,7 @@ from dist_sketch.data.shards import Shards
 
 Shards.read = lambda *_: time.sleep(3600)
 try:
-    resident.load(Shards(Path(sys.argv[1]), "train"), DataConfig(stall_timeout_s=0.5), Ranks(expect_world_size=1))
+    resident.load(Shards(Path(sys.argv[1]), "train"), DataConfig(stall_timeout_s=0.5), Ranks(expect_world_size=1), 0)
 except UserError as e:
     print(e)
 """
@@ -207,12 +224,15 @@ def test_a_disk_that_does_not_answer_is_a_sentence_and_the_process_ends(shards: 
 
 
 @pytest.mark.parametrize(
-    ("device", "device_memory_mb", "expected"),
+    ("device", "device_memory_mb", "freehand", "expected"),
     [
-        ("cuda", SPLIT_MB, Resident),
-        ("cuda", SPLIT_MB - 1e-6, batches_module.Copied),
-        ("cuda", 0.0, batches_module.Copied),
-        ("cpu", 1000.0, batches_module.Copied),
+        ("cuda", SPLIT_MB, 0, Resident),
+        ("cuda", SPLIT_MB - 1e-6, 0, batches_module.Copied),
+        ("cuda", SPLIT_MB, 1, batches_module.Copied),
+        ("cuda", 2 * SPLIT_MB, 2, Resident),
+        ("cuda", 2 * SPLIT_MB - 1e-6, 2, batches_module.Copied),
+        ("cuda", 0.0, 0, batches_module.Copied),
+        ("cpu", 1000.0, 0, batches_module.Copied),
     ],
 )
 def test_a_split_that_fits_lies_on_the_gpu(
@@ -222,6 +242,7 @@ def test_a_split_that_fits_lies_on_the_gpu(
     monkeypatch: pytest.MonkeyPatch,
     device: str,
     device_memory_mb: float,
+    freehand: int,
     expected: type,
 ) -> None:
     monkeypatch.setattr(alone, "device", torch.device(device))
@@ -229,7 +250,7 @@ def test_a_split_that_fits_lies_on_the_gpu(
     monkeypatch.setattr(resident, "load", lambda *_: splits[False, 3][1])
     started: list[int] = []
     monkeypatch.setattr(batches_module, "Loader", lambda *a, **k: started.append(1) or Loader(*a, **k))
-    data = DataConfig(batch_size=4, workers=0, device_memory_mb=device_memory_mb)
+    data = DataConfig(batch_size=4, workers=0, device_memory_mb=device_memory_mb, freehand=freehand)
     made = training_batches(Shards(shards, "train"), data, alone, seed=0)
     assert type(made) is expected
     assert made.steps == 3

@@ -639,10 +639,10 @@ def test_measures_of_pictures() -> None:
     assert measures.sharpness(real, np.zeros_like(real)) is None
     page = np.full((2, 64, 64), 240, np.float32)
     page[:, 30:34, 4:60] = 20  # a stroke is no speck
-    assert measures.specks(page, page) == pytest.approx(0, abs=1e-6)
+    assert measures.noise_pixels(page, page) == pytest.approx(0, abs=1e-6)
     noisy = page.copy()
     noisy[0, 10:20:4, 10:30:5] = 150  # 12 of 4096 pixels of one of two
-    assert measures.specks(noisy, page) == pytest.approx(1000 * 12 / 4096 / 2, rel=1e-3)
+    assert measures.noise_pixels(noisy, page) == pytest.approx(1000 * 12 / 4096 / 2, rel=1e-3)
 
 
 def test_measures_of_ink() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +27,10 @@ from dist_sketch.data import pack, recipe
 from dist_sketch.data.loader import order
 from dist_sketch.data.manifest import read_manifest
 from dist_sketch.data.shards import Sample
-from dist_sketch.inference.infer import _draw, _finish, _make_room
+from dist_sketch.inference.infer import _draw, _finish, _make_room, infer, merge
 from dist_sketch.inference.options import InferOptions
 from dist_sketch.model import checkpoint
+from dist_sketch.reports import report
 from dist_sketch.tracking.tracker import read_metrics
 
 FOLDERS = ("line", "raw", "sketch", "real")
@@ -72,7 +74,7 @@ def test_every_picture_and_every_score(out: Path, run: Path) -> None:
     result = scores(out)
     assert result["n"] == 5
     for kind in (result["raw"], result["denoised"], *result["baselines"].values()):
-        assert {"ssim", "l1", "psnr", "fid_64", "fid_192", "fid_768", "fid_2048", "kid"} <= set(kind)
+        assert {"ssim", "scoot", "l1", "psnr", "specks", "fid_64", "fid_192", "fid_768", "fid_2048", "kid"} <= set(kind)
         assert all(np.isfinite(v) for k, v in kind.items() if k != "psnr")
     assert set(result["baselines"]) == {"blank", "input", "reference"}
     with Image.open(out / "sketch" / "14.png") as image:
@@ -654,7 +656,7 @@ def test_the_end_removes_earlier_pictures_and_nothing_else(tmp_path: Path) -> No
         (tmp_path / "raw" / name).touch()
     before = {"names": ["earlier"], "before": ["unfinished.png", "drawn.png"]}
     (tmp_path / "infer.json").write_text(json.dumps(before))
-    _finish(tmp_path, {"names": ["drawn"], "left_out": []}, None)
+    _finish(tmp_path, {"input": "in", "split": "val", "names": ["drawn"], "left_out": []}, None)
     assert sorted(p.name for p in (tmp_path / "raw").iterdir()) == ["added.png", "drawn.png"]
     assert "before" not in json.loads((tmp_path / "infer.json").read_text())
 
@@ -679,3 +681,17 @@ def test_names_of_others_are_only_shown(tmp_path: Path, cli: Run, run: Path, sha
         assert "\nerror" not in done.stdout
         if command[0] == "train":
             assert r"/train\x1b[31mred\nerror: all is lost.tar: cannot be read" in done.stdout
+
+
+def test_labels_of_shards_are_kept_with_the_drawings(tmp_path: Path, run: Path, pairs: Path) -> None:
+    labels = {"val": {"15": {"style": 2}, "18": {"style": 0}}}
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    source = replace(recipe.load(str(pairs)), labels=tmp_path / "labels.json")
+    size = json.loads((run / "config.json").read_text())["facts"]["size"]
+    pack.pack(source, tmp_path / "shards", size=size, workers=1)
+    infer(run, tmp_path / "shards", tmp_path / "out", InferOptions(part="1/1", workers=0))
+    merge(tmp_path / "out")
+    about = read_finished_infer(tmp_path / "out")
+    assert dict(zip(about["names"], about["labels"]["style"], strict=True)) == dict.fromkeys(VAL) | {"15": 2, "18": 0}
+    page = report.build(tmp_path / "out", "style").read_text(encoding="utf-8")
+    assert "Scores by style" in page

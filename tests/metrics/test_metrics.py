@@ -13,10 +13,10 @@ from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
 from dist_sketch.core import fileio
-from dist_sketch.core.saved import read_scores
-from dist_sketch.metrics import fid_kid, inception, scorer, similarity
+from dist_sketch.core.saved import IMAGE_SCORES, read_scores
+from dist_sketch.metrics import fid_kid, inception, similarity
 from dist_sketch.metrics.definitions import BASELINES, METRICS, scores_table
-from dist_sketch.metrics.scorer import PAIRED, SETS, Scorer
+from dist_sketch.metrics.scorer import EACH, SETS, Scorer
 
 N, SIZE = 6, 64
 
@@ -239,8 +239,8 @@ def test_scores_are_those_of_the_functions(net, images, result):
         (base["reference"], "reference"),
     ):
         drawn = page if key == "page" else images[key]
-        for name in PAIRED:
-            expected = np.mean([getattr(scorer, name)(a, b) for a, b in zip(drawn, images["real"], strict=True)])
+        for name, score in EACH.items():
+            expected = np.mean([score(a, b) for a, b in zip(drawn, images["real"], strict=True)])
             assert scores[name] == pytest.approx(expected, rel=1e-12), (key, name)
         for d in inception.DIMS:
             expected = fid_kid.frechet(found[key][d], found["real"][d])
@@ -252,6 +252,8 @@ def test_scores_are_those_of_the_functions(net, images, result):
 def test_result_says_what_was_measured(result):
     assert (result["n"], result["size"]) == (N, SIZE)
     assert [i["name"] for i in result["images"]] == [f"face {i}" for i in range(N)]
+    assert all(tuple(i["denoised"]) == IMAGE_SCORES for i in result["images"])
+    assert set(result["raw"]) == {m.key for m in METRICS}
     assert np.mean([i["raw"]["ssim"] for i in result["images"]]) == pytest.approx(result["raw"]["ssim"])
     said = result["settings"]
     assert said["missing"] == {}
@@ -266,6 +268,8 @@ def test_result_says_what_was_measured(result):
     assert "299" in said["fid"]["resize"]
     assert "n = 6 is small" in said["fid"]["note"]
     assert said["kid"]["dims"] == 2048
+    assert said["scoot"]["levels"] == 6
+    assert said["specks"]["largest_px"] == 12
 
 
 def test_perfect_drawings(net, images):
@@ -274,6 +278,7 @@ def test_perfect_drawings(net, images):
     assert found["settings"]["source"] == "files"
     for scores in (found["raw"], found["denoised"], found["baselines"]["reference"]):
         assert (scores["ssim"], scores["l1"], scores["psnr"]) == (1, 0, similarity.PSNR_CAP)
+        assert scores["scoot"] == 1
         assert scores["fid_2048"] == pytest.approx(0, abs=1e-6)
     assert found["baselines"]["blank"]["fid_2048"] > 10
 
@@ -285,7 +290,7 @@ def test_without_the_network_everything_else_is_computed(images, result):
         *((found["baselines"][k], result["baselines"][k]) for k in BASELINES),
     ):
         assert all(ours[k] is None for k in SETS)
-        assert_same({k: ours[k] for k in PAIRED}, {k: full[k] for k in PAIRED})
+        assert_same({k: ours[k] for k in EACH}, {k: full[k] for k in EACH})
     missing = f"no Inception weights on this machine; {inception.WAYS}"
     assert found["settings"]["missing"] == {"fid": missing, "kid": missing}
     assert found["settings"]["fid"]["weights_sha256"] is None

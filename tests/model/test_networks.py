@@ -29,7 +29,7 @@ def config(*, network: str = "unet", channels: int = 3, norm: str = "batch", dro
 
 
 def leaves(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if not list(m.children())]
+    return [m for m in module.modules() if not list(m.children()) and not isinstance(m, nn.ModuleList)]
 
 
 def count(module: nn.Module) -> int:
@@ -425,3 +425,55 @@ def test_discriminator_takes_the_halves_or_the_joined_pair() -> None:
     net = Discriminator(dropout=0)
     line, sketch = torch.randn(2, 2, 3, 64, 64)
     assert torch.equal(net(line, sketch), net(torch.cat((line, sketch), dim=1)))
+
+
+def test_an_enhanced_generator_begins_with_its_own_small_drawing_enlarged() -> None:
+    torch.manual_seed(0)
+    settings = {"channels": 1, "norm": "group", "dropout": 0.0, "width": 8, "detail": 8, "noise": 1}
+    small, large = UNet(**settings).eval(), UNet(**settings, enhance=8).eval()
+    missing = large.load_state_dict(small.state_dict(), strict=False).missing_keys
+    assert {name.partition(".")[0] for name in missing} == {"enhancer"}
+    line = torch.rand(2, 1, 256, 128) * 2 - 1
+    with torch.no_grad():
+        reduced = nn.functional.avg_pool2d(line, 2)
+        enlarged = nn.functional.interpolate(small(reduced).atanh(), scale_factor=2, mode="bilinear").tanh()
+        assert torch.allclose(large(line), enlarged, atol=1e-4)
+        large.enhancer.layers[-1].weight.fill_(0.1)
+        assert not torch.allclose(large(line), enlarged, atol=1e-2)
+
+
+def test_the_enhancer_sees_the_line_at_full_size_and_passes_gradients_to_the_small_generator() -> None:
+    torch.manual_seed(0)
+    net = UNet(channels=1, norm="none", dropout=0.0, width=8, detail=8, enhance=8).double()
+    nn.init.normal_(net.enhancer.layers[-1].weight)
+    line = torch.full((1, 1, 128, 128), 0.5, dtype=torch.float64)
+    stripes = line.clone()
+    stripes[..., ::2], stripes[..., 1::2] = 0.25, 0.75  # half the size shows nothing of them
+    assert torch.equal(nn.functional.avg_pool2d(line, 2), nn.functional.avg_pool2d(stripes, 2))
+    assert (net(line) - net(stripes)).abs().max() > 1e-3
+    net(stripes).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_a_coarser_judge_sees_the_pair_at_half_the_size_and_weighs_as_much() -> None:
+    torch.manual_seed(0)
+    net = Discriminator(channels=1, norm="group", dropout=0.0, fine=4.0, scales=2, width=8).eval()
+    assert [m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)] == [8, 16, 32, 1, 16, 32, 64, 1]
+    pair = torch.rand(2, 2, 128, 128) * 2 - 1
+    coarse = Discriminator(channels=1, norm="group", dropout=0.0, fine=4.0, width=16).eval()
+    coarse.layers.load_state_dict(net.coarser[0].state_dict())
+    with torch.no_grad():
+        maps, alone = net(pair), coarse(nn.functional.avg_pool2d(pair, 2))
+    assert maps.shape == (2, 2, 28, 28)
+    assert torch.equal(maps[:, 1], nn.functional.interpolate(alone, size=(28, 28))[:, 0])
+
+
+def test_an_enhancer_needs_sizes_of_which_the_half_can_be_drawn() -> None:
+    enhanced = replace(config(channels=1), generator=GeneratorConfig(detail=8, enhance=8))
+    with pytest.raises(UserError, match=r"generator.enhance = 8: needs a size that is a multiple of 128 px, not 192"):
+        check_config(enhanced, 192, 4)
+    with pytest.raises(UserError, match="norm = 'batch' at 128 px with one pair a rank"):
+        check_config(enhanced, 128, 1)
+    check_config(enhanced, 256, 1)
+    with torch.device("meta"), pytest.raises(ValueError, match="multiples of 128, not 64 x 64"):
+        generator(enhanced)(torch.zeros(1, 1, 64, 64))

@@ -122,7 +122,7 @@ def test_scores_of_an_export_of_these_weights_and_of_another_split(tmp_path: Pat
     export(tmp_path / "made", "--out", tmp_path / "made", "--scores", scored)
     text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
     assert "\n105 TRAINING pairs at 64" in text
-    assert "selected by KID" not in text
+    assert "selected by a score" not in text
 
 
 def test_scores_of_rounded_weights_are_those_of_the_export_itself(tmp_path: Path, run: Path, scored: Path) -> None:
@@ -139,7 +139,7 @@ def test_weights_that_were_chosen_on_the_scored_pairs_are_told(tmp_path: Path, r
     write_json(scored / "infer.json", about(run, chosen_on_these=True))
     export(run, "--out", tmp_path / "made", "--scores", scored)
     text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
-    assert "The weights were selected by KID on these same pairs" in text
+    assert "The weights were selected by a score on these same pairs" in text
 
 
 def test_a_card_of_ours_is_replaced_and_another_one_is_not(tmp_path: Path, run: Path, scored: Path) -> None:

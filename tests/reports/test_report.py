@@ -12,6 +12,7 @@ from dist_sketch.core.config import ConditionalConfig, Config, to_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_json
 from dist_sketch.reports import curves, report
+from dist_sketch.reports.by_label import label_groups
 from dist_sketch.reports.compare import comparison
 from dist_sketch.reports.curves import CURVE_POINTS, SVG_COLOURS, LockInterval, lock_intervals, thin
 from dist_sketch.reports.page import find_picture
@@ -19,7 +20,8 @@ from dist_sketch.tracking.tracker import read_metrics
 
 HOSTILE = 'Zoë "&" <b>x <script>alert(1) \' 東京.v2'
 NAMES = [HOSTILE, *(f"{i}" for i in range(1, 12))]
-FIGURES = {"ssim": 0.64, "psnr": 20.25, "l1": 0.0617, "fid_64": 1.5, "fid_192": 5.5, "fid_768": 0.4, "fid_2048": 71.9}
+FIGURES = {"ssim": 0.64, "scoot": 0.5, "psnr": 20.25, "l1": 0.0617, "specks": 0.18}
+FIGURES |= {"fid_64": 1.5, "fid_192": 5.5, "fid_768": 0.4, "fid_2048": 71.9}
 
 
 def picture(path: Path, size: int = 16, seed: int = 0) -> None:
@@ -34,21 +36,22 @@ def scores(**changes: float | None) -> dict[str, float | None]:
 def images(names: list[str]) -> list[dict]:
     """SSIM of the denoised rises with the place in `names`."""
     return [
-        {"name": n, "raw": {"ssim": 0.5, "l1": 0.1, "psnr": 18.0},
-         "denoised": {"ssim": 0.3 + i / 100, "l1": 0.1, "psnr": 19.0}}
+        {"name": n, "raw": {"ssim": 0.5, "scoot": 0.45, "l1": 0.1, "psnr": 18.0, "specks": 2},
+         "denoised": {"ssim": 0.3 + i / 100, "scoot": 0.4, "l1": 0.1, "psnr": 19.0, "specks": 0}}
         for i, n in enumerate(names)
     ]  # fmt: skip
 
 
 def metrics(**changes: object) -> dict:
+    bad = {"scoot": 0.2, "psnr": 9.0, "l1": 0.2, "fid_64": 9, "fid_192": 9, "fid_768": 9, "specks": 0.0}
     made = {
         "n": 12,
         "size": 16,
         "raw": scores(ssim=0.61),
         "denoised": scores(),
         "baselines": {
-            "blank": scores(ssim=0.331, psnr=9.0, l1=0.2, fid_64=9, fid_192=9, fid_768=9, fid_2048=310.4, kid=0.4),
-            "input": scores(ssim=0.592, psnr=9.0, l1=0.2, fid_64=9, fid_192=9, fid_768=9, fid_2048=142.7, kid=0.1),
+            "blank": scores(ssim=0.331, **bad, fid_2048=310.4, kid=0.4),
+            "input": scores(ssim=0.592, **bad, fid_2048=142.7, kid=0.1),
             "reference": scores(ssim=0.276, fid_2048=39.8),
         },
         "settings": {"ssim": {"sigma": 1.5}, "fid": {"weights": "w.pth", "resize": "bilinear to 299"}, "missing": {}},
@@ -173,7 +176,7 @@ def test_verdicts_name_what_is_not_beaten(out):
     found = verdicts(out, denoised=scores(ssim=0.5, kid=None), raw=scores(psnr=21.0))
     assert found == [
         ("bad", "The denoised output does not beat the input line in SSIM (0.500 against 0.592)."),
-        ("good", "The raw output beats the blank page and the input line in every metric."),
+        ("good", "The raw output beats the blank page and the input line in every metric of likeness."),
         ("note", "Noise removal worsens SSIM and PSNR."),
     ]
     found = verdicts(out, denoised=scores(ssim=0.331, fid_2048=142.7))  # a draw is not a win
@@ -191,9 +194,9 @@ def test_differences_that_do_not_show_are_none(out):
 
 
 def test_scores_of_the_pairs_that_chose_the_weights_are_told(out):
-    assert not any("selected by KID" in sentence for _, sentence in verdicts(out))
+    assert not any("selected by a score" in sentence for _, sentence in verdicts(out))
     change(out / "infer.json", chosen_on_these=True)
-    assert "selected by KID" in verdicts(out)[-1][1]
+    assert "selected by a score" in verdicts(out)[-1][1]
 
 
 def test_missing_figures_are_dashes_with_a_reason(out):
@@ -205,9 +208,25 @@ def test_missing_figures_are_dashes_with_a_reason(out):
     write_json(out / "metrics.json", made)
     html = page(out)
     assert html.count('title="no weights &lt;here&gt;">–</td>') == 5 * 5
-    assert html.count('title="no shards">–</td>') == 3
+    assert html.count('title="no shards">–</td>') == 5
     assert "– FID, KID: no weights <here>." in Parsed(html).text
-    assert html.count('title="not computed">–</td>') == 3
+    assert html.count('title="not computed">–</td>') == 5
+
+
+def test_scores_that_older_files_lack_are_dashes(out):
+    made = metrics()
+    for found in (made["raw"], made["denoised"], *made["baselines"].values()):
+        del found["scoot"], found["specks"]
+    for image in made["images"]:
+        for kind in ("raw", "denoised"):
+            del image[kind]["scoot"], image[kind]["specks"]
+    write_json(out / "metrics.json", made)
+    assert page(out).count('title="not computed">–</td>') == 2 * (5 + 2 * len(NAMES))
+
+
+def test_each_image_s_specks_are_counted(out):
+    row = re.findall(r'<td data-v="\S*"[^>]*>(\S+)</td>', page(out))[:10]
+    assert row == ["0.300", "0.500", "0.400", "0.450", "19.00", "18.00", "0.1000", "0.1000", "0", "2"]
 
 
 def test_lock_intervals_from_lock_records():
@@ -497,3 +516,37 @@ def test_long_curves_are_smoothed_as_short_ones_are(monkeypatch):
     monkeypatch.setattr(curves, "gaussian_filter1d", lambda y, *_, **__: seen.append(len(y)) or y)
     curves.plot([curves.Panel("loss", [curves.Curve(x, x, "k")], {})], "step", 5.0)
     assert max(seen) <= curves.SMOOTHED_POINTS
+
+
+def test_scores_by_a_label(out):
+    styles = [2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, None]
+    change(out / "infer.json", labels={"style": styles, "smile": [True] * 12})
+    assert "Scores by" not in page(out)
+    rows = next(t for t in Parsed(report.build(out, "style").read_text(encoding="utf-8")).tables if t[0][0] == "style")
+    assert rows[0][1:4] == ["images", "SSIM ↑", "SCOOT ↑"]
+    assert [row[:2] for row in rows[1:]] == [["0", "8"], ["2", "3"], ["no value", "1"]]
+    # SSIM of the denoised is 0.30, 0.31, 0.32 for style 2 and 0.33 to 0.40 for style 0
+    assert [row[2].split() for row in rows[1:]] == [["0.365", "0.500"], ["0.310", "0.500"], ["0.410", "0.500"]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (None, "its pictures have no labels"),
+        ({"smile": [True] * 12, "hair": [0] * 12}, "has no such label; it has smile, hair"),
+        ({"style": [1]}, "has not a value for each name"),
+        ({"style": [1] * 11 + [[2]]}, r"labels\.style = .*: must be a list of numbers"),
+    ],
+)
+def test_a_wrong_label_is_a_sentence(out, labels, words):
+    if labels is not None:
+        change(out / "infer.json", labels=labels)
+    with pytest.raises(UserError, match=words):
+        report.build(out, "style")
+
+
+def test_a_label_with_too_many_values_is_a_sentence():
+    names = [str(i) for i in range(21)]
+    infer = {"names": names, "labels": {"age": list(range(21))}}
+    with pytest.raises(UserError, match=r"21 different values.* at most 20"):
+        label_groups(Path("out"), infer, {"images": images(names)}, "age")

@@ -358,7 +358,7 @@ def shrink() -> None:
     class Discriminator(networks.Discriminator):
         def __init__(self, *, channels: int, dropout: float, norm: Any, **_: Any):
             nn.Module.__init__(self)
-            self.fine = 0.0
+            self.fine, self.coarser = 0.0, nn.ModuleList()
             last = (nn.Dropout2d(dropout), nn.Conv2d(8, 1, 3))
             self.layers = nn.Sequential(Down(2 * channels, 8, "none"), Down(8, 8, norm), *last)
 

@@ -19,7 +19,7 @@ def narrow() -> None:
             super().__init__(width=width // 8, **more)
 
     class Discriminator(networks.Discriminator):
-        def __init__(self, *, channels: int, dropout: float, norm: Any, fine: float):
+        def __init__(self, *, channels: int, dropout: float, norm: Any, fine: float, **_: Any):
             super().__init__(channels=channels, dropout=dropout, norm=norm, fine=fine)
             self.layers = nn.Sequential(
                 networks.Down((3 if fine else 2) * channels, 8, "none"),

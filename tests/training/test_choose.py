@@ -1,6 +1,7 @@
-"""`checkpoint.choose = "kid"`: the weights with the lowest KID draw, also after kills and damage and on several ranks.
+"""`checkpoint.choose`: the weights with the best score draw, also after kills and damage and on several ranks.
 
-The networks are tiny (`forks`), and KID is what the test says: lowest at the end of one epoch in the middle.
+The networks are tiny (`forks`), and KID is what the test says: lowest at the end of one epoch in the middle; or SCOOT,
+which is highest there.
 """
 
 import json
@@ -43,6 +44,22 @@ def lowest_kid_after(epoch: str) -> None:
     for name in ("_inception", "_features"):  # these take seconds, and no test here needs them
         setattr(validation, name, lambda *_: "a stand-in")
     validation._distances = lambda _: {"kid": 0.25 + abs(now[0] - int(epoch))}
+
+
+def highest_scoot_after(epoch: str) -> None:
+    """Hook: SCOOT falls with the distance to the end of this epoch; FID's network is on no disk."""
+    from dist_sketch.training import loop, validation
+    from dist_sketch.training.run import Run
+
+    finish, now = loop.finish_epoch, [0]
+
+    def finish_epoch(run: Run) -> None:
+        now[0] = run.state.epoch
+        finish(run)
+
+    loop.finish_epoch = finish_epoch
+    inception.find = lambda *_: None
+    validation.scoot = lambda *_: 0.5 - 0.1 * abs(now[0] - int(epoch))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +143,20 @@ def test_ranks_choose_as_one(tmp_path: Path, forks: Forks, options: tuple[Any, .
     assert kids == [1.25, 0.25, 1.25, 2.25]
 
 
+def test_the_highest_scoot_draws_and_needs_no_inception_weights(
+    tmp_path: Path, forks: Forks, options: tuple[Any, ...]
+) -> None:
+    run = tmp_path / "run"
+    more = ("--checkpoint.choose", "scoot", "--train.epochs", 3)
+    done = forks.run(*options, *more, "--out", run, hook=("highest_scoot_after", 1))
+    assert done.code == 0, done.err
+    assert status(run)["draws"] == BEST
+    assert what_draws(run)[0] == f"step-{BEST:08d}"
+    scored = [r for r in read_metrics(run) if r["kind"] == "val"]
+    assert [r["val/scoot"] for r in scored] == pytest.approx([0.4, 0.5, 0.4])
+    assert not any("val/kid" in r for r in scored)
+
+
 def test_another_choice_is_another_run(forks: Forks, options: tuple[Any, ...], undisturbed: Path) -> None:
     refused = forks.run(*options, "--checkpoint.choose", "last", "--out", undisturbed, hook=HOOK)
     assert refused.code == 2
@@ -139,3 +170,35 @@ def test_without_the_weights_of_fid_s_network_nothing_is_begun(shards: Path, mon
     monkeypatch.setattr(inception, "find", lambda: None)
     with pytest.raises(UserError, match=r"checkpoint.choose = 'kid': no weights of FID's network on this machine"):
         setup.resolve(config, Ranks())
+    by_scoot = replace(config, checkpoint=replace(config.checkpoint, choose="scoot"))
+    assert setup.resolve(by_scoot, Ranks())["pairs"] == 13
+
+
+@pytest.mark.parametrize(
+    ("choose", "change", "message"),
+    [
+        ("scoot", {"validate_interval_epochs": 0}, "'scoot': needs train.validate_interval_epochs above 0"),
+        ("kid", {"validate_interval_epochs": 0}, "'kid': needs train.validate_interval_epochs above 0"),
+        ("kid", {"validate_fid": False}, "'kid': needs train.validate_fid"),
+        (
+            "kid",
+            {"validate_limit": 1},
+            r"'kid': needs 2 validation pair\(s\) at least; .* and train.validate_limit is 1",
+        ),
+        ("scoot", {"validate_limit": 1, "validate_fid": False}, None),
+        ("last", {"validate_interval_epochs": 0, "validate_fid": False}, None),
+    ],
+)
+def test_a_choice_needs_its_validation(shards: Path, choose: Any, change: dict[str, Any], message: str | None) -> None:
+    config = cfg.load("portrait")
+    config = replace(
+        config,
+        data=replace(config.data, shards=shards),
+        checkpoint=replace(config.checkpoint, choose=choose),
+        train=replace(config.train, **change),
+    )
+    if message is None:
+        assert setup.resolve(cfg.validate(config), Ranks())["pairs"] == 13
+    else:
+        with pytest.raises(UserError, match=f"^checkpoint.choose = {message}"):
+            setup.resolve(cfg.validate(config), Ranks())

@@ -26,11 +26,21 @@ def test_a_place_is_restored_as_it_was_saved() -> None:
 
 @pytest.mark.parametrize("total", [3.0, math.nan, math.inf])
 def test_a_place_of_an_older_version_is_restored(total: float) -> None:
-    older = {k: v for k, v in PLACE.items() if k not in ("counts", "unlogged")}
-    state = restored(older | {"sums": {"loss/d": total, "loss/g": 6.0}, "locked_d": 7})
-    assert (state.unlogged, state.locked_d) == (0, 0)
+    older = {k: v for k, v in PLACE.items() if k not in ("counts", "unlogged", "best_score")}
+    state = restored(older | {"sums": {"loss/d": total, "loss/g": 6.0}, "locked_d": 7, "best_kid": 0.25})
+    assert (state.unlogged, state.locked_d, state.best_score) == (0, 0, 0.25)
     assert state.epoch_means()["loss/g"] == 2.0
     assert state.epoch_means().get("loss/d", 1.0) == 1.0
+
+
+@pytest.mark.parametrize(("choose", "best"), [("kid", 2), ("scoot", 3), ("last", None)])
+def test_the_best_validation_is_remembered(choose: str, best: int | None) -> None:
+    state = RunState()
+    for step, (kid, scoot) in enumerate([(0.3, 0.4), (-0.1, 0.2), (0.2, 0.5), (-0.1, 0.5)], 1):
+        state.step = step
+        state.note_scores({"val/kid": kid, "val/scoot": scoot}, choose)
+    state.note_scores({"val/ssim": 1.0, "seen/kid": -1.0, "seen/scoot": 1.0}, choose)  # nothing to choose by
+    assert state.best_step == best
 
 
 @pytest.mark.parametrize(
@@ -41,7 +51,7 @@ def test_a_place_of_an_older_version_is_restored(total: float) -> None:
         *({"step": s} for s in (-23, 24, 2**70)),
         *({"sums": s} for s in ([], None, {"loss/d": "1"}, {1: 1.0})),
         *({"policy": p} for p in (None, 3, {"loss_d": "x"}, {"unknown": 1})),
-        {"best_kid": math.nan},
+        {"best_score": math.nan},
         {"unknown": 1},
         {"unlogged": -1},
         {"counts": {"loss/d": -0.5}},

@@ -17,6 +17,7 @@ from dist_sketch.metrics.scorer import Scorer
 from dist_sketch.training.closing import kid_from
 from dist_sketch.training.validation import Validation, drawing
 
+OF_ONE = ("ssim", "scoot", "l1", "specks")
 LIMITS = (0, 3, 1)  # of the five validation pairs
 
 
@@ -62,9 +63,10 @@ def test_fid_and_kid_are_those_of_the_final_scores(shards: Path, one: ranked.Res
     final = Scorer.result([scorer.state()])["raw"]
     for name in ("fid_64", "fid_2048", "kid"):
         assert one["0"][f"val/{name}"] == pytest.approx(final[name], rel=1e-4)
-    assert one["0"]["val/ssim"] == pytest.approx(final["ssim"], rel=1e-9)
+    for name in ("ssim", "scoot", "specks"):
+        assert one["0"][f"val/{name}"] == pytest.approx(final[name], rel=1e-9)
     assert "val/fid_64" in one["3"]
-    assert one["1"].keys() == {"val/ssim", "val/l1"}  # one picture has no distribution
+    assert one["1"].keys() == {f"val/{name}" for name in OF_ONE}  # one picture has no distribution
 
 
 def test_kid_is_not_done_without(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +94,7 @@ def test_without_weights_or_wish_there_is_no_fid(
     monkeypatch.setattr(inception, "find", lambda: None if fid else pytest.fail("nobody asked for FID"))
     validation = Validation(Shards(shards, "train"), 3, Ranks(), fid=fid)
     for _ in range(2):
-        assert validation.scores(generator(), 0).keys() == {"val/ssim", "val/l1"}
+        assert validation.scores(generator(), 0).keys() == {f"val/{name}" for name in OF_ONE}
 
 
 def test_features_up_to_64_are_the_same(shards: Path) -> None:
@@ -113,4 +115,4 @@ def test_training_pairs_are_not_scored_as_validation(shards: Path, capsys: pytes
     training.paired.pop("val")
     validation = Validation(training, 3, Ranks())
     assert capsys.readouterr().out.startswith(f"warning: {shards} has no validation pairs: pairs that the run trains")
-    assert validation.scores(generator(), 2).keys() == {"seen/ssim", "seen/l1"}
+    assert validation.scores(generator(), 2).keys() == {f"seen/{name}" for name in OF_ONE}

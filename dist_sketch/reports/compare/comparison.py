@@ -9,6 +9,7 @@ from typing import Any
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import step_in, write_atomic
 from dist_sketch.core.words import plain
+from dist_sketch.reports.by_label import COLUMNS, label_groups
 from dist_sketch.reports.compare import plot, tables
 from dist_sketch.reports.compare.results import Result, read_all
 from dist_sketch.reports.compare.scores import RULE, Group, comparable, differences, groups
@@ -36,17 +37,23 @@ class Section:
     pictures: Sequence[tuple[str, list[tuple[str, Path]]]] = ()  # rows: label, (caption, image file)
 
 
-def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Sequence[Section] = ()) -> list[str]:
+def write(
+    paths: Sequence[Path], page: Path, *, title: str = "", by: str | None = None, sections: Sequence[Section] = ()
+) -> list[str]:
     """Writes the page, and beside it its tables as Markdown (STEM.md) and CSV (STEM-*.csv).
 
     The first of `paths` is what the others are compared with. Of thousands of runs the page shows only a part, and says
     so; the files beside it hold everything.
 
+    Args:
+        by: a label of the outputs' pictures; a table shows the mean scores of the pictures with each of its values.
+
     Returns:
         The verdicts: each group of seeds against the first, then remarks about single results.
 
     Raises:
-        UserError: a folder cannot be read, the page cannot be written, or would replace a file of somebody else.
+        UserError: a folder cannot be read, no output has the label, the page cannot be written, or would replace a file
+            of somebody else.
     """
     if not paths:
         raise UserError("there is nothing to compare: name run folders or output folders of `dist-sketch infer`")
@@ -54,6 +61,8 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
         raise UserError(f"--out {page}: must be the name of an HTML file, as compare.html")
     refuse_others(page, page.with_suffix(".md"))  # before minutes of work
     results = read_all(paths)
+    if by is not None:
+        sections = [*sections, _label_section(results, by)]
     seed_groups = groups(results)
     runs = _runs(results, seed_groups)
     summaries = [tables.summarize(run.name, run.result) for run in runs]
@@ -97,6 +106,28 @@ def write(paths: Sequence[Path], page: Path, *, title: str = "", sections: Seque
     for file, text in files.items():
         write_atomic(file, text)
     return [plain(sentence) for _, sentence in said]
+
+
+def _label_section(results: list[Result], by: str) -> Section:
+    """The scores by a label; results that have no such label are named below the table."""
+    rows: list[tuple[int, list[str]]] = []
+    errors = {}
+    places: dict[str, int] = {}  # of the label's values
+    for r in results:
+        try:
+            found = label_groups(r.path, r.infer | {"names": r.names}, r.scores, by)
+        except UserError as e:
+            errors[r.name] = e
+            continue
+        for group in found:
+            place = places.setdefault(group.value, len(places))
+            rows.append((place, [group.value, r.name, f"{group.n:,}", *group.means]))
+    if not rows:
+        raise next(iter(errors.values()))
+    text = ["Means over the images of each group. FID and KID need more images than a group has."]
+    text += [f"Left out, without scores by this label: {conjoin(list(errors))}."] if errors else []
+    rows.sort(key=lambda row: row[0])
+    return Section(f"Scores by {by}", [by, "", "images", *COLUMNS], [row for _, row in rows], text)
 
 
 def shown(rows: Sequence[Sequence[str | Cell]]) -> list[Sequence[str | Cell]]:

@@ -16,6 +16,7 @@ PANELS = (  # (title, kind of record, key)
     ("loss of G", "train", "loss/g"),
     ("loss of D", "train", "loss/d"),
     ("SSIM on the validation split", "val", "val/ssim"),
+    ("SCOOT on the validation split", "val", "val/scoot"),
     ("FID-64 on the validation split", "val", "val/fid_64"),
 )
 HUES = sum(name.startswith("c") for name in SVG_COLOURS)

@@ -27,7 +27,8 @@ HARMLESS = (
     *(key for key in FREE if key not in ("train.epochs", "train.accumulate")),
     *("train.validate_", "train.sample_"),
 )
-DECISIVE = ("size", "manifest_sha256", "world_size", "precision", "code", "versions")  # facts that can change it
+# Facts that can change it.
+DECISIVE = ("size", "manifest_sha256", "world_size", "precision", "code", "versions", "began_with")
 SIGNS = {m.key: m.sign for m in METRICS}
 
 

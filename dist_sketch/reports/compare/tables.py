@@ -110,6 +110,7 @@ def _score_cell(group: Group, means: list[float], variant: str, m: Metric) -> Ce
     best = mean == (highest if m.sign > 0 else lowest) and not all_equal
     bases = {label: score(group.results[0], base, m.key) for base, label in BASELINES.items() if base != "reference"}
     beaten_by = [label for label, base in bases.items() if base is not None and (mean - base) * m.sign <= 0]
+    beaten_by *= m.has_rivals
     return Cell(
         number(mean, m.digits) + "†" * bool(beaten_by),
         kind="best" if best else "",
