@@ -336,7 +336,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, cli: Run, options: tuple[Any, ..
         (("--data.batch-size", 14), "the training split has only 13 pairs"),
         (("--data.shards", "/nowhere"), "/nowhere"),
         (("--norm", "instance"), "the bottleneck is 1 x 1 and has no variance"),
-        (("--config", "nowhere"), "neither a .toml file nor a name in launch/ (there: demo, paper, portrait)"),
+        (("--config", "nowhere"), "a name in launch/ (there: demo, finetune, paper, portrait, portrait-256)"),
         (("--train.epochs", 0), "train.epochs = 0: must be at least 1"),
         (("--train.accumulate", 3), "does not divide the 4 pair(s) of a rank"),
         (("--train.sync-batchnorm",), "CPUs have no synchronized BatchNorm"),
