@@ -854,7 +854,7 @@ def test_no_picture_starts_ghostscript(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_nothing_else_opens_pictures_and_shards() -> None:
-    """`bench` may, because it measures the usual ways on files that it has made itself; `freehand` opens its own JPEG."""
+    """`bench` may, because it measures the usual ways on files that it has made itself; `freehand` opens its own."""
     root = Path(dist_sketch.__file__).parent
     found = {}
     for file in root.rglob("*.py"):
