@@ -368,13 +368,14 @@ from dist_sketch.data.shards import Shards
 
 {disturb}
 data = DataConfig(batch_size=2, workers=2, stall_timeout_s=float(sys.argv[2]), memory_mb=0)
-batches = loader.Loader(Shards(Path(sys.argv[1]), "train"), data, seed=3, rank=0, world_size=1).epoch(0)
+batches = loader.Loader(Shards(Path(sys.argv[1]), "train"), data, seed=3, rank=0, world_size=1)
 try:
     keys = []
-    for batch in batches:
+    for batch in batches.epoch(0):
         keys += batch.keys
         {between}
     print(keys)
+    batches.close()  # an error has closed it
 except UserError as e:
     print("error:", e)
 """
