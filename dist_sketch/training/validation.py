@@ -17,10 +17,10 @@ from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.words import tell
 from dist_sketch.data import pixels
 from dist_sketch.data.shards import BadSample, Sample, Shards
-from dist_sketch.metrics import fid_kid, inception, similarity
-from dist_sketch.metrics.scoot import scoot
-from dist_sketch.metrics.specks import specks
+from dist_sketch.metrics import fid_kid, inception
+from dist_sketch.metrics.scorer import EACH
 
+NAMES = ("ssim", "scoot", "l1", "specks")  # the scores of each pair, of those that `Scorer` knows
 Draw = Callable[[Tensor], Tensor]  # uint8 lines -> uint8 sketches
 Features = dict[int, NDArray[np.float32]]  # of one image: dims -> values
 DrawnPair = tuple[Sample, Tensor, Tensor]  # a sample, what was drawn for its line, its real sketch; uint8 (C, H, W)
@@ -122,7 +122,7 @@ class Validation:
         if self._fid and self._inception is None:
             self._inception = _inception(self._ranks, self._fid)
             self._fid = self._fid if self._inception else None
-        sums = torch.zeros(6, dtype=torch.float64)
+        sums = torch.zeros(len(NAMES) + 2, dtype=torch.float64)
         features: list[tuple[int, Features, Features]] = []
         places = self._ranks.share(min(limit or len(self._shards), len(self._shards)))
         with drawing(generator, self._ranks.device) as draw:
@@ -138,7 +138,7 @@ class Validation:
                     if i not in self._real:
                         self._real[i] = _features(self._inception, real, self._fid)
                     features.append((i, _features(self._inception, fake, self._fid), self._real[i]))
-                own = [similarity.ssim(fake, real), scoot(fake, real), similarity.l1(fake, real), specks(fake), 1, 0]
+                own = [*(EACH[name](fake, real) for name in NAMES), 1, 0]
                 sums += torch.tensor(own, dtype=torch.float64)
         *totals, count, bad = self._ranks.sum(sums).tolist()
         if bad > self._skip_bad:
@@ -146,8 +146,7 @@ class Validation:
                 f"{self._shards.folder}: {bad:.0f} {self._shards.split} sample(s) are unreadable, {self._skip_bad} are "
                 "allowed (--data.skip-bad N); `dist-sketch verify` names them"
             )
-        names = ("ssim", "scoot", "l1", "specks")
-        found = {name: total / count for name, total in zip(names, totals, strict=True)} if count else {}
+        found = {name: total / count for name, total in zip(NAMES, totals, strict=True)} if count else {}
         if self._inception is not None and count >= 2:
             parts = self._ranks.gather_to_main(features)
             # All ranks use rank 0's figures: rounding must not lead them to different decisions.

@@ -59,7 +59,7 @@ def highest_scoot_after(epoch: str) -> None:
 
     loop.finish_epoch = finish_epoch
     inception.find = lambda *_: None
-    validation.scoot = lambda *_: 0.5 - 0.1 * abs(now[0] - int(epoch))
+    validation.EACH["scoot"] = lambda *_: 0.5 - 0.1 * abs(now[0] - int(epoch))
 
 
 @pytest.fixture(scope="module")
