@@ -1,5 +1,6 @@
 """The command line: `dist-sketch COMMAND ...` and `python -m dist_sketch COMMAND ...`."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -22,20 +23,10 @@ if importlib.util.find_spec("fcntl") is None:  # before imports that need it, an
 import tyro
 
 from dist_sketch import __version__
-from dist_sketch.commands.bench import BenchCommand
-from dist_sketch.commands.checkpoint import CheckpointCommand
-from dist_sketch.commands.data import PackCommand, SynthCommand, VerifyCommand
-from dist_sketch.commands.experiment import ExperimentCommand, preset
-from dist_sketch.commands.infer import EvaluateCommand, InferCommand, MergeCommand, WeightsCommand
-from dist_sketch.commands.report import CompareCommand, ReportCommand
-from dist_sketch.commands.sync import SyncCommand
-from dist_sketch.commands.train import TrainCommand, as_typed
-from dist_sketch.commands.train import preset as train_preset
 from dist_sketch.core import launcher, streams
 from dist_sketch.core.config import Config, validate
 from dist_sketch.core.errors import SharedError, UserError, not_utf8, refused_by_system
 from dist_sketch.core.words import plain
-from dist_sketch.slurm.command_line import DoctorCommand, LegCommand, LogsCommand, NodeCommand, SubmitCommand, separate
 from dist_sketch.slurm.rank_logs import redirect
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -44,33 +35,40 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
 USER, OURS = 2, 1  # exit codes
 FIRST_WORD_S = 2.0  # time for the rank that knows the cause to print it before others end
 
-# In the order in which they are used. A command imports what it needs only when it runs, so that `--help` is quick.
-COMMANDS: dict[str, Any] = {
-    "synth": SynthCommand,
-    "pack": PackCommand,
-    "verify": VerifyCommand,
-    "train": TrainCommand,
-    "checkpoint": CheckpointCommand,
-    "infer": InferCommand,
-    "merge": MergeCommand,
-    "evaluate": EvaluateCommand,
-    "report": ReportCommand,
-    "compare": CompareCommand,
-    "experiment": ExperimentCommand,
-    "sync": SyncCommand,
-    "doctor": DoctorCommand,
-    "submit": SubmitCommand,
-    "leg": LegCommand,
-    "node": NodeCommand,
-    "logs": LogsCommand,
-    "weights": WeightsCommand,
-    "bench": BenchCommand,
+# In the order in which they are used. Only the command that runs is imported, and that imports what it needs only when
+# it runs, so that an answer to a typing error does not take seconds.
+COMMANDS = {
+    "synth": "commands.data:SynthCommand",
+    "pack": "commands.data:PackCommand",
+    "verify": "commands.data:VerifyCommand",
+    "train": "commands.train:TrainCommand",
+    "checkpoint": "commands.checkpoint:CheckpointCommand",
+    "infer": "commands.infer:InferCommand",
+    "merge": "commands.infer:MergeCommand",
+    "evaluate": "commands.infer:EvaluateCommand",
+    "report": "commands.report:ReportCommand",
+    "compare": "commands.report:CompareCommand",
+    "experiment": "commands.experiment:ExperimentCommand",
+    "sync": "commands.sync:SyncCommand",
+    "doctor": "slurm.command_line:DoctorCommand",
+    "submit": "slurm.command_line:SubmitCommand",
+    "leg": "slurm.command_line:LegCommand",
+    "node": "slurm.command_line:NodeCommand",
+    "logs": "slurm.command_line:LogsCommand",
+    "weights": "commands.infer:WeightsCommand",
+    "bench": "commands.bench:BenchCommand",
 }
+
+
+def command(name: str) -> Any:
+    """The class of a command."""
+    module, kind = COMMANDS[name].split(":")
+    return getattr(importlib.import_module(f"dist_sketch.{module}"), kind)
 
 
 def usage() -> str:
     """The help of `dist-sketch` itself: one line for each command."""
-    lines = [f"  {name:12}{command.__doc__.strip().splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:12}{command(name).__doc__.strip().splitlines()[0]}" for name in COMMANDS]
     return (
         "usage: dist-sketch COMMAND [-h] ...\n\nFrom rough line drawings of faces to pencil portraits.\n\n"
         + "\n".join(lines)
@@ -97,11 +95,21 @@ def parse(arguments: list[str]) -> Callable[[], int]:
             raise not_utf8(word)
     if name not in COMMANDS:
         raise UserError(f"{name}: there is no such command; there are {', '.join(COMMANDS)}")
-    if name in ("submit", "doctor"):
+    default: Any = None
+    if name == "train":
+        from dist_sketch.commands import train
+
+        rest = train.as_typed(rest)
+        default = train.preset(rest)
+    elif name == "experiment":
+        from dist_sketch.commands import experiment
+
+        default = experiment.preset(rest)
+    elif name in ("submit", "doctor"):
+        from dist_sketch.slurm.command_line import separate
+
         rest = separate(rest)
-    rest = as_typed(rest) if name == "train" else rest
-    default: Any = train_preset(rest) if name == "train" else preset(rest) if name == "experiment" else None
-    parsed: Any = tyro.cli(COMMANDS[name], prog=f"dist-sketch {name}", args=rest, default=default)
+    parsed: Any = tyro.cli(command(name), prog=f"dist-sketch {name}", args=rest, default=default)
     if hasattr(parsed, "track"):
         validate(Config(track=parsed.track))
     run: Callable[[], int] = parsed.run
@@ -122,10 +130,10 @@ def main() -> None:
         streams.make_tolerant()
         redirect()
         try:
-            command = parse(sys.argv[1:])
+            run = parse(sys.argv[1:])
         except UserError as e:  # all ranks have the same command line, so one message is enough
             raise SharedError(str(e)) from e
-        code = command()
+        code = run()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends this process at once
         print("interrupted", file=sys.stderr)

@@ -26,7 +26,10 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The files that take longest begin first; otherwise one of them would still run when all others are done.
-LONGEST = ("cluster", "bench", "experiment", "faults_ranks", "every_sample_once", "faults", "infer", "loop", "wheel")
+LONGEST = (
+    *("cluster", "bench", "faults_ranks", "faults", "wandb_faults", "infer", "page", "experiment", "ranks", "loop"),
+    *("every_sample_once", "command_line", "interrupts", "wandb_flow", "wheel", "compare", "node_launcher"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,6 +31,7 @@ def test_every_file_that_users_name_is_in_it(site: Path) -> None:
         ("launch", "*.toml"),
         ("launch", "*.yaml"),
         ("launch", "portrait-*/*"),
+        ("launch", "lines/*"),
         ("shards", "*.toml"),
         ("slurm", "*.s*"),
     ]

@@ -22,9 +22,9 @@ from torch.utils.data import Dataset
 from dist_sketch.core.config import Config, DenoiseConfig
 from dist_sketch.data import pixels
 from dist_sketch.data.shards import Sample, Shards
-from dist_sketch.inference.denoise import denoise
 from dist_sketch.metrics import inception
 from dist_sketch.model import networks
+from dist_sketch.model.denoise import denoise
 from dist_sketch.model.losses import ssim
 from dist_sketch.model.pretrained import SketchGenerator
 from dist_sketch.training.policy import Decision

@@ -11,7 +11,7 @@ from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.words import tell
 from dist_sketch.data.manifest import Fit
-from dist_sketch.tracking.wandb_run import is_off
+from dist_sketch.tracking.wandb_run import is_off, on_request
 
 MOST = {"shard_mb": 10**6, "shard_count": 10**12, "skip_bad": 10**12}  # no more can be read again, nor is of use
 
@@ -79,7 +79,7 @@ class PackCommand:
     """Keep the shards that are in --out if they are undamaged and hold these pairs at this size."""
     workers: int | None = None
     """Processes; default: one for each core."""
-    track: TrackConfig = field(default_factory=TrackConfig)
+    track: TrackConfig = field(default_factory=on_request)
 
     def run(self) -> int:
         from dist_sketch.data import pack, recipe

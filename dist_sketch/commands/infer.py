@@ -9,35 +9,46 @@ import tyro
 
 from dist_sketch.core import launcher
 from dist_sketch.core.config import TrackConfig
+from dist_sketch.core.errors import SharedError
+from dist_sketch.core.saved import read_infer
 from dist_sketch.inference.options import InferOptions
-from dist_sketch.tracking.wandb_run import is_off
+from dist_sketch.tracking.wandb_run import is_off, on_request
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferCommand:
     """Draw sketches with a trained generator, remove their noise, score them.
 
-    Writes OUT/raw and, with the noise removed, OUT/sketch; scores them where the input has sketches. Inputs that cannot
-    be read are named, all others are drawn, and the exit code is 2. One process by itself; several with
+    A single image is drawn into a file: `--input face.png --out drawn.png`. All else goes into a folder: OUT/raw and,
+    with the noise removed, OUT/sketch, and scores where the input has sketches. Inputs that cannot be read are named,
+    all others are drawn, and the exit code is 2 (0 with --skip-bad). One process by itself; several with
     `accelerate launch ... -m dist_sketch infer ...`.
     """
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
-    """Run folder, folder of an exported generator, or the name of one that comes with dist_sketch (portrait-128);
-    nothing is written to it."""
-    input: Path
-    """Shards, a folder of images (with or without splits and sketches), or one image."""
+    """Run folder, folder of an exported generator, the name of one that comes with dist_sketch (portrait-128), or
+    user/name of the Hub; nothing is written to it."""
+    input: list[Path]
+    """Shards, a folder of images (with or without splits and sketches), or images, also as 'faces/*.png'."""
     out: Path
-    """Output folder."""
+    """Output folder; for a single image also a file .png or .jpg, which replaces a picture that is there."""
     options: Annotated[InferOptions, tyro.conf.arg(name="")] = field(default_factory=InferOptions)
-    track: TrackConfig = field(default_factory=TrackConfig)
+    track: TrackConfig = field(default_factory=on_request)
 
     def run(self) -> int:
-        from dist_sketch.inference import infer
+        from dist_sketch.data import sources
+        from dist_sketch.inference import infer, one_file
         from dist_sketch.model import pretrained
 
         began = time.monotonic()
-        result = infer.infer(pretrained.located(self.run_folder), self.input, self.out, self.options)
+        inputs = sources.named(self.input)
+        if one_file.wanted(inputs, self.out, self.options):
+            if not is_off(self.track):
+                raise SharedError(f"--track.wandb: W&B logs a folder of drawings; {self.out} is a file")
+            one_file.draw(pretrained.located(self.run_folder), inputs[0], self.out, self.options)
+            print(self.out)
+            return 0
+        result = infer.infer(pretrained.located(self.run_folder), inputs, self.out, self.options)
         if self.options.part:
             return 0  # `merge` will make the scores
         return finish(self.out, result, self.track, seconds=time.monotonic() - began)
@@ -49,7 +60,7 @@ class MergeCommand:
 
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """Output folder of the parts."""
-    track: TrackConfig = field(default_factory=TrackConfig)
+    track: TrackConfig = field(default_factory=on_request)
 
     def run(self) -> int:
         from dist_sketch.inference import infer
@@ -67,7 +78,7 @@ class EvaluateCommand:
     """File of FID's Inception weights; default: the file that `dist-sketch weights` finds."""
     rank_timeout_s: float = InferOptions.rank_timeout_s
     """How long a rank waits for the others before it gives up."""
-    track: TrackConfig = field(default_factory=TrackConfig)
+    track: TrackConfig = field(default_factory=on_request)
 
     def run(self) -> int:
         from dist_sketch.inference.scoring import evaluate
@@ -91,7 +102,7 @@ class WeightsCommand:
 
 
 def finish(out: Path, result: dict[str, Any] | None, track: TrackConfig | None = None, **more: Any) -> int:
-    """Logs an output folder to W&B and prints its scores, on rank 0 only."""
+    """Logs an output folder to W&B and prints its scores, or why it has none, on rank 0 only."""
     if launcher.rank():
         return 0
     if track is not None and not is_off(track):
@@ -99,7 +110,8 @@ def finish(out: Path, result: dict[str, Any] | None, track: TrackConfig | None =
 
         wandb_jobs.drawn(out, track, **more)
     if result is None:
-        print(f"{out}: drawn; the input has no sketches to score them against")
+        asked = read_infer(out).get("scores", True)
+        print(f"{out}: drawn; {'the input has no sketches to score them against' if asked else 'not scored'}")
     else:
         from rich.console import Console
 

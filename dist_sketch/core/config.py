@@ -91,6 +91,9 @@ class OptimConfig:
 
     lr_g: float = 2e-3
     """LEARNING_RATE of the generator."""
+    inner: float = 1.0
+    """Share of lr_g with which the U-Net inside an enhancer learns; 0: it stays as it began. One that can draw already
+    should learn slowly: a new discriminator's first judgements would undo what it knows."""
     lr_d: float = 1e-3
     """LEARNING_RATE of the discriminator."""
     beta1: float = 0.5
@@ -278,7 +281,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("generator.detail generator.noise generator.enhance data.workers", "at most 1024", lambda v: v <= 1024),
     ("data.batch_size train.epochs train.accumulate", "at most 1,000,000", lambda v: v <= 10**6),
     ("data.stall_timeout_s train.rank_timeout_s track.timeout_s", f"at most {LONGEST_S:,}", lambda v: v <= LONGEST_S),
-    ("optim.decay", "from 0 to 1", lambda v: 0 <= v <= 1),
+    ("optim.decay optim.inner", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
     ("train.sample_count", "from 1 to 64", lambda v: 1 <= v <= 64),
     ("data.freehand", "from 0 to 64", lambda v: 0 <= v <= 64),
@@ -314,6 +317,8 @@ def validate(config: Config) -> Config:
         raise SharedError(f"generator.network = 'baseline': has no {' and no '.join(own)}; remove that setting")
     if g.noise and not g.detail:
         raise SharedError(f"generator.noise = {g.noise}: is an input of the detail block; also set generator.detail")
+    if config.optim.inner != 1 and not g.enhance:
+        raise SharedError(f"optim.inner = {config.optim.inner}: is for the U-Net in an enhancer; set generator.enhance")
     if g.enhance and not g.detail:
         raise SharedError(f"generator.enhance = {g.enhance}: goes on from the detail block; also set generator.detail")
     if config.train.sync_batchnorm and config.norm != "batch":

@@ -239,8 +239,10 @@ def step_in(name: str) -> int | None:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) for the leaves of a nested dict."""
+    """Yields (dotted key, value) for the leaves of a nested dict; dicts in a list have their place in it as key."""
     for key, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+            value = {str(place): v for place, v in enumerate(value)}
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
         else:

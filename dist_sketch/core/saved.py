@@ -125,6 +125,7 @@ class NotDrawn(TypedDict, total=False):
     """What an inference has not drawn: in its infer.json, and in a file beside each part until they are merged."""
 
     left_out: list[str]
+    skip_bad: bool  # whether that is no failure
     passed_over: dict[str, dict[str, Count]]
     looks: dict[str, list[str]]  # what seems to be wrong with lines that are drawn: kind -> names
 
@@ -134,6 +135,8 @@ class Infer(NotDrawn, total=False):
 
     run: PathText
     input: PathText
+    files: list[PathText]  # if several were named
+    scores: bool  # whether they were asked for
     reference: PathText | None
     names: list[Name]
     labels: Labels  # of the pictures, in the order of `names`

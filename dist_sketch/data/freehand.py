@@ -10,10 +10,10 @@ import math
 from functools import cache
 
 import numpy as np
+import scipy  # it imports its parts when they are used, which takes a while
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage, sparse
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -82,9 +82,9 @@ def _distance(gray: Pixels, random: Generator) -> Floats:
             lines[rows, columns] = True
     if not lines.any():
         return np.full((height, width), float(PAGE), np.float32)
-    distance = ndimage.distance_transform_edt(~lines).astype(np.float32)
+    distance = scipy.ndimage.distance_transform_edt(~lines).astype(np.float32)
     # The blur takes away the stairs of slanted lines. It also lifts the valley in the middle of a line, by 0.45 pixels.
-    return (ndimage.gaussian_filter(distance, 0.7) - 0.45) / finer
+    return (scipy.ndimage.gaussian_filter(distance, 0.7) - 0.45) / finer
 
 
 def _stray(height: int, width: int, random: Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -129,20 +129,20 @@ def _field(height: int, width: int, cells: int, random: Generator) -> Floats:
 
 
 @cache
-def _spline(length: int, cells: int) -> sparse.csr_array:
+def _spline(length: int, cells: int) -> "scipy.sparse.csr_array":
     """Weight of each of `cells` + 3 coefficients at each pixel of a side, (length, cells + 3)."""
     place = (np.arange(length) + 0.5) * (cells / length)
     cell = place.astype(np.intp)
     t = place - cell
     weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], axis=1) / 6
     columns = cell[:, None] + np.arange(4)
-    return sparse.csr_array((weights.ravel(), columns.ravel(), 4 * np.arange(length + 1)), (length, cells + 3))
+    return scipy.sparse.csr_array((weights.ravel(), columns.ravel(), 4 * np.arange(length + 1)), (length, cells + 3))
 
 
 def _at(distance: Floats, where: Floats) -> Floats:
     """`distance` at the places `where` of the page, (2, H, W)."""
     finer = len(distance) // where.shape[1]  # pixels of `distance` along one of the page
-    found: Floats = ndimage.map_coordinates(distance, (where + 0.5) * finer - 0.5, order=1, mode="nearest")
+    found: Floats = scipy.ndimage.map_coordinates(distance, (where + 0.5) * finer - 0.5, order=1, mode="nearest")
     return found
 
 
@@ -166,7 +166,7 @@ def _tone(ink: Floats, unit: float, random: Generator) -> Floats:
     if random.random() < 0.5:
         return np.float32(random.uniform(0.85, 1)) * ink
     pale = random.uniform(0.4, 0.9) * (1 + 0.3 * _field(ink.shape[0], ink.shape[1], 6, random))
-    soft = ndimage.gaussian_filter(ink, unit * random.uniform(0.3, 1.2))
+    soft = scipy.ndimage.gaussian_filter(ink, unit * random.uniform(0.3, 1.2))
     grain = 1 - np.float32(random.uniform(0, 0.5)) * random.random(ink.shape, np.float32)
     return np.clip(pale * soft * grain, 0, 1)
 

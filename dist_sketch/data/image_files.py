@@ -3,6 +3,8 @@
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from PIL import Image, ImageFile, ImagePalette, UnidentifiedImageError
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import open_regular
-from dist_sketch.data.image_remarks import JPEG_START, PNG_START, orientation, strip
+from dist_sketch.data.image_remarks import JPEG_START, ORIENTATION, PNG_START, orientation, strip
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not EPS: Pillow starts Ghostscript to read it
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000; an A3 page at 600 dpi has 70 million
@@ -66,11 +68,45 @@ def read_image(path: Path) -> Image.Image:
         raise BadImage(path, f"cannot be read ({e.strerror})") from e
     if not data:
         raise BadImage(path, "the file is empty (0 bytes)")
-    # Pillow raises almost any exception for a malformed file, and warns of files that are refused or repaired here.
+    with _told_of(path, data):
+        return _decode(data)
+
+
+def as_read(picture: Image.Image, name: str) -> Image.Image:
+    """A picture that Pillow has opened or made, as `read_image` would give it; it is left as it is.
+
+    Args:
+        name: for error messages.
+
+    Raises:
+        BadImage: as `read_image`; or it has no pixels.
+    """
+    if not (0 < picture.width * picture.height <= MAX_PIXELS):
+        raise BadImage(Path(name), f"has {picture.width} x {picture.height} px; 1 to {MAX_PIXELS:,} can be read")
+    with _told_of(Path(name)):
+        picture.load()  # now its remarks are complete
+        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+        tags = dict(getattr(picture, "tag_v2", {})) or ({BITS: (32,)} if picture.mode == "I" else {})
+        result = _to_8bit(picture, tags, 16 if picture.mode.startswith("I") else 8, None)
+    if turn is not None:
+        result = result.transpose(turn)
+    result.info = {"mode": picture.mode}
+    return result
+
+
+@contextmanager
+def _told_of(path: Path, data: bytes = b"") -> Iterator[None]:
+    """Turns what Pillow raises into a BadImage; it raises almost any exception for a malformed file.
+
+    Pillow also warns of files that are refused or repaired here.
+
+    Args:
+        data: the file, for what its first bytes say.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _decode(data)
+            yield
         except Image.DecompressionBombError as e:
             why = f"is too large (a decompression bomb?): more than {MAX_PIXELS:,} pixels; make it smaller"
             raise BadImage(path, why) from e

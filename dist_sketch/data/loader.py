@@ -25,7 +25,7 @@ from dist_sketch.core.config import DataConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.signals import STOP_SIGNALS, signal_on_parent_death
 from dist_sketch.core.workers import starting
-from dist_sketch.data import pixels
+from dist_sketch.data import freehand, pixels
 from dist_sketch.data.decoded import DecodedPairs
 from dist_sketch.data.shards import BadSample, Shards
 
@@ -157,7 +157,7 @@ class _Pairs:
             move = pixels.draw_move(generator, *line.shape[-2:], flip=self.data.flip, shift=self.data.shift)
             number = pixels.draw_version(generator, self.data.freehand)
             if number is not None:
-                line = pixels.freehand_version(line, self.seed, number, key)
+                line = torch.from_numpy(freehand.version(line.numpy(), self.seed, number, key))
             line, sketch = pixels.moved(line, move), pixels.moved(sketch, move)
         return _Slot(key, line, sketch, bad)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from dist_sketch.core import fileio
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.fileio import open_regular
-from dist_sketch.data import pack
 from dist_sketch.data.manifest import MANIFEST, manifest_hash, read_manifest
 
 VARIABLE = "DIST_SKETCH_STAGED"  # JSON: folder of shards -> this node's copy
@@ -50,6 +49,8 @@ def staged(shards: Path, copy: Path) -> Iterator[dict[str, str]]:
     Raises:
         UserError: the folder has no manifest, the disk is full, or the copy is damaged.
     """
+    from dist_sketch.data import pack  # only here, because all who read shards import this module
+
     sha256 = manifest_hash(shards)
     shutil.rmtree(copy, ignore_errors=True)  # left by a job that was killed
     try:

@@ -8,10 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
-
-from dist_sketch.data import freehand
+from torch.nn.functional import interpolate
 
 SHIFT = 1 / 16  # largest shift, as a share of the side; pix2pix resizes to 286 px and crops 256
 
@@ -50,13 +47,17 @@ def to_rgb(image: Tensor) -> Tensor:
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resizes uint8 (..., H, W), bicubic and antialiased; the aspect ratio is not kept."""
+    """Resizes uint8 (..., C, H, W) on the CPU, bicubic and antialiased; the aspect ratio is not kept.
+
+    The same pixels as torchvision's `resize`, which calls the same function but takes a second to import.
+    """
     if image.shape[-2:] == (height, width):
         return image
-    if height == width == 1:  # at this size torch's way for three channels fails
-        single = F.resize(image.reshape(-1, 1, *image.shape[-2:]), [1, 1], v2.InterpolationMode.BICUBIC, antialias=True)
-        return single.reshape(*image.shape[:-2], 1, 1)
-    return F.resize(image, [height, width], v2.InterpolationMode.BICUBIC, antialias=True)
+    # To one pixel each channel goes by itself: there torch's way for three channels fails.
+    channels = 1 if height == width == 1 else image.shape[-3]
+    batch = image.reshape(-1, channels, *image.shape[-2:])
+    resized = interpolate(batch, (height, width), mode="bicubic", align_corners=False, antialias=True)
+    return resized.reshape(*image.shape[:-2], height, width)
 
 
 def pair_generator(seed: int, epoch: int, key: str) -> torch.Generator:
@@ -107,8 +108,3 @@ def draw_version(generator: torch.Generator, count: int) -> int | None:
     """Draws which of `count` freehand versions of its line a pair shows; None: the clean one, half of the time."""
     draw = 2 * torch.rand(1, generator=generator, dtype=torch.float64).item()
     return int(draw * count) if count and draw < 1 else None
-
-
-def freehand_version(line: Tensor, seed: int, number: int, key: str) -> Tensor:
-    """A freehand version of a line picture, uint8 (C, H, W); see `freehand.version`."""
-    return torch.from_numpy(freehand.version(line.numpy(), seed, number, key))

@@ -1,6 +1,8 @@
-"""What `infer` reads: packed shards, a folder of images or one image, each at the network's size."""
+"""What `infer` reads: packed shards, a folder of images, or images by name, each at the network's size."""
 
+import glob
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
 from dist_sketch.data import looks, pixels, recipe
 from dist_sketch.data.fit import fitted
@@ -19,13 +22,17 @@ from dist_sketch.data.shards import BadSample, Sample, Shards
 
 @dataclass(frozen=True)
 class Source:
-    """The images that `infer` draws; `read(i)` gives number `i` at the network's size."""
+    """The images that `infer` draws; `read(i, size, channels)` gives number `i` at the network's size."""
 
+    path: Path
+    """The shards, the folder or the one image; of several images the folder that they have in common."""
     count: int
     has_sketch: bool
-    read: Callable[[int], Sample]
+    read: Callable[[int, int, int], Sample]
     fit: Fit
     """How pages that are not square were made square."""
+    files: list[Path] = field(default_factory=list)
+    """The images, if several were named."""
     packed_px: int | None = None
     """Width and height of the pictures in shards."""
     passed_over: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -36,16 +43,19 @@ class Source:
     def __len__(self) -> int:
         return self.count
 
-    def read_good(self, numbers: Iterable[int], most_px: float = math.inf) -> tuple[dict[int, Sample], list[str]]:
+    def read_good(
+        self, numbers: Iterable[int], size: int, channels: int, most_px: float = math.inf
+    ) -> tuple[dict[int, Sample], list[str]]:
         """Reads those of the images that can be read, by number, and says of each of the others why it cannot.
 
         Args:
+            size: width and height, px, that the network wants.
             most_px: larger files, in width or height, are left out, too.
         """
         good, left_out = {}, []
         for i in numbers:
             try:
-                sample = self.read(i)
+                sample = self.read(i, size, channels)
             except (BadImage, BadSample) as e:
                 left_out.append(str(e))
                 continue
@@ -60,25 +70,49 @@ class Source:
         return good, left_out
 
 
-def open_source(
-    path: Path, split: str, size: int, channels: int, *, fit: Fit | None = None, invert: bool = False
-) -> Source:
-    """Opens shards, a folder of images (with or without splits and sketches), or one image file.
+def named(words: Sequence[Path]) -> list[Path]:
+    """The inputs that a user names; what has wildcards and is no path (`'faces/*.png'`) stands for what matches it.
+
+    Each is there once, in the user's order, and the matches of a word in natural order of their names.
+
+    Raises:
+        UserError: there is no input, or nothing matches.
+    """
+    found: dict[str, Path] = {}
+    for word in words:
+        matches = [word]
+        if glob.has_magic(str(word)) and not os.path.lexists(word):
+            matches = sorted(map(Path, glob.glob(str(word), recursive=True)), key=lambda p: recipe.natural(str(p)))
+            if not matches:
+                raise UserError(f"--input {word}: there is nothing of such a name")
+        for path in matches:
+            found.setdefault(os.path.abspath(path), path)
+    if not found:
+        raise UserError("--input: name shards, a folder of images, or images")
+    return list(found.values())
+
+
+def open_source(source: Path | Sequence[Path], split: str, *, fit: Fit | None = None, invert: bool = False) -> Source:
+    """Opens shards, a folder of images (with or without splits and sketches), or one or more image files.
 
     Args:
         fit: how a page that is not square becomes one; None: squash, or as the shards were packed.
         invert: the lines are white on black, and get dark on white.
 
     Raises:
-        UserError: there is nothing usable at `path`, or the shards were packed with another `fit`.
+        UserError: nothing there can be used, two images have the same name, or the shards were packed with another
+            `fit`.
     """
+    given = [source] if isinstance(source, Path) else list(source)
+    files = given if len(given) > 1 else []
+    path = Path(os.path.commonpath([file.resolve().parent for file in files])) if files else given[0]
     found: dict[str, list[str]] = {}
 
     def look(name: str, kinds: list[str]) -> None:
         for kind in kinds:
             found.setdefault(kind, []).append(name)
 
-    if (path / MANIFEST).is_file():
+    if not files and (path / MANIFEST).is_file():
         shards = Shards(path, split)
         if fit not in (None, shards.fit):
             raise UserError(
@@ -86,20 +120,20 @@ def open_source(
                 "the images instead of shards"
             )
 
-        def read_packed(i: int) -> Sample:
+        def read_packed(i: int, size: int, channels: int) -> Sample:
             sample = shards.read(i, channels)
             line = pixels.resize(255 - sample.line if invert else sample.line, size, size)
             sketch = None if sample.sketch is None else pixels.resize(sample.sketch, size, size)
             look(sample.name, looks.look_at_input(_picture(line)))
             return sample._replace(line=line, sketch=sketch)
 
-        return Source(len(shards), shards.has_sketch, read_packed, shards.fit, shards.size, looks=found)
+        return Source(path, len(shards), shards.has_sketch, read_packed, shards.fit, packed_px=shards.size, looks=found)
 
-    pairs = recipe.inputs(path, split)
-    passed_over = {} if path.is_file() else recipe.passed_over(recipe.input_recipe(path, split))
+    pairs = _pairs_of(files) if files else recipe.inputs(path, split)
+    passed_over = {} if files or path.is_file() else recipe.passed_over(recipe.input_recipe(path, split))
     how = fit or "squash"
 
-    def read_files(i: int) -> Sample:
+    def read_files(i: int, size: int, channels: int) -> Sample:
         pair = pairs[i]
         if isinstance(pair, recipe.Problem):
             raise BadImage(path / pair.file, pair.why)
@@ -112,7 +146,34 @@ def open_source(
         return Sample(pair.name, pixels.from_image(line, channels), real, file.size)
 
     has_sketch = all(p.sketch is not None for p in pairs if isinstance(p, recipe.FilePair))
-    return Source(len(pairs), has_sketch, read_files, how, None, passed_over, found)
+    return Source(path, len(pairs), has_sketch, read_files, how, files, passed_over=passed_over, looks=found)
+
+
+def _pairs_of(files: Sequence[Path]) -> list[recipe.FilePair | recipe.Problem]:
+    """Images by name, as lines without sketches."""
+    found: dict[str, Path] = {}
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"{file}: is a folder; --input takes one folder, or several images: '{file}/*.png'")
+        if (other := found.setdefault(recipe.encode_key(file.stem), file)) != file:
+            raise UserError(
+                f"{file}: its drawing would get the name of that of {other}; rename one of them, or draw them into "
+                "folders of their own"
+            )
+    return [pair for file in files for pair in recipe.inputs(file, "")]
+
+
+def reference_shards(config: Config, source: Path) -> str | None:
+    """The shards that give the baseline "other real sketches": the run's, else the input's; None if there are none.
+
+    An exported generator does not know where the run's shards are.
+    """
+    for folder in (config.data.shards, source):
+        if folder is not None and (folder / MANIFEST).is_file():
+            train = read_manifest(folder)["splits"].get("train")
+            if train is not None and train["has_sketch"]:
+                return str(folder.resolve())
+    return None
 
 
 def labels_of(path: Path, split: str, names: Sequence[str]) -> dict[str, list[Any]]:

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from dist_sketch.core.saved import read_scores
 from dist_sketch.inference.calibration import noise_features
-from dist_sketch.inference.denoise import NEIGHBOURS, page_tone
+from dist_sketch.model.denoise import NEIGHBOURS, page_tone
 from dist_sketch.reports import error_map
 from dist_sketch.tracking.tracker import read_metrics
 

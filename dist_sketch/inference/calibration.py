@@ -11,8 +11,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from dist_sketch.core.config import DenoiseConfig, Filter
-from dist_sketch.inference.denoise import Array, denoise, despeckle, page_tone, planes_of
 from dist_sketch.metrics import similarity
+from dist_sketch.model.denoise import Array, denoise, despeckle, page_tone, planes_of
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0)
 TRIALS = 4  # most candidates for which the distance is computed

@@ -47,7 +47,8 @@ class InferOptions:
     """How long a rank waits for the others before it gives up. A rank that has drawn its share waits until the slowest
     has drawn its own, and while rank 0 computes the scores."""
     workers: int | None = None
-    """Processes per rank that remove noise and write files; default: the node's cores divided by its ranks."""
+    """Processes per rank that remove noise and write files; default: the node's cores divided by its ranks, or none for
+    few pictures."""
     mode: Literal["running", "paper"] = "running"
     """running: running statistics, no dropout; paper: batch statistics and dropout, one image at a time."""
     seed: int = 0
@@ -59,5 +60,9 @@ class InferOptions:
     format: Literal["png", "jpg"] = "png"
     """Format of raw/ and sketch/; jpg: RGB, named like the input, as the CGI-PSG challenge asks for."""
     denoise: DenoiseOverride = field(default_factory=DenoiseOverride)
+    skip_bad: bool = False
+    """Leave inputs out that cannot be read: they are named, and the exit code is 0 if others are drawn."""
+    scores: bool = True
+    """Score the drawings where the input has sketches; `dist-sketch evaluate` can do it later."""
     fid_weights: Path | None = None
     """File of FID's Inception weights; default: the file that `dist-sketch weights` finds."""

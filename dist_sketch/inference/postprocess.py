@@ -17,11 +17,12 @@ from dist_sketch.core.workers import workers as processes
 from dist_sketch.data import fit, pixels
 from dist_sketch.data.manifest import Fit
 from dist_sketch.data.shards import Sample
-from dist_sketch.inference.denoise import denoise
+from dist_sketch.model.denoise import denoise
 
 Pixels = NDArray[np.uint8]  # (C, H, W)
 WorkerMap = Callable[..., Iterator[Pixels]]
 MOST_WORKERS = 16
+FEW = 16  # pictures that one process finishes about as soon as it would have started others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +69,21 @@ class Postprocess:
 
 
 @contextmanager
-def worker_map(workers: int | None) -> Iterator[WorkerMap]:
+def worker_map(workers: int | None, pictures: int | None = None) -> Iterator[WorkerMap]:
     """Yields a function like `map` that works in forked processes; to be started before CUDA and the process group.
 
     Args:
-        workers: their number; 0: the work is done in this process; None: the node's cores divided by its ranks.
+        workers: their number; 0: the work is done in this process; None: as many as the node's cores divided by its
+            ranks, or none for few pictures.
+        pictures: how many all ranks together will draw; None: many.
 
     Raises:
         UserError: the workers cannot be started, or one was killed.
     """
     if workers is None:
         ranks = max(1, launcher.number("LOCAL_WORLD_SIZE", 1))
-        workers = min(MOST_WORKERS, max(1, len(cpus.usable()) // ranks))
+        few = pictures is not None and pictures <= FEW * launcher.number("WORLD_SIZE", 1)
+        workers = 0 if few else min(MOST_WORKERS, max(1, len(cpus.usable()) // ranks))
     if workers == 0:
         yield map
         return

@@ -9,41 +9,25 @@ from rich.progress import track as progress_bar
 from torch import Tensor
 
 from dist_sketch.core import fileio
-from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.core.words import plain
 from dist_sketch.data import loader, pixels
-from dist_sketch.data.fit import fitted
+from dist_sketch.data.fit import fitted, with_plain_margins
 from dist_sketch.data.image_files import read_image
-from dist_sketch.data.manifest import MANIFEST, read_manifest
+from dist_sketch.data.manifest import MANIFEST, Fit
 from dist_sketch.data.recipe import listed
-from dist_sketch.data.shards import BadSample, Shards
+from dist_sketch.data.shards import BadSample, Sample, Shards
 from dist_sketch.metrics import inception
 from dist_sketch.metrics.scorer import Scorer
-
-FOLDERS = ("line", "raw", "sketch", "real")
 
 
 def make_scorer(fid_weights: Path | None, ranks: Ranks) -> Scorer:
     """A scorer for this rank; without FID's weights it leaves out FID and KID."""
     weights = inception.find(fid_weights)
     return Scorer(inception.load(weights, ranks.device) if weights else None)
-
-
-def reference_shards(config: Config, source: Path) -> str | None:
-    """The shards that give the baseline "other real sketches": the run's, else the input's; None if there are none.
-
-    An exported generator does not know where the run's shards are.
-    """
-    for folder in (config.data.shards, source):
-        if folder is not None and (folder / MANIFEST).is_file():
-            train = read_manifest(folder)["splits"].get("train")
-            if train is not None and train["has_sketch"]:
-                return str(folder.resolve())
-    return None
 
 
 class ReferenceSketches:
@@ -70,6 +54,40 @@ class ReferenceSketches:
                 assert sketch is not None  # `reference_shards` has seen to it
                 good[i] = pixels.resize(sketch, self._size, self._size)
         scorer.add_reference(list(good), list(good.values()), left_out)
+
+
+class Scores:
+    """The scores of a rank's drawings, beside the baselines.
+
+    Args:
+        reference: the folder of `sources.reference_shards`.
+        count: the number of inputs, of all ranks.
+        size: of the network's square, px.
+    """
+
+    def __init__(self, fid_weights: Path | None, ranks: Ranks, reference: str | None, count: int, size: int):
+        self._scorer = make_scorer(fid_weights, ranks)
+        self._reference = ReferenceSketches(reference, count, size)
+
+    def add(self, indices: list[int], items: list[Sample], raw: list[Tensor], clean: list[Tensor], how: Fit) -> None:
+        """Adds drawings of the inputs `indices`, before and after noise removal, uint8 (3, size, size)."""
+        sketches = [i.sketch for i in items if i.sketch is not None]
+        images = {"raw": raw, "denoised": clean, "line": [i.line for i in items], "real": sketches}
+        squares = {
+            kind: torch.stack(
+                [
+                    pixels.to_rgb(with_plain_margins(image, item.source_size, how))
+                    for item, image in zip(items, found, strict=True)
+                ]
+            )
+            for kind, found in images.items()
+        }
+        self._scorer.add(indices, [i.name for i in items], squares)
+        self._reference.add(self._scorer, indices)
+
+    def state(self) -> dict[str, Any]:
+        """What rank 0 needs of this rank."""
+        return self._scorer.state()
 
 
 def finish_scores(out: Path, states: list[Any], source: str, about: dict[str, Any]) -> dict[str, Any]:

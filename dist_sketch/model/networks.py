@@ -92,8 +92,10 @@ class Resize(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__(channels_in, channels_out, 3)
-        rows = torch.tensor([[0.0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
-        self.register_buffer("smear", torch.kron(rows, rows), persistent=False)  # (3 x 3, 4 x 4)
+        rows = [[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
+        # The Kronecker product (3 x 3, 4 x 4); on the device "meta" torch.kron would import torch._dynamo for a second.
+        smear = torch.tensor([[a * b for a in one for b in other] for one in rows for other in rows])
+        self.register_buffer("smear", smear, persistent=False)
         self._folded: tuple[object, Tensor] = (None, self.smear)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,6 +108,12 @@ class Resize(nn.Conv2d):
         """Also forgets the kernel of the last drawing: a replayed CUDA graph changes weights without telling torch."""
         self._folded = None, self.smear
         return super().train(mode)
+
+    def folded(self) -> nn.ConvTranspose2d:
+        """The same layer for programs that do not know this class: the transposed convolution, with its kernel."""
+        result = nn.ConvTranspose2d(self.in_channels, self.out_channels, 4, stride=2, padding=1)
+        result.load_state_dict({"weight": self._smeared(), "bias": self.bias})
+        return result
 
     def _kernel(self) -> Tensor:
         """(in, out, 4, 4); kept between two drawings, because at batch 1 it takes as long as the convolution."""
@@ -237,7 +245,7 @@ class Generator(nn.Module):
             return ()
         if self.training:
             return (torch.randn(len(x), self.noise, *x.shape[-2:], dtype=x.dtype, device=x.device),)
-        return (_fixed_noise((self.noise, *x.shape[-2:]), x.dtype, x.device).expand(len(x), -1, -1, -1),)
+        return (_fixed_noise((self.noise, *x.shape[-2:]), x.dtype, x.device).expand(x.shape[0], -1, -1, -1),)
 
 
 def _wide(x: Tensor) -> Tensor:

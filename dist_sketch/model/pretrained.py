@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, Self, TypedDict, overload
 
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import ModelCard, ModelHubMixin
+from PIL.Image import Image
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
@@ -24,17 +24,30 @@ from dist_sketch.core import fileio, folders, saved
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.toml_dataclass import checked
-from dist_sketch.model import checkpoint, networks
+from dist_sketch.data.manifest import Fit
+from dist_sketch.model import checkpoint, drawing, from_hub, networks
+from dist_sketch.model.drawing import Picture, Pictures, Size
 from dist_sketch.model.weights import check_weights, load_weights, to_8bit
 
 CARD, CARD_MARKER = "README.md", "<!-- Written by dist-sketch checkpoint export, which may replace it. -->"
 FILES = (WEIGHTS, SETTINGS, DENOISE) = ("generator.safetensors", "config.json", "denoise.json")
+ADDED = ("generator.onnx", "index.html")  # beside them, by `checkpoint export` on request
 
 
-def located(run: Path) -> Path:
-    """`run` if it exists, else the folder of the trained generator of that name that comes with dist_sketch."""
+def located(run: Path, **download: Any) -> Path:
+    """The folder that a user means with `run`: itself if it exists, else the trained generator of that name that comes
+    with dist_sketch, else the download of the Hub's repository user/name, in the Hub's cache.
+
+    Args:
+        download: options of `from_hub.download`.
+
+    Raises:
+        UserError: it looks like user/name, and the Hub has no such repository, or cannot be reached.
+    """
     shipped = [home / run for home in fileio.homes("launch") if (home / run / WEIGHTS).is_file()]
-    return run if run.exists() or not shipped else shipped[0]
+    if run.exists() or shipped:
+        return run if run.exists() else shipped[0]
+    return from_hub.download(run.as_posix(), [*FILES, CARD], **download) if from_hub.is_name(run) else run
 
 
 def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
@@ -112,10 +125,57 @@ class SketchGenerator(
             self.denoise = saved.denoise_of(calibration, folder)
         self.net = networks.generator(self.config)
         self.compact = False  # when saved
+        self.card = ""  # README.md of the export that it was loaded from
 
     def forward(self, line: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), both in [-1, 1]; H and W multiples of 64."""
+        if not isinstance(line, Tensor):
+            raise UserError("a generator takes tensors (B, C, H, W) in [-1, 1]; its method draw takes pictures")
         return self.net(line)
+
+    @overload
+    def draw(
+        self, image: Pictures, *, size: Size = ..., denoise: bool = ..., fit: Fit = ..., invert: bool = ...
+    ) -> list[Image]: ...
+    @overload
+    def draw(
+        self, image: Picture, *, size: Size = ..., denoise: bool = ..., fit: Fit = ..., invert: bool = ...
+    ) -> Image: ...
+    def draw(
+        self,
+        image: Picture | Pictures,
+        *,
+        size: Size = "network",
+        denoise: bool = True,
+        fit: Fit = "squash",
+        invert: bool = False,
+    ) -> Image | list[Image]:
+        """Draws portraits from line pictures, on the device of the generator: the pictures that `infer` writes.
+
+        Args:
+            image: a picture of any mode, a path, or a list of these. It is turned as its EXIF says.
+            size: of the portrait: "network" (`self.size` px), "source" (as the line), or px of the long side.
+            denoise: remove noise as the run has chosen (`self.denoise`).
+            fit: how a page that is not square becomes the network's square: "squash", "pad" or "crop".
+            invert: the lines are light on dark.
+
+        Returns:
+            A picture for a picture, a list for a list; mode "L" after noise removal in gray, else "RGB".
+
+        Raises:
+            UserError: a file is missing, damaged or unclear, or an option has a wrong value.
+        """
+        found = drawing.draw(
+            self.net,
+            image if isinstance(image, list | tuple) else [image],
+            px=self.size,
+            channels=self.config.data.channels,
+            size=size,
+            clean=self.denoise if denoise else None,
+            how=fit,
+            invert=invert,
+        )
+        return found if isinstance(image, list | tuple) else found[0]
 
     @classmethod
     def load(cls, run: Path, weights: tuple[Path, int] | None = None) -> Self:
@@ -137,6 +197,7 @@ class SketchGenerator(
             check_weights(weights_file(folder), networks.generator(config))
         model = cls(contents, calibration, run)
         load_weights(weights_file(folder), model.net)
+        model.card = read_card(run)
         return model.eval()
 
     @classmethod
@@ -145,39 +206,57 @@ class SketchGenerator(
 
         Args:
             pretrained_model_name_or_path: an existing folder, else a shipped name, else the name of a repository.
-            options: of the mixin, for the download: revision, token, cache_dir, local_files_only, force_download.
+            options: for the download: revision, token, cache_dir, local_files_only, force_download.
 
         Raises:
-            UserError: as `load`; or the argument is neither a folder nor can be a repository's name.
-            huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: the Hub has no such thing, or cannot be
-                reached.
+            UserError: as `load` and `located`.
         """
-        folder = located(fileio.path_of(pretrained_model_name_or_path))
-        if folder.is_dir():
-            return cls.load(folder)
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **options)
-        except HFValidationError as e:
-            raise UserError(f"{pretrained_model_name_or_path}: there is no such folder") from e
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
-        return cls.load(Path(snapshot_download(model_id, allow_patterns=list(FILES), **options)))
+        return cls.load(located(fileio.path_of(pretrained_model_name_or_path), **options))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Writes the files of an export into a folder, with float32 weights in standard memory layout.
 
         Args:
             save_directory: created if missing; other files there are left alone.
-            options: of the mixin, for the Hub; with any of them the mixin also writes its model card, README.md.
+            options: of the mixin, for the Hub; with any of them the model card is written, too.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written.
+            UserError: the disk is full or the folder cannot be written; or there is no model card.
         """
         if options:
             return super().save_pretrained(fileio.path_of(save_directory), **options)
         self._save_pretrained(fileio.path_of(save_directory))
         return None
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """The card of the export that this generator was loaded from; the mixin's own would tell neither data nor
+        licence.
+
+        Raises:
+            UserError: it was loaded from a run, which has no card.
+        """
+        if not self.card:
+            raise UserError(
+                "this generator has no model card, because it does not come from an export: make one with `dist-sketch "
+                "checkpoint export RUN --out FOLDER` and load that, or type `dist-sketch checkpoint push RUN user/name`"
+            )
+        return ModelCard(self.card)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the files of an export, with its model card, to the repository user/name; makes it if needed.
+
+        Args:
+            options: of `huggingface_hub.ModelHubMixin.push_to_hub`, such as private, token, branch, commit_message.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: there is no model card, nobody is logged in, the Hub refuses it or cannot be reached.
+        """
+        self.generate_model_card()  # before a repository is made
+        with from_hub.hub_errors(f"{repo_id}: cannot be uploaded"):
+            return super().push_to_hub(repo_id, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
@@ -229,15 +308,22 @@ def export(
     return model
 
 
+def read_card(folder: Path) -> str:
+    """The model card in a folder, if there is one that `export` has written; else empty."""
+    with suppress(OSError):
+        text = fileio.read_regular(folder / CARD, fileio.SMALL).decode(errors="replace")
+        return text if CARD_MARKER in text else ""
+    return ""
+
+
 def _check_out(out: Path) -> None:
     if not os.path.lexists(out):
         return
     names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
-    with suppress(OSError):
-        if CARD_MARKER.encode() in fileio.read_regular(out / CARD, fileio.SMALL):
-            names.discard(CARD)
-    if names and not ({WEIGHTS, SETTINGS} <= names <= set(FILES)):
-        other = ", ".join(sorted(names - set(FILES))[:3]) or "an incomplete one"
+    if read_card(out):
+        names.discard(CARD)
+    if names and not ({WEIGHTS, SETTINGS} <= names <= {*FILES, *ADDED}):
+        other = ", ".join(sorted(names - {*FILES, *ADDED})[:3]) or "an incomplete one"
         raise UserError(f"{out}: is there already and not an earlier export (it holds {other}); choose another --out")
     if names:
         _facts(saved.read_settings(out), out)  # others have files of these names, too

@@ -15,8 +15,8 @@ from PIL import Image
 from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.data import pixels
 from dist_sketch.data.image_files import read_image
-from dist_sketch.inference.denoise import page_tone
 from dist_sketch.metrics.similarity import ssim_map
+from dist_sketch.model.denoise import page_tone
 from dist_sketch.reports.page import VARIANT_FOLDERS, data_uri
 
 Plane = NDArray[np.float32]  # (H, W), gray [0, 255]

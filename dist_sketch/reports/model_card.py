@@ -1,5 +1,6 @@
 """The model card of an exported generator: data and their licence, training, scores, intended use, limits."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,13 @@ from dist_sketch.reports.page import render
 from dist_sketch.reports.report import changed
 
 FACTS = ("pairs", "data", "license", "steps", "device", "code", "began_with")  # of which some may be unknown
+# Licences that the Hub knows by these names, as `license:` in a card's first lines
+KNOWN = (
+    *("mit", "apache-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "wtfpl", "zlib", "cc0-1.0"),
+    *("cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0"),
+    *("cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "gpl-2.0", "gpl-3.0"),
+    *("lgpl-3.0", "agpl-3.0", "mpl-2.0", "odbl", "pddl", "openrail"),
+)
 SURROUNDINGS = ("track.", "data.shards", "init_from")  # settings that hold paths and names of the user's machine
 
 
@@ -32,11 +40,24 @@ def card(model: SketchGenerator, name: str, weights_sha256: str, scored: Path | 
         title=name,
         model=model,
         facts=dict.fromkeys(FACTS) | model.saved["facts"],
+        license=license_id(model),
         parameters=sum(p.numel() for p in model.parameters()),
         changed=[row for row in changed(model.saved["config"]) if not row[0].startswith(SURROUNDINGS)],
         infer=infer,
         scores=scores,
     )
+
+
+def license_id(model: SketchGenerator) -> str:
+    """The Hub's name for the licence of all data behind these weights; other: it has none; unknown: not stated."""
+    facts = model.saved["facts"]
+    stated = [facts.get("license"), *(source.get("license") for source in facts.get("began_with") or [])]
+    names = set()
+    for text in stated:
+        words = re.sub(r"\s+licen[cs]e$", "", re.split(r"[(,;:]", text or "not stated")[0].strip().lower())
+        name = "unknown" if words == "not stated" else re.sub(r"\s+", "-", words)
+        names.add(name if name in (*KNOWN, "unknown") else "other")
+    return names.pop() if len(names) == 1 else "other"
 
 
 def _scores(model: SketchGenerator, weights_sha256: str, scored: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -66,7 +66,7 @@ def check(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     yield from _logs(request)
     if os.environ.get("SBATCH_ARRAY_INX"):
         yield Check("array", "bad", "SBATCH_ARRAY_INX makes an array of every job: unset it, and give --array")
-    mode = os.environ.get("WANDB_MODE") or "offline"
+    mode = "off" if request.kind in ("pack", "infer") else os.environ.get("WANDB_MODE") or "offline"
     words = [part for word in request.options for part in word.split("=", 1)]
     for option, value in pairwise(words):
         mode = value if option == "--track.wandb" else mode

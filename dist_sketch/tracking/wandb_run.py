@@ -237,6 +237,11 @@ def _package() -> Any:
     return wandb
 
 
+def on_request() -> TrackConfig:
+    """The default of all jobs but training: one picture or a trial of `pack` is nothing that W&B should keep."""
+    return TrackConfig(wandb="off")
+
+
 def is_off(track: TrackConfig) -> bool:
     """Whether the user wants no W&B at all."""
     return track.wandb == "off" or os.environ.get("WANDB_MODE") == "disabled"

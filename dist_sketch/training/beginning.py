@@ -10,7 +10,7 @@ from dist_sketch.core import fileio
 from dist_sketch.core.config import Config, items
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks
-from dist_sketch.model import networks
+from dist_sketch.model import from_hub, networks
 from dist_sketch.model.pretrained import SketchGenerator, find_weights, located, weights_file
 from dist_sketch.model.weights import check_weights, load_weights
 
@@ -89,7 +89,7 @@ def _find(config: Config, source: Path) -> Found:
             check_weights(judging, networks.discriminator(config))
     theirs = model.saved["facts"]
     about = {
-        "name": folder.resolve().name,
+        "name": source.as_posix() if from_hub.is_name(source) else folder.resolve().name,
         "step": str(step),
         "weights_sha256": fileio.sha256(weights_file(weights)),
         "networks": "generator" + " and discriminator" * has_d,

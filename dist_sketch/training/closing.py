@@ -14,9 +14,9 @@ from dist_sketch.core.config import DenoiseConfig, to_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.data import pixels
 from dist_sketch.inference.calibration import calibrate
-from dist_sketch.inference.denoise import denoise
 from dist_sketch.metrics import fid_kid, inception
 from dist_sketch.model import pretrained
+from dist_sketch.model.denoise import denoise
 from dist_sketch.model.weights import load_weights
 from dist_sketch.tracking import wandb_run
 from dist_sketch.tracking.wandb_jobs import COLUMNS, generator, pair_row

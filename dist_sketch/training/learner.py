@@ -22,22 +22,34 @@ class Learner:
         module: the network, on the device, in float32 or float64.
         precision: "no", "bf16", "fp16" or "fp64", as `resolve_precision` returns it.
         lr: first learning rate.
+        groups: parameters, and the share of the learning rate with which they learn; default: all, with the whole rate.
     """
 
-    def __init__(self, module: nn.Module, ranks: Ranks, precision: str, lr: float, optim: OptimConfig):
+    def __init__(
+        self,
+        module: nn.Module,
+        ranks: Ranks,
+        precision: str,
+        lr: float,
+        optim: OptimConfig,
+        groups: list[tuple[list[nn.Parameter], float]] | None = None,
+    ):
         ranks.same_weights(module)
         device = ranks.device
         self.module, self._device, self._clip_norm = module, device, optim.clip_norm
+        groups = groups or [(list(module.parameters()), 1.0)]
         self.optimizer = torch.optim.Adam(
-            module.parameters(),
+            [{"params": parameters} for parameters, _ in groups],
             lr,
             (optim.beta1, optim.beta2),
             fused=True,  # the only Adam with `found_inf`, which skips a bad step without waiting for the device
             capturable=device.type == "cuda",
         )
-        # A tensor, because a CUDA graph would keep the number; CUDA's Adam takes only float32.
-        self.lr = torch.tensor(lr, dtype=torch.float32 if device.type == "cuda" else torch.float64).to(device)
-        self.optimizer.param_groups[0]["lr"] = self.lr
+        # Tensors, because a CUDA graph would keep the numbers; CUDA's Adam takes only float32.
+        rates = torch.tensor([lr] * len(groups), dtype=torch.float32 if device.type == "cuda" else torch.float64)
+        self.rates = rates.to(device).unbind()
+        self._shares = [share for _, share in groups]
+        self.set_rate(lr)
         self._begin_moments()
         # A scaler for each network: an overflow of one network must not change the other's scale.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -48,6 +60,11 @@ class Learner:
         convolutions = {n: m for n, m in layers if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)}
         self._full = {f"{n}.{name}": p for n, m in convolutions.items() for name, p in m.named_parameters()}
         self._half = {name: torch.empty_like(p, dtype=self._dtype).requires_grad_() for name, p in self._full.items()}
+
+    def set_rate(self, lr: float) -> None:
+        """Sets the learning rate."""
+        for group, rate, share in zip(self.optimizer.param_groups, self.rates, self._shares, strict=True):
+            group["lr"] = rate.fill_(lr * share)
 
     def _begin_moments(self) -> None:
         """Gives Adam the state that it would make in its first step, because a CUDA graph needs it before."""
@@ -110,8 +127,8 @@ class Learner:
         """
         self.gradients.average()
         self.scaler.unscale_(self.optimizer)
-        parameters = self.optimizer.param_groups[0]["params"]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        parameters = list(self.module.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self._clip_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
         self.optimizer.found_inf = nonfinite(norm).float()  # type: ignore[attr-defined]
@@ -124,7 +141,7 @@ class Learner:
         """Restores Adam's moments from its `state_dict`; the settings are this run's, also those of old checkpoints."""
         own = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
-        self.optimizer.param_groups[0]["lr"] = self.lr  # it was copied
+        self.set_rate(0)  # the tensors of the rates were copied; each step sets them
         self._begin_moments()
 
 

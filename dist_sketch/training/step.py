@@ -112,7 +112,8 @@ class Step:
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         exact_float32()
         self.g, self.d = self._build(networks.generator(config)), self._build(networks.discriminator(config))
-        self.learner_g = Learner(self.g, ranks, precision, config.optim.lr_g, config.optim)
+        groups = self._groups()
+        self.learner_g = Learner(self.g, ranks, precision, config.optim.lr_g, config.optim, groups)
         self.learner_d = Learner(self.d, ranks, precision, config.optim.lr_d, config.optim)
         self.ema = copy.deepcopy(self.g).requires_grad_(False) if config.generator.ema else None
         self.steps = self.updates_g = 0
@@ -140,6 +141,12 @@ class Step:
             net = self.ranks.sync_batchnorm(net)
         return net.to(self.ranks.device, self.dtype).to(memory_format=self._layout)
 
+    def _groups(self) -> list[tuple[list[nn.Parameter], float]] | None:
+        """The generator's parameters, and the share of the learning rate with which each part learns."""
+        share, named = self.config.optim.inner, dict(self.g.named_parameters())
+        outer = [named.pop(name) for name in list(named) if name.startswith("enhancer.")]
+        return [(outer, 1.0), (list(named.values()), share)] if outer and share != 1 else None
+
     @property
     def drawing(self) -> nn.Module:
         """The generator that draws: the moving average if there is one."""
@@ -159,8 +166,8 @@ class Step:
         """
         assert len(line) == self.share
         factor = learning_rate_factor(self.config.optim.decay, self.steps, self.total)
-        self.learner_g.lr.fill_(self.config.optim.lr_g * factor)
-        self.learner_d.lr.fill_(self.config.optim.lr_d * factor)
+        self.learner_g.set_rate(self.config.optim.lr_g * factor)
+        self.learner_d.set_rate(self.config.optim.lr_d * factor)
         if decision.train_g:
             self.updates_g += 1
             # Warm-up: otherwise the random initial weights would stay in the average for long.

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from support import forks
+from support.features import replace_inception
+from support.narrow import narrow
 
 OLD = Path(__file__).parents[1] / "old_files"
 COMMAND = re.compile(r"`(dist-sketch [^`]+)`|: (dist-sketch [^;]+);")
@@ -17,7 +19,10 @@ Type = Callable[[str], tuple[int, str]]
 
 @pytest.fixture
 def typed(tmp_path: Path) -> Type:
-    """Runs a command line beside a copy of the old files, with their narrow networks: exit code, standard error."""
+    """Runs a command line beside a copy of the old files, with their narrow networks: exit code, standard error.
+
+    Inception is replaced, because no score matters here.
+    """
     shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
 
     def run(line: str) -> tuple[int, str]:
@@ -25,19 +30,30 @@ def typed(tmp_path: Path) -> Type:
         prints[1].unlink(missing_ok=True)
         env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
         arguments = tuple(shlex.split(line)[1:])
-        pid = forks.fork(prints, arguments=arguments, call=("support.narrow", "narrow"), cwd=tmp_path, env=env)
+        pid = forks.fork(prints, arguments=arguments, call=("test_advice", "narrow_and_quick"), cwd=tmp_path, env=env)
         return forks.wait(pid), prints[1].read_text(encoding="utf-8")
 
     return run
 
 
-def follow(typed: Type, sentence: str, **places: str) -> None:
-    """Types what the sentence tells, with real names in the place of those in capitals."""
+def narrow_and_quick() -> None:
+    """Before the command."""
+    narrow()
+    replace_inception()
+
+
+def advised(sentence: str, **places: str) -> list[str]:
+    """The lines that the sentence tells to type, with real names in the place of those in capitals."""
     lines = [one or other for one, other in COMMAND.findall(sentence)]
     assert lines, sentence
-    for line in lines:
-        for name, value in places.items():
-            line = re.sub(rf"\b{name}\b", value, line)
+    for name, value in places.items():
+        lines = [re.sub(rf"\b{name}\b", value, line) for line in lines]
+    return lines
+
+
+def follow(typed: Type, sentence: str, **places: str) -> None:
+    """Types what the sentence tells."""
+    for line in advised(sentence, **places):
         assert typed(line) == (0, ""), line
 
 
@@ -89,7 +105,7 @@ def a_file(folder: Path) -> str:
     return "notes.txt"
 
 
-PLACES = [the_run, an_export, the_shards, an_odd_name, what_nobody_made, an_empty_folder, somebody_s_folder, a_file]
+PLACES = [the_run, an_export, an_odd_name, what_nobody_made, an_empty_folder]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda f: f.__name__)
@@ -104,6 +120,18 @@ def test_a_report_of_what_is_no_drawing(typed: Type, tmp_path: Path, place: Call
     out = "made" if (tmp_path / "made").exists() else named
     assert typed(f"dist-sketch report {out}") == (0, "")
     assert (tmp_path / out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("place", [the_shards, somebody_s_folder, a_file], ids=lambda f: f.__name__)
+def test_a_report_of_what_is_no_run_either(typed: Type, tmp_path: Path, place: Callable[[Path], str]) -> None:
+    """The advice is what `the_run` above follows."""
+    named = place(tmp_path)
+    code, said = typed(f"dist-sketch report {named}")
+    assert code == 2
+    assert said.startswith(f"error: {named}: ")
+    assert advised(said, RUN="run", SHARDS="shards", OUT="made") == [
+        "dist-sketch infer --run run --input shards --out made"
+    ]
 
 
 def test_a_report_of_an_experiment_or_of_a_part_of_a_drawing(typed: Type, tmp_path: Path) -> None:

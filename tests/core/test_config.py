@@ -83,6 +83,7 @@ LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "train.validate_limit": ([0], [-1]),
     "train.sample_interval_epochs": ([0], [-1]),
     "train.sample_count": ([1, 64], [0, 65]),
+    "optim.inner": ([1.0], [-0.1, 1.1, math.nan]),
     "optim.lr_g": ([1e-9], [0.0, -1e-3, math.nan, math.inf]),
     "optim.lr_d": ([1e-9], [0.0, -1e-3, math.nan, math.inf]),
     "optim.beta1": ([0.0, 0.999], [-0.1, 1.0, math.nan]),
@@ -283,6 +284,8 @@ def test_settings_that_contradict_each_other() -> None:
         cfg.validate(with_(generator__noise=1))
     with pytest.raises(UserError, match=r"^generator.enhance = 8: goes on from the detail block; also set"):
         cfg.validate(with_(generator__enhance=8))
+    with pytest.raises(UserError, match=r"^optim.inner = 0.5: is for the U-Net in an enhancer; set generator.enhance"):
+        cfg.validate(with_(optim__inner=0.5))
     with pytest.raises(UserError, match=r"^generator.network = 'baseline': has no width and no detail; remove"):
         cfg.validate(with_(generator__network="baseline", generator__width=32, generator__detail=8))
     with pytest.raises(UserError, match=r"^train.sync_batchnorm = true: norm = 'none' has no batch statistics"):
@@ -424,7 +427,8 @@ def test_every_launcher_file_is_short_and_accelerate_reads_it(path: Path) -> Non
 
 def test_all_that_users_name_travels_in_the_wheel() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    named = [p for place in ("launch/*.toml", "launch/*.yaml", "shards/*.toml") for p in ROOT.glob(place)]
+    places = ("launch/*.toml", "launch/*.yaml", "launch/lines", "shards/*.toml")
+    named = [p for place in places for p in ROOT.glob(place)]
     expected = {p.relative_to(ROOT).as_posix() for p in named}
     assert {k: f"dist_sketch/files/{k}" for k in expected}.items() <= wheel["force-include"].items()
 

@@ -15,7 +15,7 @@ from dist_sketch.core import config as cfg
 from dist_sketch.core import saved
 from dist_sketch.core.config import Config, GeneratorConfig, to_dict
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import LARGE, SMALL, read_json, read_toml, write_json
+from dist_sketch.core.fileio import LARGE, SMALL, flat, read_json, read_toml, write_json
 from dist_sketch.core.words import csv_cell, plain
 
 ROOT = Path(__file__).parents[2] / "dist_sketch"
@@ -331,7 +331,8 @@ def test_a_table_program_computes_nothing(text: str) -> None:
 # These open files of this package, of the kernel, or what they have written or looked at just before.
 PLAIN = {
     *("bench/loader.py", "bench/measure.py", "core/launcher.py", "core/signals.py", "data/node_memory.py"),
-    *("experiments/runner.py", "model/checkpoint.py", "reports/ours.py"),
+    *("experiments/runner.py", "inference/one_file.py", "model/checkpoint.py", "reports/ours.py"),
+    *("sharing/hub.py", "sharing/page.py", "sharing/runtime.py"),
     *(
         "slurm/command_line.py",
         "slurm/node_launcher.py",
@@ -362,3 +363,15 @@ def test_files_of_others_are_read_at_one_place(module: str) -> None:
         if call in ("read_text", "read_bytes") or plain_open:
             found.add(f"{call} in line {node.lineno}")
     assert module in PLAIN or not found
+
+
+def test_flat_names_the_places_of_dicts_in_a_list() -> None:
+    sources = [{"name": "first"}, {"name": "second"}]
+    tree = {"facts": {"size": 64, "began_with": sources}, "names": ["a", "b"], "none": []}
+    assert dict(flat(tree)) == {
+        "facts.size": 64,
+        "facts.began_with.0.name": "first",
+        "facts.began_with.1.name": "second",
+        "names": ["a", "b"],
+        "none": [],
+    }

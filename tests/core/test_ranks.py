@@ -208,19 +208,36 @@ WAYS = {
     "an option": ("accelerate", "launch", "--cpu", "--num_processes", "2", "-m"),
     "the module": (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "-m"),
     "a configuration": ("accelerate", "launch", "--config_file", "FILE", "-m"),
-    "behind a shell": ("accelerate", "launch", "--cpu", "--num_processes", "2", "--no_python", "sh"),
+    "a configuration, behind a shell": ("accelerate", "launch", "--config_file", "FILE", "--no_python", "sh"),
+    "a file": (sys.executable, "/packages/accelerate/commands/launch.py", "--cpu", "--num_processes", "2", "-m"),
+    "a program": (sys.executable, "/bin/accelerate-launch", "--cpu", "--num_processes", "2", "-m"),
 }
 
 
+def words_of(way: str, folder: Path) -> list[str]:
+    (folder / "cpu.yaml").write_text(CPU_CONFIG)
+    return [w.replace("FILE", str(folder / "cpu.yaml")) for w in WAYS[way]]
+
+
 @pytest.mark.parametrize("way", WAYS)
+def test_what_a_launcher_was_asked_for_is_in_its_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    above = [["sh", "go", "dist_sketch"], [*words_of(way, tmp_path), "dist_sketch", "train"], ["init"]]
+    monkeypatch.setattr(launcher, "_ancestors", lambda: iter(above))
+    assert launcher.asked_of_accelerate() == 2
+
+
+@pytest.mark.parametrize("way", ["the module", "a configuration, behind a shell"])
 def test_a_launcher_that_starts_fewer_processes_than_asked_is_found_out(tmp_path: Path, shards: Path, way: str) -> None:
     """With --cpu it starts one, whatever it was told."""
-    (tmp_path / "cpu.yaml").write_text(CPU_CONFIG)
     train = ("dist_sketch", "train", "--dry-run", "--data.shards", str(shards), "--out", str(tmp_path / "run"))
-    if way == "behind a shell":
+    if "shell" in way:
         (tmp_path / "go").write_text(f'{sys.executable} -m "$@"; exit $?')
         train = (str(tmp_path / "go"), *train)
-    command = [w.replace("FILE", str(tmp_path / "cpu.yaml")) for w in WAYS[way]]
+    command = words_of(way, tmp_path)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run([*command, *train], capture_output=True, text=True, env={**os.environ, "PATH": path})
     assert done.returncode != 0

@@ -217,7 +217,7 @@ def prove(packed: Packed, plan: Plan) -> None:
     check(seen, other, packed.keys[: plan.count], plan.batch, plan.shuffle)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)  # others in each run
 @given(plan=plans(workers=st.just(0)))
 @example(plan=Plan([10] * 7, 2, 0, 8, 1))  # distributing whole shards would give the ranks 10 and 8 batches
 @example(plan=Plan([12], 8, 0, 8, 4))  # one shard for eight ranks
@@ -227,7 +227,7 @@ def test_every_pair_once_on_any_number_of_ranks(packed: Packed, plan: Plan) -> N
     prove(packed, plan)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(plan=plans(workers=st.integers(1, MOST_WORKERS)))
 @example(plan=Plan([10] * 7, 2, 3, 8, 1))
 @example(plan=Plan([12], 8, 3, 8, 4))  # more workers than samples
@@ -267,7 +267,7 @@ def reads_of(folder: Path) -> Iterator[Callable[[], list[tuple[int, int, int]]]]
         yield reads
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(plan=plans(workers=st.integers(0, 2)), data=st.data())
 def test_the_rest_of_an_epoch_is_found_by_index_on_any_number_of_ranks(
     packed: Packed, plan: Plan, data: st.DataObject
@@ -292,7 +292,7 @@ def test_the_rest_of_an_epoch_is_found_by_index_on_any_number_of_ranks(
     assert sorted(reads()) == sorted(places)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(plan=plans(workers=st.just(0)), data=st.data())
 def test_samples_that_are_lost_cost_no_other_and_are_named_once(
     packed: Packed, plan: Plan, data: st.DataObject

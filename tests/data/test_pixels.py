@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from dist_sketch.data import pixels
 
@@ -85,6 +87,26 @@ def test_resize() -> None:
     # The same rule as at packing (each rounds between its two passes).
     packed = np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).resize((8, 9), Image.Resampling.BICUBIC))
     assert (pixels.resize(image, 9, 8).permute(1, 2, 0).int() - torch.from_numpy(packed).int()).abs().max() <= 2
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.sampled_from([(), (2,)]),
+    st.sampled_from([1, 3]),
+    st.tuples(*[st.sampled_from([1, 2, 7, 16, 33, 64, 100])] * 4),
+    st.booleans(),
+)
+def test_resize_gives_torchvision_s_pixels(
+    batch: tuple[int, ...], channels: int, sides: tuple[int, int, int, int], channels_last: bool
+) -> None:
+    """Shards were packed, and runs scored, when that was what resized."""
+    height, width, *size = sides
+    image = torch.randint(0, 256, (*batch, channels, height, width), dtype=torch.uint8)
+    if channels_last:
+        image = image.movedim(-3, -1).contiguous().movedim(-1, -3)
+    if size != [1, 1]:  # there torchvision fails for three channels
+        expected = resize(image, size, InterpolationMode.BICUBIC, antialias=True)
+        assert torch.equal(pixels.resize(image, *size), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

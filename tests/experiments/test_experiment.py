@@ -1,4 +1,7 @@
-"""The experiment command: plans, what is missing, stops and failures, verdicts, sweeps; once with real trainings."""
+"""The experiment command: plans, what is missing, stops and failures, verdicts, sweeps; once with real trainings.
+
+Their networks are tiny (`forks`).
+"""
 
 import dataclasses
 import itertools
@@ -160,7 +163,7 @@ def test_the_paper_s_plan_says_what_the_paper_did(shards: Path, folder: Path) ->
     assert [w[w.index("--out") + 1] for w in draws] == [f"exp/outputs/{name}" for name in runs]
     for words in draws:
         command: Any = parse(words[1:]).__self__  # type: ignore[attr-defined]
-        assert command.input == shards
+        assert command.input == [shards]
         assert words[words.index("--track.group") + 1] == "paper"
     assert [w[1] for w in lines] == ["train", "infer"] * len(runs)
 
@@ -777,7 +780,7 @@ def test_the_paper_in_small_stopped_and_gone_on(folder: Path, cli: Run) -> None:
     settings += ["--track.log-interval-steps", "1", "--train.validate-interval-epochs", "0"]
     options = ["experiment", "paper", "--data", str(shards), "--out", "exp", "--seeds", "2", "--epochs", "1"]
     options += ["--only", "table2,fig4,fig6", *settings]
-    stop_and_go_on(folder, cli, [*options, "--launch", shlex.join(preloaded.command())])
+    stop_and_go_on(folder, cli, [*options, "--launch", shlex.join(preloaded.command(tiny=True))])
     # Another configuration, or other data, in the same folder
     other = cli(*options, "--optim.lr-g", 1e-3)
     assert other.returncode == 2

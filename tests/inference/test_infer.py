@@ -27,8 +27,9 @@ from dist_sketch.data import pack, recipe
 from dist_sketch.data.loader import order
 from dist_sketch.data.manifest import read_manifest
 from dist_sketch.data.shards import Sample
-from dist_sketch.inference.infer import _draw, _finish, _make_room, infer, merge
+from dist_sketch.inference.infer import _draw, infer, merge
 from dist_sketch.inference.options import InferOptions
+from dist_sketch.inference.output import finish, make_room
 from dist_sketch.model import checkpoint
 from dist_sketch.reports import report
 from dist_sketch.tracking.tracker import read_metrics
@@ -614,12 +615,12 @@ def test_an_output_is_not_called_whole_while_its_pictures_are_removed(
         about.pop(key)
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt), Lock(target) as lock:
-        _make_room(target, tmp_path / "in", None, about, lock)
+        make_room(target, [tmp_path / "in"], None, about, lock)
     with pytest.raises(UserError, match="it is being drawn: wait for its end"):
         read_finished_infer(target)
     monkeypatch.undo()
     with Lock(target) as lock:
-        assert _make_room(target, tmp_path / "in", None, about, lock)
+        assert make_room(target, [tmp_path / "in"], None, about, lock)
     assert not (target / "raw").exists()
 
 
@@ -630,11 +631,11 @@ def test_the_same_inference_again_keeps_what_is_drawn_until_it_is_drawn_anew(out
     about = {key: value for key, value in about.items() if key not in ("names", "left_out", "passed_over")}
     before = pictures(target, *FOLDERS)
     with Lock(target) as lock:
-        assert _make_room(target, tmp_path / "in", None, about, lock)
+        assert make_room(target, [tmp_path / "in"], None, about, lock)
     assert pictures(target, *FOLDERS) == before
     assert "names" not in json.loads((target / "infer.json").read_text())
     with Lock(target) as lock:  # another network's drawings are not mixed with them
-        assert _make_room(target, tmp_path / "in", None, about | {"step": 1}, lock)
+        assert make_room(target, [tmp_path / "in"], None, about | {"step": 1}, lock)
     assert not (target / "raw").exists()
 
 
@@ -656,7 +657,7 @@ def test_the_end_removes_earlier_pictures_and_nothing_else(tmp_path: Path) -> No
         (tmp_path / "raw" / name).touch()
     before = {"names": ["earlier"], "before": ["unfinished.png", "drawn.png"]}
     (tmp_path / "infer.json").write_text(json.dumps(before))
-    _finish(tmp_path, {"input": "in", "split": "val", "names": ["drawn"], "left_out": []}, None)
+    finish(tmp_path, {"input": "in", "split": "val", "names": ["drawn"], "left_out": []}, None)
     assert sorted(p.name for p in (tmp_path / "raw").iterdir()) == ["added.png", "drawn.png"]
     assert "before" not in json.loads((tmp_path / "infer.json").read_text())
 

@@ -18,9 +18,9 @@ from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.data import pixels
 from dist_sketch.data.shards import Sample
-from dist_sketch.inference.denoise import denoise
 from dist_sketch.inference.infer import _behind
 from dist_sketch.inference.postprocess import Postprocess, worker_map
+from dist_sketch.model.denoise import denoise
 
 SIZE = 32
 

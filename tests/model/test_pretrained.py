@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, Run
-from huggingface_hub import hub_mixin
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,7 +22,7 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data.manifest import manifest_hash
 from dist_sketch.inference import infer
-from dist_sketch.model import checkpoint, networks, pretrained
+from dist_sketch.model import checkpoint, from_hub, networks
 from dist_sketch.model.pretrained import SketchGenerator, export, find_weights
 from dist_sketch.model.weights import load_weights
 
@@ -518,48 +516,22 @@ def test_the_download_takes_the_options_and_only_our_files(
     (snapshot,) = (cache / "models--me--sketch" / "snapshots").iterdir()
     asked = []
 
-    def one(**options: Any) -> str:
-        asked.append(options)
-        return str(snapshot / options["filename"])
-
-    def many(repo: str, *, allow_patterns: list[str], **options: Any) -> str:
-        asked.append({"repo_id": repo, "filename": allow_patterns, **options})
+    def download(repo: str, **options: Any) -> str:
+        asked.append({"repo_id": repo, **options})
         return str(snapshot)
 
-    monkeypatch.setattr(hub_mixin, "hf_hub_download", one)
-    monkeypatch.setattr(pretrained, "snapshot_download", many)
+    monkeypatch.setattr(from_hub, "snapshot_download", download)
     options = {"revision": "v1", "token": "secret", "cache_dir": cache, "force_download": True}
     SketchGenerator.from_pretrained("me/sketch", **options)
-    names = ["config.json", ["generator.safetensors", "config.json", "denoise.json"]]
-    assert [a.pop("filename") for a in asked] == names
-    expected = {"repo_id": "me/sketch", "local_files_only": False, **options}
-    assert [{k: a[k] for k in expected} for a in asked] == [expected, expected]
+    names = ["generator.safetensors", "config.json", "denoise.json", "README.md"]
+    assert asked == [{"repo_id": "me/sketch", "allow_patterns": names, **options}]
 
 
 def test_neither_a_folder_nor_a_repository(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{tmp_path}/nowhere: there is no such folder$"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/nowhere: is neither a run nor an exported generator"):
         SketchGenerator.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(LocalEntryNotFoundError):
+    with pytest.raises(UserError, match=r"^me/other: there is no such folder; as a repository of the Hub: "):
         SketchGenerator.from_pretrained("me/other", cache_dir=cache, local_files_only=True)
-
-
-def test_what_a_push_sends_can_be_loaded(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Api:
-        def __init__(self, **_: Any):
-            pass
-
-        def create_repo(self, repo_id: str, **_: Any) -> Any:
-            return type("Url", (), {"repo_id": repo_id})
-
-        def upload_folder(self, folder_path: Path, **_: Any) -> str:
-            shutil.copytree(folder_path, tmp_path / "sent")
-            return "url"
-
-    monkeypatch.setattr(hub_mixin, "HfApi", Api)
-    assert SketchGenerator.load(small).push_to_hub("me/sketch") == "url"
-    assert set(contents(tmp_path / "sent")) == {"generator.safetensors", "config.json", "README.md"}
-    assert "library_name: dist_sketch" in (tmp_path / "sent" / "README.md").read_text()
-    assert SketchGenerator.from_pretrained(tmp_path / "sent").step == 2
 
 
 # The command line
@@ -616,7 +588,7 @@ def test_mistakes_on_the_command_line(
         assert capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["list", "verify", "export"])
+@pytest.mark.parametrize("command", ["list", "verify", "export", "push"])
 def test_each_sub_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as e:
         parse(["checkpoint", "--help"])

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pytest
-from conftest import TINY, Run
+from conftest import SMALL, Run
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markupsafe import escape
@@ -817,7 +817,7 @@ def test_sections_come_first(output: Make, page: Callable, tmp_path: Path) -> No
 
 def test_real_runs_through_the_command_line(shards: Path, tmp_path: Path, cli: Run) -> None:
     for seed in (0, 1):
-        done = cli("train", "--data.shards", shards, "--out", tmp_path / f"run-s{seed}", *TINY, "--train.epochs", 1,
+        done = cli("train", "--data.shards", shards, "--out", tmp_path / f"run-s{seed}", *SMALL, "--train.epochs", 1,
                    "--train.seed", seed, "--train.validate-interval-epochs", 1)  # fmt: skip
         assert done.returncode == 0, done.stderr
     done = cli("infer", "--run", tmp_path / "run-s0", "--input", shards, "--out", tmp_path / "out-s0")

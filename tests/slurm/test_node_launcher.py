@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 from support.forks import wait_until
@@ -267,7 +267,7 @@ def test_a_node_trains_and_stops(shards: Path, tmp_path: Path) -> None:
         | {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid()), "SLURM_RESTART_COUNT": "2"}
     )
     command = [sys.executable, "-m", "dist_sketch", "node", "--procs", "2", "--logs", str(run / "logs"), "--", "train"]
-    command += ["--data.shards", shards, *TINY, "--train.epochs", 1000, "--norm", "none", "--out", run]
+    command += ["--data.shards", shards, *SMALL, "--train.epochs", 1000, "--norm", "none", "--out", run]
     with open(tmp_path / "out", "wb") as out:
         process = subprocess.Popen([*map(str, command)], stdout=out, stderr=out, env={**os.environ, **step})
         try:

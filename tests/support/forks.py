@@ -4,8 +4,9 @@ A server has imported the whole package; it forks a process for each command. Su
 its own signals, output files, environment and working directory, and can be killed. The server has one thread and has
 computed nothing, so a forked process starts as a new interpreter would.
 
-All processes of a server share one seed of Python's hashes. Tests whose subject are interpreters, launchers or imports
-start real ones.
+All processes of a server share one seed of Python's hashes, and choose the noise removal at the end of a training on
+PAIRS pairs: on as many as in earnest it takes five times as long as such a training itself. Tests whose subject are
+interpreters, launchers or imports start real ones.
 """
 
 import atexit
@@ -32,6 +33,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from support import python_path
 
+PAIRS = 2
 TIMEOUT_S = 300.0  # for anything that is waited for: generous, because the machine may be busy
 # Beside dist_sketch's own modules: what these import only when it is needed, and what the hooks' modules import
 PRELOADED = ("conftest", "matplotlib.figure", "scipy.linalg", "scipy.stats", "skimage.metrics", "typeguard")
@@ -264,6 +266,7 @@ def serve(address: str) -> None:
     ours = (m.name for m in pkgutil.walk_packages(dist_sketch.__path__, "dist_sketch."))
     for module in (*PRELOADED, *ours):
         importlib.import_module(module)
+    choose_on_pairs(PAIRS)
     parse(["train", "--out", "run"])  # fills caches of tyro
     gc.freeze()  # collecting garbage would copy the memory that the processes share
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork"
@@ -344,12 +347,15 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
 
 
 def shrink() -> None:
-    """Networks of 8 channels instead of the paper's 512, with all kinds of layers; no search for a noise removal."""
+    """Networks of 8 channels instead of the paper's 512, with all kinds of layers; no search for a noise removal.
+
+    FID and KID are those of a stand-in for Inception.
+    """
     from torch import nn
 
     from dist_sketch.model import networks
     from dist_sketch.model.networks import Down, Up
-    from dist_sketch.training import closing
+    from support.features import replace_inception
 
     class Generator(nn.Sequential):
         def __init__(self, *, channels: int, dropout: float, norm: Any, **_: Any):
@@ -364,4 +370,12 @@ def shrink() -> None:
 
     networks.Generator = Generator  # type: ignore[misc, assignment]
     networks.Discriminator = Discriminator  # type: ignore[misc]
-    closing.PAIRS = 1
+    replace_inception()
+    choose_on_pairs(1)
+
+
+def choose_on_pairs(count: int | str) -> None:
+    """On how many training pairs the end of a training chooses the noise removal; of one there is no choice."""
+    from dist_sketch.training import closing
+
+    closing.PAIRS = int(count)

@@ -1,4 +1,4 @@
-"""`python preloaded.py ADDRESS dist-sketch ARGUMENTS`: the command line in a process that `forks`' server has forked.
+"""`python preloaded.py ADDRESS [tiny] dist-sketch ARGUMENTS`: the command line in a process forked by `forks`' server.
 
 For tests in which other programs start real commands. Signals and the exit code are passed on; the output goes where
 the caller's goes.
@@ -13,11 +13,11 @@ import sys
 from typing import Any
 
 
-def command() -> list[str]:
-    """The words that start it from this process's server."""
+def command(tiny: bool = False) -> list[str]:
+    """The words that start it from this process's server; with `tiny` networks, see `forks.shrink`."""
     from support import forks
 
-    return [sys.executable, __file__, forks.address(), "dist-sketch"]
+    return [sys.executable, __file__, forks.address(), *["tiny"] * tiny, "dist-sketch"]
 
 
 def ask(address: str, request: dict[str, Any], descriptors: list[int]) -> Any:
@@ -28,9 +28,9 @@ def ask(address: str, request: dict[str, Any], descriptors: list[int]) -> Any:
         return json.loads(caller.makefile().readline())
 
 
-def run(address: str, arguments: list[str]) -> int:
+def run(address: str, tiny: bool, arguments: list[str]) -> int:
     """Runs `dist-sketch ARGUMENTS`; returns its exit code as a shell has it."""
-    request = {"arguments": arguments, "call": [], "tiny": False, "group": 0}
+    request = {"arguments": arguments, "call": [], "tiny": tiny, "group": 0}
     pid = ask(address, {**request, "cwd": os.getcwd(), "env": dict(os.environ)}, [1, 2])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, lambda number, _: os.kill(pid, number))
@@ -40,4 +40,5 @@ def run(address: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1], sys.argv[3:]))
+    tiny = sys.argv[2] == "tiny"
+    sys.exit(run(sys.argv[1], tiny, sys.argv[3 + tiny :]))

@@ -1,4 +1,4 @@
-"""Faces that were drawn by hand as strokes, tests/freehand_faces/*.svg, and a renderer for the little SVG they use."""
+"""Faces that were drawn by hand as strokes, the page's examples and tests/freehand_faces, and their renderer."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-FACES = sorted((Path(__file__).parents[1] / "freehand_faces").glob("*.svg"))
+ROOT = Path(__file__).parents[2]
+FOLDERS = (ROOT / "dist_sketch/sharing/templates/faces", ROOT / "tests/freehand_faces")
+FACES = sorted((face for folder in FOLDERS for face in folder.glob("*.svg")), key=lambda face: face.name)
 SIDE = 512  # of the page, in the unit of all coordinates
 FINER = 4  # drawn so much larger, then reduced, for smooth edges
 STEPS = np.linspace(0, 1, 25)[:, None]  # along a curve

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.forks import shrink
 from support.ranked import Child, Result, run, start
 from torch import Tensor
 
@@ -95,6 +96,7 @@ def trained(ranks: Ranks) -> Result:
 
     Dictated.seen = seen
     loop.decide, run_module.Step = decide, Dictated  # type: ignore[misc]
+    shrink()  # who decides what does not depend on the networks
     base = Config(conditional=POLICY, norm="none")
     config = replace(
         base,
@@ -102,7 +104,6 @@ def trained(ranks: Ranks) -> Result:
         train=replace(
             base.train, epochs=len(MEANS), precision="no", validate_interval_epochs=0, sample_interval_epochs=0
         ),
-        generator=replace(base.generator, network="baseline"),
         track=replace(base.track, wandb="off", log_interval_steps=1),
     )
     seen["code"] = loop.train(config, Path(os.environ["RUN"]))

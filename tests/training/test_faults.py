@@ -40,9 +40,9 @@ class Operations:
     """Watches what a process does to the files below a folder, and lets one operation go wrong.
 
     Args:
-        log: gets a line an operation.
+        log: gets a line an operation: its name, its path and the state of the files before it.
         at: number of the operation, from 1.
-        how: "before", "after": killed there; "half": killed when half is written; "full", "read-only": from there on
+        how: "before": killed there; "half": killed when half is written; "full", "read-only": from there on
             nothing can be written; "hiccup": this operation alone fails.
     """
 
@@ -88,9 +88,11 @@ class Operations:
         if not self._ours(path):
             return act()
         self.count += 1
-        os.write(self.log, f"{name} {os.path.relpath(path, self.folder)}\n".encode())
-        if self.count == self.at and self.how in ("before", "after", "half"):
-            {"before": lambda: None, "after": act, "half": half}[self.how]()
+        line = (name, os.path.relpath(path, self.folder), "" if self.at else state(self.folder))
+        os.write(self.log, "\t".join(line).encode() + b"\n")
+        if self.count == self.at and self.how in ("before", "half"):
+            if self.how == "half":
+                half()
             os.kill(os.getpid(), signal.SIGKILL)
         if self.count == self.at or (self.count > self.at and self.how != "hiccup"):
             if self.how == "read-only":
@@ -99,6 +101,12 @@ class Operations:
                 half()  # a full disk takes what still fits
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return act()
+
+
+def state(folder: str) -> str:
+    """A word that changes when anything below a folder does; what still waits in a buffer is not there yet."""
+    found = [p.lstat() for p in sorted(Path(folder).rglob("*"))]
+    return f"{hash(tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in found)):x}"
 
 
 def watch(folder: str, log: str, at: str = "0", how: str = "") -> None:
@@ -170,6 +178,7 @@ class Reference(NamedTuple):
     """The undisturbed run."""
 
     operations: list[tuple[str, str]]  # name and path
+    states: list[str]  # of the files, before each of them
     outcome: Outcome
 
 
@@ -180,8 +189,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory, forks: Forks, options: t
     assert done.code == 0, done.err
     result = outcome(run)
     assert result.status == ("finished", STEPS)
-    operations = [line.split(" ", 1) for line in log.read_text().splitlines()]
-    return Reference([(name, re.sub(r"\.\d+\.part", ".part", path)) for name, path in operations], result)
+    operations = [line.split("\t") for line in log.read_text().splitlines()]
+    names = [(name, re.sub(r"\.\d+\.part", ".part", path)) for name, path, _ in operations]
+    return Reference(names, [files for *_, files in operations], result)
 
 
 def each(check: Callable[[Any], str], points: list[Any]) -> str:
@@ -193,16 +203,16 @@ def each(check: Callable[[Any], str], points: list[Any]) -> str:
 # ---------------------------------------------------------------- killed
 
 
-def kill_points(operations: list[tuple[str, str]]) -> list[tuple[int, str]]:
-    """Number of the operation and when: each state of the files in which a process can be killed.
+def kill_points(reference: Reference) -> list[tuple[int, str]]:
+    """Number of the operation and when: each state of the files in which a process can be killed, once.
 
-    Before an `open` all is as after what went before it; and that is a point by itself where it is a rename.
+    Many operations leave the files as they are, such as an fsync: who is killed after it leaves what it would before.
     """
-    points = []
-    for n, (name, _) in enumerate(operations, 1):
-        points += [(n, "before")] * (name != "open")
+    points, last = [], reference.states[0]
+    for n, ((name, _), files) in enumerate(zip(reference.operations, reference.states, strict=True), 1):
+        points += [(n, "before")] * (files != last)
         points += [(n, "half")] * (name == "write")
-        points += [(n, "after")] * (name in ("replace", "rename"))
+        last = files
     return points
 
 
@@ -225,8 +235,10 @@ def test_killed_at_any_write_fsync_or_rename_it_ends_bit_equal(
         shutil.rmtree(run)
         return where + "; ".join(problems) if problems else ""
 
-    points = kill_points(reference.operations)
-    assert {"write", "fsync", "replace", "mkdir", "unlink"} <= {reference.operations[at - 1][0] for at, _ in points}
+    points = kill_points(reference)
+    assert {"write", "fsync", "mkdir", "unlink"} <= {reference.operations[at - 1][0] for at, _ in points}
+    renamed = {n for n, (name, _) in enumerate(reference.operations, 1) if name == "replace"}
+    assert {(n + 1, "before") for n in renamed} <= {*points}
     assert len(points) > 80
     wrong = each(check, points)
     assert not wrong, wrong

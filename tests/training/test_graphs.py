@@ -285,7 +285,7 @@ def test_nothing_in_a_step_depends_on_its_values(ranks: Ranks, precision: str, n
         runs.append(operations.seen)
         assert step._inputs is not None
         inputs = [step._inputs.line, step._inputs.sketch, step._inputs.good, step._inputs.counts]
-        rates = [step.learner_g.lr, step.learner_d.lr, step._ema_rate]
+        rates = [*step.learner_g.rates, *step.learner_d.rates, step._ema_rate]
         halves = [*step.learner_g._half.values(), *step.learner_d._half.values()]
         state = [t for tensors in step._state().values() for t in tensors]
         places.append([t.data_ptr() for t in (*inputs, *rates, *halves, *state)])

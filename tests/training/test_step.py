@@ -642,15 +642,35 @@ def test_learning_rates_are_a_function_of_the_step(
     config = settings(norm="none", generator=QUICK, optim={"lr_g": 1e-3, "lr_d": 2e-3, "decay": decay})
     assert [learning_rate_factor(decay, n, total) for n in range(len(factors))] == factors
     step, seen = build(config, ranks, total=total), []
-    step.learner_g.optimizer.register_step_pre_hook(lambda *_: seen.append(step.learner_g.lr.item()))
-    step.learner_d.optimizer.register_step_pre_hook(lambda *_: seen.append(step.learner_d.lr.item()))
+    step.learner_g.optimizer.register_step_pre_hook(lambda *_: seen.append(step.learner_g.rates[0].item()))
+    step.learner_d.optimizer.register_step_pre_hook(lambda *_: seen.append(step.learner_d.rates[0].item()))
     for n in range(2):
         go(step, batch(seed=n))
     assert seen == [lr * f for f in factors[:2] for lr in (2e-3, 1e-3)]
     later = build(config, ranks, total=total)
     later.load_state_dict(step.state_dict())  # goes on where it was, not at the first step's rate
     go(later, batch())
-    assert later.learner_g.lr.item() == 1e-3 * factors[2]
+    assert later.learner_g.rates[0].item() == 1e-3 * factors[2]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_u_net_in_an_enhancer_learns_with_its_own_share_of_the_rate(ranks: Ranks, share: float) -> None:
+    network = {"width": 8, "detail": 8, "enhance": 8}
+    optim = {"lr_g": 1e-3, "lr_d": 1e-3, "inner": share}
+    step = build(settings(norm="none", generator=network, optim=optim), ranks)
+    before = copy.deepcopy(step.g.state_dict())
+    go(step, batch(128))
+    moved = {n: (p.detach() - before[n]).abs().max().item() for n, p in step.g.named_parameters()}
+    # Adam's first step is the rate itself, in the direction of the gradient
+    for part, rate in (("enhancer.layers.4.", 1e-3), ("up.", share * 1e-3)):
+        assert max(m for n, m in moved.items() if n.startswith(part)) == pytest.approx(rate, rel=0.01), part
+    later = build(step.config, ranks)
+    later.load_state_dict(copy.deepcopy(step.state_dict()))
+    later.g.load_state_dict(step.g.state_dict())
+    later.d.load_state_dict(step.d.state_dict())
+    for one in (step, later):
+        go(one, batch(128, seed=1))
+    assert equal(list(step.g.parameters()), list(later.g.parameters()))
 
 
 def test_a_step_that_is_no_longer_used_gives_its_memory_back(ranks: Ranks) -> None:

@@ -7,11 +7,10 @@ import dataclasses
 import math
 
 import numpy as np
+import scipy  # it and skimage import their parts when these are used, which takes half a second
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.filters import rank
-from skimage.restoration import denoise_bilateral, denoise_nl_means, denoise_tv_chambolle
+from skimage import filters, restoration
 from torch import Tensor
 
 from dist_sketch.core.config import DenoiseConfig, Filter
@@ -59,11 +58,15 @@ def _filter(plane: Array, name: Filter, strength: float) -> Array:
     if name == "median":
         return despeckle(plane, strength)
     if name == "tv":
-        return 255 * denoise_tv_chambolle(unit, weight=0.05 * strength)
+        return 255 * restoration.denoise_tv_chambolle(unit, weight=0.05 * strength)
     if name == "nlm":
-        return 255 * denoise_nl_means(unit, patch_size=5, patch_distance=5, h=0.06 * strength, fast_mode=True)
+        return 255 * restoration.denoise_nl_means(
+            unit, patch_size=5, patch_distance=5, h=0.06 * strength, fast_mode=True
+        )
     # mode "edge": the default pads with black, which darkens the page's edge
-    return 255 * denoise_bilateral(unit, win_size=5, sigma_color=0.1 * strength, sigma_spatial=1.5, mode="edge")
+    return 255 * restoration.denoise_bilateral(
+        unit, win_size=5, sigma_color=0.1 * strength, sigma_spatial=1.5, mode="edge"
+    )
 
 
 def despeckle(plane: Array, strength: float) -> Array:
@@ -75,25 +78,27 @@ def despeckle(plane: Array, strength: float) -> Array:
     scale = max(1.0, min(plane.shape) / SIDE)
     reach = round(2 * scale)
     window = np.ones((2 * reach + 1,) * 2, np.uint8)
-    median: Array = rank.median(plane.astype(np.uint8), window).astype(np.float32)
+    median: Array = filters.rank.median(plane.astype(np.uint8), window).astype(np.float32)
     depth = median - plane
     grain = 1.4826 * float(np.median(np.abs(depth)))  # a robust standard deviation
     ink = depth > max(8.0, 2 * grain)  # with the faint rim, which links a speck to the stroke beside it
-    label, count = ndimage.label(ink, NEIGHBOURS)
+    label, count = scipy.ndimage.label(ink, NEIGHBOURS)
     if not count:
         return plane
     names = np.arange(count + 1)
     core = np.where(depth > max(16.0, 3 * grain), label, 0)
-    boxes = ndimage.find_objects(core, count)
+    boxes = scipy.ndimage.find_objects(core, count)
     length = np.array([0] + [max(b.stop - b.start for b in box) if box else 0 for box in boxes])
     area, limit = np.bincount(core.ravel(), minlength=count + 1), 6 * strength * scale**2
     small = (length > 0) & (length <= max(1.25 * math.sqrt(limit), 1)) & (area <= limit)
-    large = ndimage.binary_dilation(ink & (area > limit)[label], NEIGHBOURS, iterations=reach)
+    large = scipy.ndimage.binary_dilation(ink & (area > limit)[label], NEIGHBOURS, iterations=reach)
     own = label[ink]  # only ink, because the functions below sort the pixels they get
-    apart = ndimage.maximum(large[ink], own, names) == 0
+    apart = scipy.ndimage.maximum(large[ink], own, names) == 0
     # The corner of a dark area also differs from its median, but it has a dark neighbour that does not.
-    around = ndimage.minimum(ndimage.minimum_filter(np.where(ink, 255, plane), 3)[ink], own, names)
-    alone = around > (ndimage.maximum(median[ink], own, names) + ndimage.minimum(plane[ink], own, names)) / 2
+    around = scipy.ndimage.minimum(scipy.ndimage.minimum_filter(np.where(ink, 255, plane), 3)[ink], own, names)
+    alone = (
+        around > (scipy.ndimage.maximum(median[ink], own, names) + scipy.ndimage.minimum(plane[ink], own, names)) / 2
+    )
     return np.where(ink & (small & apart & alone)[label], median, plane)
 
 
@@ -101,7 +106,7 @@ def page_tone(plane: Array) -> float:
     """The paper's tone: the commonest light tone, found on the smoothed histogram."""
     counts = np.bincount(np.rint(plane).astype(np.int64).clip(0, 255).ravel(), minlength=256).astype(float)
     light = counts[128:].sum() >= 0.1 * counts.sum()
-    mode = 128 * light + int(np.argmax(ndimage.gaussian_filter1d(counts[128 * light :], 4, mode="reflect")))
+    mode = 128 * light + int(np.argmax(scipy.ndimage.gaussian_filter1d(counts[128 * light :], 4, mode="reflect")))
     return float(np.median(plane[np.abs(plane - mode) <= 20]))
 
 
@@ -138,7 +143,7 @@ def _edge_shadow(gray: Array, page: float) -> Array:
         depth = page - np.rot90(small, side)[: max(8, min(size) // 3)]  # axis 0 leads inwards
         beside = np.lib.stride_tricks.sliding_window_view(np.pad(depth, ((0, 0), (4, 4)), mode="edge"), 9, axis=1)
         low, middle, high = np.moveaxis(np.sort(beside, axis=2)[..., (2, 4, 6)], 2, 0)  # percentiles 25, 45, 75
-        tone = ndimage.gaussian_filter1d(middle, 1.0, axis=1, mode="nearest")
+        tone = scipy.ndimage.gaussian_filter1d(middle, 1.0, axis=1, mode="nearest")
         faded = tone < FADED
         end = faded.argmax(axis=0)
         inside = np.arange(len(tone))[:, None] < end
@@ -154,7 +159,7 @@ def _edge_shadow(gray: Array, page: float) -> Array:
         outside = np.maximum(at[0] - columns, columns - at[-1]).clip(0)  # it fades out beyond the last known point
         rows = [np.interp(columns, at, row[at]) for row in shade]
         np.rot90(total, side)[: len(tone)] += np.array(rows) * np.maximum(1 - outside / len(tone), 0)  # a view
-    total = np.minimum(ndimage.gaussian_filter(total, 0.7, mode="nearest"), np.maximum(page - small, 0))
+    total = np.minimum(scipy.ndimage.gaussian_filter(total, 0.7, mode="nearest"), np.maximum(page - small, 0))
     return _resized(total, (height, width), "bilinear")
 
 
@@ -171,7 +176,7 @@ def _without_fringe(planes: list[Array], depth: Array) -> list[Array]:
     planes, tones = [p.copy() for p in planes], [page_tone(p) for p in planes]
     for side in range(4):
         ink = np.rot90(depth, side) > FADED
-        inner = ndimage.maximum_filter1d(ink[margin : 2 * margin].any(axis=0), 2 * reach + 1)
+        inner = scipy.ndimage.maximum_filter1d(ink[margin : 2 * margin].any(axis=0), 2 * reach + 1)
         marks = ink[:margin] & ~inner
         everywhere = marks.any(axis=0).sum() > FRINGE * (~inner).sum()
         for plane, tone in zip(planes, tones, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.inference.calibration import TRIALS, calibrate
-from dist_sketch.inference.denoise import denoise, page_tone
+from dist_sketch.model.denoise import denoise, page_tone
 
 OFF = DenoiseConfig(gray=False, filter="none", shadows=False)
 FILTERS = ["median", "tv", "nlm", "bilateral"]

@@ -1,0 +1,1 @@
+"""A trained generator given to others: as ONNX, as a web page, through the Hub."""
