@@ -10,13 +10,17 @@ if ! cmp -s pyproject.toml "$stamp"; then
   cp pyproject.toml "$stamp"
 fi
 # The tests on a SLURM cluster start their own, which takes root and SLURM's programs
-slurm=()
+marks=""
 for program in sbatch slurmctld slurmd munged ip shellcheck; do
-  command -v $program > /dev/null || slurm=(-m "not slurm")
+  command -v $program > /dev/null || marks="not slurm"
 done
-[ "$(id -u)" = 0 ] || slurm=(-m "not slurm")
-[ ${#slurm[@]} = 0 ] || echo "without the tests on a SLURM cluster: they need root and the packages named in .ci/run"
+[ "$(id -u)" = 0 ] || marks="not slurm"
+[ -z "$marks" ] || echo "without the tests on a SLURM cluster: they need root and the packages named in .ci/run"
+if ! type chromium npm > /dev/null 2>&1; then
+  marks="${marks:+$marks and }not browser"
+  echo "without the tests of the page in a browser: they need the programs chromium and npm"
+fi
 # One worker more than there are cores, because tests on clusters and with W&B often wait. Each file stays with one
 # worker, so that its fixtures are made once; the files start in the order of conftest.py.
 workers=$(($(nproc) + 1))
-exec pytest --numprocesses $workers --dist loadfile --no-loadscope-reorder ${slurm[@]+"${slurm[@]}"} "$@"
+exec pytest --numprocesses $workers --dist loadfile --no-loadscope-reorder ${marks:+-m "$marks"} "$@"

@@ -1,6 +1,7 @@
 """The page on which people draw, used in Chromium by a hand that moves a pointer."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dist_sketch.model.pretrained import SketchGenerator
 from dist_sketch.sharing import page, runtime
 from tests.sharing.test_onnx_file import made
 
+pytestmark = pytest.mark.browser
 HOSTILE = "</script><script>throw 1</script><img src=x onerror=alert(1)>\u202e'\""
 READ = """(id) => {
     const canvas = document.getElementById(id);
@@ -36,7 +38,7 @@ MOUTH = [(0.35, 0.75), (0.5, 0.8), (0.65, 0.75)]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as driver:
-        options = {"executable_path": "/usr/bin/chromium", "args": ["--no-sandbox", "--disable-gpu"]}
+        options = {"executable_path": shutil.which("chromium"), "args": ["--no-sandbox", "--disable-gpu"]}
         browser = driver.chromium.launch(**options)  # type: ignore[arg-type]
         yield browser
         browser.close()
