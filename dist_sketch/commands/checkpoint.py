@@ -74,7 +74,6 @@ class ExportCommand:
     needs a network."""
 
     def run(self) -> int:
-        from dist_sketch.core.fileio import write_atomic
         from dist_sketch.model import pretrained
         from dist_sketch.reports.model_card import card
         from dist_sketch.sharing import onnx_file, page
@@ -83,15 +82,15 @@ class ExportCommand:
             raise UserError("--runtime and --runtime-url are for the page: give --page, too")
         if self.onnx or self.page:
             onnx_file.check_packages()
-        more: dict[str, bytes] = {}  # made before anything is written
 
-        def make_card(model: pretrained.SketchGenerator, weights_sha256: str) -> str:
+        def more(model: pretrained.SketchGenerator, weights_sha256: str) -> dict[str, bytes]:
             if self.compact and self.scores and read_infer(self.scores).get("weights_sha256", "") != weights_sha256:
                 raise UserError(self._how_to_score())
-            if self.onnx:
-                more[onnx_file.ONNX] = onnx_file.to_bytes(model, self.compact)
-                print(onnx_file.compare(more[onnx_file.ONNX], model, self.compact))
             name = self.folder.resolve().name
+            files = {pretrained.CARD: card(model, name, weights_sha256, self.scores).encode()}
+            if self.onnx:
+                files[pretrained.ONNX] = onnx_file.to_bytes(model, self.compact)
+                print(onnx_file.compare(files[pretrained.ONNX], model, self.compact))
             if self.page:
                 html = page.to_html(
                     model,
@@ -99,15 +98,13 @@ class ExportCommand:
                     compact=self.compact,
                     packages=self.runtime,
                     runtime_url=self.runtime_url,
-                    generator=more.get(onnx_file.ONNX),
-                )
-                more[page.PAGE] = html.encode()
-                print(f"{page.PAGE}: {len(more[page.PAGE]) / 1e6:.1f} MB; open it in a browser")
-            return card(model, name, weights_sha256, self.scores)
+                    generator=files.get(pretrained.ONNX),
+                ).encode()
+                files[pretrained.PAGE] = html
+                print(f"{pretrained.PAGE}: {len(html) / 1e6:.1f} MB; open it in a browser")
+            return files
 
-        model = pretrained.export(pretrained.located(self.folder), self.out, self.step, make_card, self.compact)
-        for name, contents in more.items():
-            write_atomic(self.out / name, contents)
+        model = pretrained.export(pretrained.located(self.folder), self.out, self.step, more, self.compact)
         print(f"{self.out}: the generator of step {model.step}, for {model.size} px")
         return 0
 

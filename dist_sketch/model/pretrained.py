@@ -31,7 +31,7 @@ from dist_sketch.model.weights import check_weights, load_weights, to_8bit
 
 CARD, CARD_MARKER = "README.md", "<!-- Written by dist-sketch checkpoint export, which may replace it. -->"
 FILES = (WEIGHTS, SETTINGS, DENOISE) = ("generator.safetensors", "config.json", "denoise.json")
-ADDED = ("generator.onnx", "index.html")  # beside them, by `checkpoint export` on request
+ADDED = (ONNX, PAGE) = ("generator.onnx", "index.html")  # beside them, by `checkpoint export` on request
 
 
 def located(run: Path, **download: Any) -> Path:
@@ -258,10 +258,14 @@ class SketchGenerator(
         with from_hub.hub_errors(f"{repo_id}: cannot be uploaded"):
             return super().push_to_hub(repo_id, **options)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def stored(self, compact: bool) -> dict[str, Tensor]:
+        """The weights as a file holds them: in float32 and standard memory layout, or in 8 bits (`weights.to_8bit`)."""
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
         plain = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
-        fileio.write_atomic(save_directory / WEIGHTS, to_bytes(to_8bit(plain) if self.compact else plain))
+        return to_8bit(plain) if compact else plain
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        fileio.write_atomic(save_directory / WEIGHTS, to_bytes(self.stored(self.compact)))
         if self.calibration is not None:
             fileio.write_json(save_directory / DENOISE, self.calibration)
         else:
@@ -279,14 +283,15 @@ def export(
     run: Path,
     out: Path,
     step: int | None = None,
-    card: Callable[[SketchGenerator, str], str] | None = None,
+    more: Callable[[SketchGenerator, str], dict[str, bytes]] | None = None,
     compact: bool = False,
 ) -> SketchGenerator:
     """Writes the generator that draws, or that of the checkpoint of `step`, to the folder `out`, whole or not at all.
 
     Args:
         compact: write the weights in 8 bits.
-        card: a function that returns the model card (README.md) for the generator and the hash of its weights.
+        more: a function that returns further files, such as the model card (README.md), by their names, for the
+            generator and the hash of its weights.
 
     Raises:
         UserError: there is no complete checkpoint (of that step), `out` has other files, or cannot be written.
@@ -298,9 +303,10 @@ def export(
     try:
         with folders.replaced(out, lambda: _check_out(out)) as folder:
             model.save_pretrained(folder)
-            if card is not None:  # rounded weights draw a little differently from those that they were made of
+            if more is not None:  # rounded weights draw a little differently from those that they were made of
                 drawing = weights_file(folder if compact else weights[0])
-                fileio.write_atomic(folder / CARD, card(model, fileio.sha256(drawing)))
+                for name, contents in more(model, fileio.sha256(drawing)).items():
+                    fileio.write_atomic(folder / name, contents)
             if not {WEIGHTS, SETTINGS} <= {p.name for p in folder.iterdir()}:
                 raise UserError(f"{folder}: was emptied by another process before it was complete; start this again")
     except OSError as e:

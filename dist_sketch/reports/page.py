@@ -36,7 +36,7 @@ def _environment(autoescape: bool) -> Environment:
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
-        finalize=_shown if autoescape else None,
+        finalize=shown if autoescape else None,
     )
     for function in (number, flat, conjoin, breakable, escape_markdown, embed):
         environment.filters[function.__name__] = function
@@ -44,7 +44,7 @@ def _environment(autoescape: bool) -> Environment:
     return environment
 
 
-def _shown(value: Any) -> Any:
+def shown(value: Any) -> Any:
     """Others' words on a page: nothing in them turns the text around or is invisible."""
     return plain(value) if type(value) is str else value
 

@@ -1,6 +1,5 @@
 """A generator on the Hugging Face Hub: its files are gathered in a folder, then uploaded as a repository."""
 
-import importlib.util
 import re
 import shutil
 import tempfile
@@ -17,15 +16,15 @@ from dist_sketch.core import fileio
 from dist_sketch.core.errors import UserError
 from dist_sketch.model import pretrained
 from dist_sketch.model.from_hub import hub_errors
-from dist_sketch.model.pretrained import CARD, CARD_MARKER, FILES, SketchGenerator
+from dist_sketch.model.pretrained import ADDED, CARD, CARD_MARKER, FILES, ONNX, PAGE, SketchGenerator
 from dist_sketch.model.weights import SCALE
 from dist_sketch.reports.model_card import card, license_id
+from dist_sketch.sharing import onnx_file, page
 
-ONNX, PICTURE = "generator.onnx", "samples.png"
+PICTURE = "samples.png"
 Kind = Literal["model", "space"]
 KINDS: tuple[Kind, ...] = ("model", "space")
-NEEDED = ("onnx", "onnxscript", "onnxruntime")  # by ONNX files
-OURS = (*FILES, CARD, ONNX, PICTURE)
+OURS = (*FILES, *ADDED, CARD, PICTURE)
 FOLDER_OF_CARD = "FOLDER_OF_THIS_FILE"  # stands in a card where the name of a folder or repository belongs
 
 
@@ -54,7 +53,9 @@ def share(
         folders = {kind: Path(home) / kind for kind in kinds}
         model = gather_model(folder, name, folders["model"], samples=samples)
         if space:
-            gather_space(model, name, folders["space"], packages)
+            onnx = folders["model"] / ONNX  # making it takes most of the time; without it the page says what is missing
+            generator = onnx.read_bytes() if onnx.is_file() else None
+            gather_space(model, name, folders["space"], packages, generator)
         for kind in kinds:
             print(f"{kind} {name}:")
             for file in sorted(folders[kind].iterdir()):
@@ -86,10 +87,10 @@ def gather_model(run: Path, name: str, out: Path, *, samples: bool) -> SketchGen
     if shown is not None:
         shutil.copyfile(pictures[shown], out / PICTURE)
     fileio.write_atomic(out / CARD, _for_hub(model, name, shown is not None))
-    if all(importlib.util.find_spec(package) for package in NEEDED):
-        from dist_sketch.sharing import onnx_file
-
-        fileio.write_atomic(out / ONNX, onnx_file.to_bytes(model, model.compact))
+    if not onnx_file.missing_packages():
+        contents = onnx_file.to_bytes(model, model.compact)
+        onnx_file.compare(contents, model, model.compact)
+        fileio.write_atomic(out / ONNX, contents)
     return model
 
 
@@ -105,18 +106,19 @@ def _for_hub(model: SketchGenerator, name: str, picture: bool) -> str:
     return str(result)
 
 
-def gather_space(model: SketchGenerator, name: str, out: Path, packages: Path | None = None) -> None:
+def gather_space(
+    model: SketchGenerator, name: str, out: Path, packages: Path | None = None, generator: bytes | None = None
+) -> None:
     """Writes the files of a static Space into `out`: the page, and a card that says how it is shown.
 
     Args:
         model: as `gather_model` returns it.
         packages: folder with the JavaScript packages of the page; None: they come from npm.
+        generator: the ONNX file, if it was made already.
 
     Raises:
         UserError: a package is missing.
     """
-    from dist_sketch.sharing import page
-
     title = name.split("/")[1]
     shown: dict[str, Any] = {"emoji": "✏️", "colorFrom": "gray", "colorTo": "yellow", "pinned": False}
     about = SpaceCardData(title=title, sdk="static", license=license_id(model), models=[name], **shown)
@@ -124,7 +126,8 @@ def gather_space(model: SketchGenerator, name: str, out: Path, packages: Path | 
         f"# {title}\n\nDraw the lines of a face, and a portrait in pencil appears beside them: in your browser, from "
         f"which nothing is sent. The generator is [{name}](https://huggingface.co/{name}).\n"
     )
-    fileio.write_atomic(out / page.PAGE, page.to_html(model, title, compact=model.compact, packages=packages))
+    html = page.to_html(model, title, compact=model.compact, packages=packages, generator=generator)
+    fileio.write_atomic(out / PAGE, html)
     fileio.write_atomic(out / CARD, f"---\n{about.to_yaml()}\n---\n{CARD_MARKER}\n\n{text}")
 
 

@@ -19,10 +19,9 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.data import pixels
 from dist_sketch.data.image_files import read_image
 from dist_sketch.model.networks import Resize
-from dist_sketch.model.pretrained import SketchGenerator
-from dist_sketch.model.weights import SCALE, from_8bit, to_8bit
+from dist_sketch.model.pretrained import ONNX, SketchGenerator
+from dist_sketch.model.weights import SCALE, from_8bit
 
-ONNX = "generator.onnx"  # beside the other files of an export
 OPSET = 18  # in which torch's exporter writes; later ones cost a conversion and bring nothing
 LIMIT = 0.5  # gray levels of 255 by which two drawings may differ: half of one step of a picture's tones
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -49,7 +48,7 @@ def to_bytes(model: SketchGenerator, compact: bool) -> bytes:
         UserError: a package is missing.
     """
     check_packages()
-    stored = _stored(model.net, compact)
+    stored = model.stored(compact)
     file = _exported(model)
     graph = file.graph
     del graph.value_info[:]  # runtimes find the shapes themselves
@@ -92,7 +91,7 @@ def compare(contents: bytes, model: SketchGenerator, compact: bool) -> str:
     options.log_severity_level = 3  # errors alone
     session = onnxruntime.InferenceSession(contents, options, providers=["CPUExecutionProvider"])
     net = _copied(model.net)
-    net.load_state_dict(from_8bit(_stored(model.net, compact)))
+    net.load_state_dict(from_8bit(model.stored(compact)))
 
     def by_onnxruntime(line: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["sketch"], {"line": line.numpy()})[0])
@@ -123,16 +122,13 @@ def check_packages() -> None:
     Raises:
         UserError: one is missing.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         raise UserError(f"ONNX files need {' and '.join(missing)}; type `pip install dist-sketch[onnx]`")
 
 
-def _stored(net: nn.Module, compact: bool) -> dict[str, Tensor]:
-    """The tensors that `SketchGenerator.save_pretrained` writes."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    plain = {name: t.to(torch.float32) if t.is_floating_point() else t for name, t in tensors.items()}
-    return to_8bit(plain) if compact else plain
+def missing_packages() -> list[str]:
+    """Those of the packages that make and run the file which are not installed."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def _copied(net: nn.Module) -> nn.Module:

@@ -18,12 +18,12 @@ from markupsafe import Markup
 from dist_sketch import __version__
 from dist_sketch.core.config import to_dict
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.words import plain
+from dist_sketch.model.pretrained import PAGE as PAGE
 from dist_sketch.model.pretrained import SketchGenerator
+from dist_sketch.reports.page import shown
 from dist_sketch.sharing import onnx_file, runtime
 from dist_sketch.sharing.runtime import FREEHAND, ONNXRUNTIME
 
-PAGE = "index.html"
 TEMPLATES = Path(__file__).with_name("templates")
 PAGE_CODE = ("strokes.js", "pictures.js", "drawing.js", "app.js", "saving.js")  # in this order
 WORKER_CODE = ("denoise.js", "worker.js")
@@ -112,7 +112,7 @@ def _environment() -> Environment:
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        finalize=lambda value: plain(value) if type(value) is str else value,
+        finalize=shown,
     )
 
 

@@ -26,7 +26,7 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.model import checkpoint, networks, pretrained
 from dist_sketch.model.pretrained import CARD_MARKER, SketchGenerator
-from dist_sketch.sharing import hub
+from dist_sketch.sharing import onnx_file, page
 
 TOKEN = "hf_good"
 LINES = Path(__file__).parents[2] / "launch" / "lines"
@@ -163,7 +163,7 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if its packages were not installed: making an ONNX file takes seconds."""
-    monkeypatch.setattr(hub, "NEEDED", ("no_such_package",))
+    monkeypatch.setattr(onnx_file, "PACKAGES", ("no_such_package",))
 
 
 def push(*arguments: object) -> None:
@@ -211,9 +211,8 @@ def test_a_second_push_removes_what_the_first_left(server: Hub, run: Path, witho
 def test_an_export_is_uploaded_as_it_is(server: Hub, tmp_path: Path, run: Path, without_onnx: None) -> None:
     """Its weights may be in 8 bits, and its card has scores; an older card names no licence."""
     folder = tmp_path / "made"
-    pretrained.export(
-        run, folder, 10, lambda *_: f"---\ntags:\n- sketch\n---\n{CARD_MARKER}\n\nKID 0.05\n", compact=True
-    )
+    card = f"---\ntags:\n- sketch\n---\n{CARD_MARKER}\n\nKID 0.05\n"
+    pretrained.export(run, folder, 10, lambda *_: {"README.md": card.encode()}, compact=True)
     push(folder, "me/faces")
     files = server.repositories["model", "me/faces"]
     for name in ("generator.safetensors", "config.json"):
@@ -222,24 +221,26 @@ def test_an_export_is_uploaded_as_it_is(server: Hub, tmp_path: Path, run: Path, 
     assert "license: mit\n---" in files["README.md"].decode()
 
 
-def test_onnx_is_uploaded_where_its_packages_are(server: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dist_sketch.sharing import onnx_file
-
-    monkeypatch.setattr(hub, "NEEDED", ("json",))
+def test_onnx_is_compared_and_uploaded_and_made_once_where_its_packages_are(
+    server: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, compared = [], []
+    monkeypatch.setattr(onnx_file, "PACKAGES", ("json",))
     monkeypatch.setattr(onnx_file, "to_bytes", lambda model, compact: f"{model.step} {compact}".encode())
-    push(run, "me/faces")
+    monkeypatch.setattr(onnx_file, "compare", lambda contents, *_: compared.append(contents))
+    monkeypatch.setattr(page, "to_html", lambda *_, generator, **__: asked.append(generator) or "<html>")
+    push(run, "me/faces", "--space")
     assert server.repositories["model", "me/faces"]["generator.onnx"] == b"20 False"
+    assert asked == compared == [b"20 False"]
 
 
 def test_the_page_is_a_static_space(
     server: Hub, run: Path, without_onnx: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dist_sketch.sharing import page
-
     asked = []
     monkeypatch.setattr(page, "to_html", lambda model, name, **options: asked.append((name, options)) or "<html>")
     push(run, "me/faces", "--space", "--runtime", "modules")
-    assert asked == [("faces", {"compact": False, "packages": Path("modules")})]
+    assert asked == [("faces", {"compact": False, "packages": Path("modules"), "generator": None})]
     assert [one.get("sdk") for one in server.made] == [None, "static"]
     files = server.repositories["space", "me/faces"]
     assert files["index.html"] == b"<html>"
