@@ -61,7 +61,7 @@ def _look(out: Path, *begun: str) -> None:
     Args:
         begun: what may be there without an infer.json, if a job was killed before it wrote that.
     """
-    refuse_file_name(out, "--out is the folder for all drawings where there may be more than one")
+    refuse_file_name(out, "--out is the folder for all drawings (or, for a single image, a file .png or .jpg)")
     refuse_foreign(out, "an output folder", "infer.json", *begun)
     if not (out / "infer.json").exists():
         refuse_others(out, "an output folder", [LOGS, *begun])

@@ -98,8 +98,8 @@ def test_what_cannot_be_drawn_into_a_file_is_a_sentence(tmp_path: Path, cli: Run
         (broken, ("--skip-bad",), {}, f"error: {broken}: "),
         (line, ("--track.wandb", "offline"), {"WANDB_MODE": "offline"}, "--track.wandb: W&B logs a folder of drawings"),
         (line, (), {"WORLD_SIZE": "2"}, f"{out}: one drawing is made by one process"),
-        (pairs / "val_line", (), {}, f"{out}: --out is the folder for all drawings where there may be more than one"),
-        (line, ("--part", "1/2"), {}, f"{out}: --out is the folder for all drawings where there may be more than one"),
+        (pairs / "val_line", (), {}, f"{out}: --out is the folder for all drawings (or, for a single image,"),
+        (line, ("--part", "1/2"), {}, f"{out}: --out is the folder for all drawings (or, for a single image,"),
     ):
         done = cli(*GENERATOR, "--input", source, "--out", out, *more, **env)
         assert done.returncode == 2
