@@ -127,9 +127,10 @@ class VerifyCommand:
     """Folder made by `dist-sketch pack`."""
 
     def run(self) -> int:
-        from dist_sketch.data import looks, manifest, pack
+        from dist_sketch.data import looks, manifest
+        from dist_sketch.data.verify import verify
 
-        counts = pack.verify(self.shards)
+        counts = verify(self.shards)
         print(f"{self.shards}: good ({', '.join(f'{k} {v}' for k, v in counts.items())})")
         looks.warn(manifest.read_manifest(self.shards).get("looks", {}))
         return 0

@@ -49,7 +49,7 @@ def staged(shards: Path, copy: Path) -> Iterator[dict[str, str]]:
     Raises:
         UserError: the folder has no manifest, the disk is full, or the copy is damaged.
     """
-    from dist_sketch.data import pack  # only here, because all who read shards import this module
+    from dist_sketch.data.verify import verify  # only here, because all who read shards import this module
 
     sha256 = manifest_hash(shards)
     shutil.rmtree(copy, ignore_errors=True)  # left by a job that was killed
@@ -67,7 +67,7 @@ def staged(shards: Path, copy: Path) -> Iterator[dict[str, str]]:
             ) from e
         if manifest_hash(copy) != sha256:
             raise UserError(f"{shards}: has changed while it was copied to {copy}")
-        counts = pack.verify(copy)
+        counts = verify(copy)
         print(f"{copy}: a good copy of {shards} ({', '.join(f'{k} {v}' for k, v in counts.items())})", flush=True)
         yield {VARIABLE: json.dumps({str(shards.resolve()): str(copy)})}
     finally:

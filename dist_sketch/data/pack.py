@@ -1,32 +1,25 @@
-"""Packs pairs into WebDataset tars with a manifest, reproducibly byte for byte, and verifies them against it.
+"""Packs pairs into WebDataset tars with a manifest, reproducibly byte for byte.
 
 Formats: shards/README.md. A sample is three consecutive members KEY.json, KEY.line.png, KEY.sketch.png. The manifest's
 index says where it is: the `length` bytes at `offset` are a small tar of that sample.
 """
 
-import hashlib
 import io
 import json
 import math
-import tarfile
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from threading import Event
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dist_sketch.core import cpus
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import open_regular, write_json
-from dist_sketch.core.folders import refuse_file_name, refuse_foreign, refuse_others, replaced, sync
+from dist_sketch.core.fileio import write_json
+from dist_sketch.core.folders import refuse_file_name, refuse_foreign, refuse_others, replaced
 from dist_sketch.core.workers import check_count
 from dist_sketch.core.workers import workers as processes
 from dist_sketch.data import looks
@@ -34,15 +27,16 @@ from dist_sketch.data.fit import fitted
 from dist_sketch.data.freehand import version_of_image
 from dist_sketch.data.image_files import BadImage, read_image
 from dist_sketch.data.labels import columns, labelled, warn_of_others
-from dist_sketch.data.manifest import COLUMNS, FORMAT, MANIFEST, Fit, read_manifest
-from dist_sketch.data.recipe import SPLITS, FilePair, Problem, Recipe, listed, pairs, passed_over, told, unusable
+from dist_sketch.data.manifest import FORMAT, MANIFEST, Fit, read_manifest
+from dist_sketch.data.progress import progress
+from dist_sketch.data.recipe import SPLITS, FilePair, Problem, Recipe, pairs, passed_over, told, unusable
+from dist_sketch.data.shard_writer import PackedSample, describe, write
+from dist_sketch.data.verify import verify
 
 DEFAULTS = {"fit": "squash", "invert": False, "freehand": "none"}  # of what a manifest's settings may lack
 PAIRS_A_WORKER = 32  # with fewer, starting a process takes longer than it saves
 
-PackedSample = dict[str, Any]  # {"__key__": str, "json": bytes, "line.png": bytes, "sketch.png": bytes}
 Prepared = tuple[FilePair, PackedSample, looks.Look]
-Span = tuple[str, int, int]  # a sample's key, offset and length in a shard
 
 
 def pack(
@@ -93,13 +87,13 @@ def pack(
             found.sort(key=lambda pair: SPLITS.index(pair.split))
             prepare = partial(_prepare, root=recipe.root, size=size, fit=fit, invert=invert, freehand=freehand)
             prepared = closing(_prepare_all(found, prepare, workers))
-            with _progress("packing", len(found)) as advance, prepared as results:
+            with progress("packing", len(found)) as advance, prepared as results:
                 for split, group in groupby(found, key=lambda pair: pair.split):
                     chosen = list(group)
                     samples = _good(islice(results, len(chosen)), problems, skip_bad, seen, advance)
-                    shards = _write(samples, folder, split, int(shard_mb * 1e6), shard_count)
+                    shards = write(samples, folder, split, int(shard_mb * 1e6), shard_count)
                     if shards:
-                        splits[split] = _describe(folder, shards, has_sketch=chosen[0].sketch is not None)
+                        splits[split] = describe(folder, shards, has_sketch=chosen[0].sketch is not None)
                         if labels := columns(chosen, splits[split]["index"]["key"]):
                             splits[split]["labels"] = labels
             if len(problems) > skip_bad:
@@ -236,72 +230,6 @@ def _good(
             yield sample
 
 
-def _write(samples: Iterable[PackedSample], folder: Path, split: str, limit: int, count: int) -> dict[str, list[Span]]:
-    """Writes the split's shards; returns what each file holds."""
-    # Imported here, because it imports torch, which takes each worker process 3 s.
-    from webdataset import TarWriter
-
-    shards: dict[str, list[Span]] = {}
-    spans: list[Span] = []
-    used = 0
-    with ExitStack() as open_shard:
-        for sample in samples:
-            # a member has a header (and a PAX header if the name needs one) and is padded to whole blocks
-            header = 512 if sample["__key__"].isascii() and len(sample["__key__"]) < 80 else 2048
-            need = sum(header + len(v) + -len(v) % 512 for k, v in sample.items() if k != "__key__")
-            if not shards or (count and len(spans) == count) or used + need > limit:
-                open_shard.close()
-                name, spans, used = f"{split}-{len(shards):06d}.tar", [], tarfile.RECORDSIZE
-                shards[name] = spans
-                file = open_shard.enter_context(open(folder / name, "xb"))
-                # Fixed owner and time make the bytes reproducible; PAX allows long and non-ASCII names.
-                about = {"user": "dist_sketch", "group": "dist_sketch", "mtime": 0, "format": "PAX_FORMAT"}
-                tar = open_shard.enter_context(TarWriter(file, encoder=False, **about))
-            start = tar.tarstream.offset
-            tar.write(sample)
-            spans.append((sample["__key__"], start, tar.tarstream.offset - start))
-            used += need
-    for name in shards:
-        sync(folder / name)
-    return shards
-
-
-def _describe(folder: Path, shards: dict[str, list[Span]], has_sketch: bool) -> dict[str, Any]:
-    """A split's part of the manifest; the hashes are those of the files on the disk."""
-    index: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    files = []
-    for number, (name, spans) in enumerate(shards.items()):
-        size = (folder / name).stat().st_size
-        hashes, whole = _hashes(folder / name, spans, size)
-        for (key, offset, length), digest in zip(spans, hashes, strict=True):
-            for column, value in zip(COLUMNS, (key, number, offset, length, digest), strict=True):
-                index[column].append(value)
-        files.append({"file": name, "bytes": size, "sha256": whole, "count": len(spans)})
-    return {"count": len(index["key"]), "has_sketch": has_sketch, "shards": files, "index": index}
-
-
-def _hashes(
-    shard: Path, spans: Collection[Span], size: int, over: Callable[[], bool] = lambda: False
-) -> tuple[list[str], str]:
-    """SHA-256 of each sample, and of the file's first `size` bytes. The samples follow each other from its beginning.
-
-    Args:
-        over: asked often; once it is true, nobody needs the result.
-    """
-    whole, hashes = hashlib.sha256(), []
-    lengths = [length for _, _, length in spans]
-    with open_regular(shard) as file:
-        for length in (*lengths, size - sum(lengths)):
-            digest = hashlib.sha256()
-            # a damaged manifest may name any length
-            while length > 0 and not over() and (block := file.read(min(length, 2**22))):
-                digest.update(block)
-                whole.update(block)
-                length -= len(block)
-            hashes.append(digest.hexdigest())
-    return hashes[:-1], whole.hexdigest()
-
-
 def holds(
     shards: Path, recipe: Recipe, size: int, fit: Fit = "squash", invert: bool = False, freehand: int | None = None
 ) -> bool:
@@ -331,63 +259,3 @@ def holds(
         raise UserError(f"{shards}: holds shards packed with {' and '.join(differ)}; --force replaces them")
     warn_of_others(shards, manifest["splits"], recipe, found)
     return True
-
-
-def verify(shards: Path) -> dict[str, int]:
-    """Reads every shard and compares lengths, counts and hashes with the manifest; returns {split: count}.
-
-    Raises:
-        UserError: names the first ten differences by shard and key.
-    """
-    manifest = read_manifest(shards)
-    jobs: list[tuple[dict[str, Any], dict[Span, str]]] = []
-    for split in manifest["splits"].values():
-        hashes: list[dict[Span, str]] = [{} for _ in split["shards"]]
-        for key, number, offset, length, digest in zip(*(split["index"][name] for name in COLUMNS), strict=True):
-            hashes[number][key, offset, length] = digest
-        jobs += zip(split["shards"], hashes, strict=True)
-    problems: list[str] = []
-    # Threads are enough, because hashing and reading release the GIL.
-    threads, over = min(8, len(cpus.usable())), Event()
-    with _progress("verifying", len(jobs)) as advance, ThreadPoolExecutor(threads) as pool:
-        try:
-            for found in pool.map(lambda job: _verify_shard(shards, job[0], job[1], over.is_set), jobs):
-                problems += found
-                advance()
-        finally:  # also after Ctrl-C, and a shard may be very long
-            over.set()
-    extra = {p.name for p in shards.glob("*.tar")} - {shard["file"] for shard, _ in jobs}
-    problems += [f"{name}: is not in the manifest" for name in sorted(extra)]
-    if problems:
-        lines = listed(problems)
-        raise UserError(f"{shards}: the shards differ from the manifest:{lines}\ncopy or pack them again")
-    return {name: split["count"] for name, split in manifest["splits"].items()}
-
-
-def _verify_shard(
-    folder: Path, shard: dict[str, Any], expected: dict[Span, str], over: Callable[[], bool]
-) -> list[str]:
-    """What differs from the manifest's entry `shard` and the hashes that its index gives for the samples."""
-    name, path = shard["file"], folder / shard["file"]
-    try:
-        hashes, whole = _hashes(path, expected, shard["bytes"], over)
-        size = path.stat().st_size
-    except OSError as e:
-        return [f"{name}: {'is missing' if isinstance(e, FileNotFoundError) else f'cannot be read ({e.strerror})'}"]
-    problems = [] if size == shard["bytes"] else [f"{name}: has {size} bytes, not {shard['bytes']}"]
-    for ((key, offset, length), digest), now in zip(expected.items(), hashes, strict=True):
-        if now != digest:
-            why = "end too early" if offset + length > size else "have another SHA-256"
-            problems.append(f"{name}: key {key}: its bytes {why}")
-    if not problems and whole != shard["sha256"]:
-        problems = [f"{name}: has another SHA-256, outside its samples"]
-    return problems
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar; yields the function that advances it by one."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)

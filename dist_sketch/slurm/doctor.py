@@ -262,16 +262,16 @@ def _last_task(array: str) -> int:
 
 
 def _shards(shards: Path, made: Sequence[Path] = ()) -> Check:
-    from dist_sketch.data import pack
     from dist_sketch.data.manifest import read_manifest
+    from dist_sketch.data.verify import verify
 
-    def verify() -> str:
+    def checked() -> str:
         splits = read_manifest(shards)["splits"]
         files = [file for split in splits.values() for file in split["shards"]]
         size = sum(file["bytes"] for file in files) / GB
         counts = ", ".join(f"{name} {split['count']}" for name, split in splits.items())
         if size <= HASHED_GB:
-            pack.verify(shards)
+            verify(shards)
             return f"{shards}: every hash is right ({counts})"
         for file in files:
             path = shards / file["file"]
@@ -281,7 +281,7 @@ def _shards(shards: Path, made: Sequence[Path] = ()) -> Check:
 
     if shards in made:
         return Check("shards", "good", f"{shards}: an earlier job of the chain packs them")
-    return _try("shards", verify)
+    return _try("shards", checked)
 
 
 def _existing(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from dist_sketch.data import freehand, pack, recipe
 from dist_sketch.data.loader import Loader
 from dist_sketch.data.manifest import read_manifest
 from dist_sketch.data.shards import Shards
+from dist_sketch.data.verify import verify
 
 
 def head(size: int = 128) -> freehand.Pixels:
@@ -119,7 +120,7 @@ def test_pack_draws_the_first_version_of_each_line(cli: Run, tmp_path: Path) -> 
             assert one.sketch is not None
             assert other.sketch is not None
             assert torch.equal(one.sketch, other.sketch)
-    assert pack.verify(tmp_path / "drawn") == {"train": 2, "val": 2}
+    assert verify(tmp_path / "drawn") == {"train": 2, "val": 2}
     assert pack.holds(tmp_path / "drawn", recipe.load(str(source)), 64, freehand=7)
     with pytest.raises(UserError, match=r"drawn: holds shards packed with freehand 7; --force replaces them$"):
         pack.holds(tmp_path / "drawn", recipe.load(str(source)), 64)

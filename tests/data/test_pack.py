@@ -20,9 +20,10 @@ from webdataset import WebDataset
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.data.manifest import MANIFEST, manifest_hash, read_manifest
-from dist_sketch.data.pack import pack, verify
+from dist_sketch.data.pack import pack
 from dist_sketch.data.recipe import load
 from dist_sketch.data.shards import Shards
+from dist_sketch.data.verify import verify
 
 ODD = ["1", "2", "10", "a.b", "with space", "Zoë", "人物", "n" * 150, "%"]
 
