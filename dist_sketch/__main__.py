@@ -24,7 +24,8 @@ import tyro
 
 from dist_sketch import __version__
 from dist_sketch.core import launcher, streams
-from dist_sketch.core.config import Config, validate
+from dist_sketch.core.config import Config
+from dist_sketch.core.config_rules import validate
 from dist_sketch.core.errors import SharedError, UserError, not_utf8, refused_by_system
 from dist_sketch.core.words import plain
 from dist_sketch.slurm.rank_logs import redirect

@@ -29,8 +29,8 @@ from dist_sketch.data.synthetic import dataset as synth
 from dist_sketch.metrics import inception
 from dist_sketch.model.pretrained import SketchGenerator
 from dist_sketch.tracking.tracker import read_metrics
+from dist_sketch.training.measures import read
 from dist_sketch.training.policy import BOTH
-from dist_sketch.training.step import read
 from dist_sketch.training.validation import drawing
 
 pytestmark = GPU

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, OptimConfig
+from dist_sketch.core.config_rules import validate
 from dist_sketch.core.gradients import FlatGradients
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.model import checkpoint
+from dist_sketch.training.measures import NAMES, read
 from dist_sketch.training.policy import BOTH, Decision
-from dist_sketch.training.step import NAMES, Step, read
+from dist_sketch.training.step import Step
 
 MIXED = (DECISIONS[0], DECISIONS[2], DECISIONS[0], DECISIONS[1])  # in turn
 STEPS = 50
@@ -46,7 +48,7 @@ def small(preset: str | None, **generator: float) -> Config:
     config = cfg.load(preset)
     narrow = replace(config.generator, width=8, **generator)
     data, optim = replace(config.data, batch_size=4), OptimConfig(lr_g=1e-5, lr_d=1e-5, decay=0.5)
-    return cfg.validate(replace(config, data=data, generator=narrow, optim=optim))
+    return validate(replace(config, data=data, generator=narrow, optim=optim))
 
 
 # ---------------------------------------------------------------- captured against eager

@@ -1,9 +1,7 @@
 """`dist-sketch bench loader`: speed beside a folder of JPEGs, the time spent waiting for data, the index's memory."""
 
-import gc
 import itertools
 import json
-import os
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,19 +13,21 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from dist_sketch.bench import large_set
 from dist_sketch.bench.measure import BenchReport, in_new_processes, interleaved, memory, rates
 from dist_sketch.bench.options import BenchOptions
 from dist_sketch.bench.paper_way import JpegFolder
 from dist_sketch.bench.step import Pairs, build, settings, steps_at_once
-from dist_sketch.core import cpus, fileio
+from dist_sketch.core import cpus
 from dist_sketch.core.config import DataConfig
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pack, pixels, recipe
 from dist_sketch.data.batches import Batches, training_batches
 from dist_sketch.data.image_files import read_packed
+from dist_sketch.data.index import Keys
 from dist_sketch.data.loader import Loader
-from dist_sketch.data.manifest import FORMAT, MANIFEST
+from dist_sketch.data.manifest import read_index, read_manifest
 from dist_sketch.data.shards import Shards
 from dist_sketch.data.synthetic import dataset as synth
 from dist_sketch.training.policy import BOTH
@@ -97,7 +97,8 @@ def _folder(root: Path, options: BenchOptions, workers: int) -> Any:
 def _loader(shards: Path, options: BenchOptions, *, workers: int, memory_mb: float, times: int = 1) -> Loader:
     """Our loader, over the pairs listed `times` times."""
     opened = Shards(shards, "train")
-    for column in ("keys", "shard_numbers", "offsets", "lengths", "hashes"):
+    opened.keys = Keys(opened.keys.text * times)
+    for column in ("shard_numbers", "offsets", "lengths", "hashes"):
         setattr(opened, column, np.concatenate([getattr(opened, column)] * times))
     data = DataConfig(batch_size=options.batch_size, workers=workers, memory_mb=memory_mb)
     return Loader(opened, data, seed=0, rank=0, world_size=1, pin=torch.cuda.is_available())
@@ -186,44 +187,30 @@ def _train(stream: Iterator[Pairs], step: Step, count: int) -> tuple[float, floa
 
 
 def _index(report: BenchReport, folder: Path) -> None:
-    """Memory of an opened index, measured in a new process, whose heap has no free memory to reuse."""
-    count = report.options.index
-    _write_manifest(folder, count)
-    (found,) = in_new_processes(_measure_index, [folder])
-    name, about = f"index of {count:,} pairs", "the manifest's columns as Python lists"
-    report.add(name, [found["arrays"] / count], [found["objects"] / count], "bytes/pair", about)
-    report.note(
-        f"{name}: {found['arrays'] / 1e6:.1f} MB in arrays, {found['resident'] / 1e6:.0f} MB more resident than before,"
-        f" up to {found['peak'] / 1e6:.0f} MB while it is read"
-    )
+    """Time and memory of opening an index, each way in a new process, whose heap has no free memory to reuse."""
+    count, shards, lists = report.options.index, folder / "large", folder / "large.json"
+    large_set.write(shards, count)
+    rows = read_index(shards, read_manifest(shards), "train").rows()
+    lists.write_text(json.dumps(list(zip(*rows, strict=True))), encoding="utf-8")
+    (ours,) = in_new_processes(_open_index, [shards])
+    (theirs,) = in_new_processes(_open_lists, [lists])
+    name, about = f"index of {count:,} pairs", "the same as lists in a JSON file"
+    report.add(name, [ours["kept"] / count], [theirs["kept"] / count], "bytes/pair", about)
+    report.add(f"{name}: memory while it is opened", [ours["peak"] / 1e6], [theirs["peak"] / 1e6], "MB", about)
+    report.note(f"{name}: opened and checked in {ours['seconds']:.1f} s; the lists are only parsed")
 
 
-def _measure_index(folder: Path) -> dict[str, float]:
-    before = memory()[0]
-    columns = json.loads((folder / MANIFEST).read_bytes())["splits"]["train"]["index"]
-    objects = memory()[0] - before
-    del columns
-    gc.collect()
-    before = memory()[0]
+def _open_index(folder: Path) -> dict[str, float]:
+    before, since = memory()[0], time.perf_counter()
     shards = Shards(folder, "train")
-    gc.collect()
-    now, peak = memory()
+    seconds, peak = time.perf_counter() - since, memory()[1] - before
     arrays = sum(v.nbytes for v in vars(shards).values() if isinstance(v, np.ndarray))
-    return {"objects": max(objects, 1), "arrays": arrays, "resident": now - before, "peak": peak - before}
+    return {"kept": arrays + len(shards.keys.text) + shards.keys.ends.nbytes, "seconds": seconds, "peak": peak}
 
 
-def _write_manifest(folder: Path, count: int) -> None:
-    """Writes a manifest of `count` pairs in one shard, without that shard."""
-    length = 102_400
-    shard = {"file": "train-000000.tar", "bytes": count * length, "sha256": "0" * 64, "count": count}
-    index = {
-        "key": [f"{i:07d}" for i in range(count)],
-        "shard": [0] * count,
-        "offset": [i * length for i in range(count)],
-        "length": [length] * count,
-        "sha256": [os.urandom(32).hex() for _ in range(count)],
-    }
-    split = {"count": count, "has_sketch": True, "shards": [shard], "index": index}
-    about = {"format": FORMAT, "size": 256, "recipe": "bench", "license": "none", "settings": {}, "skipped": []}
-    text = json.dumps({**about, "splits": {"train": split}})
-    fileio.write_atomic(folder / MANIFEST, text, durable=False)
+def _open_lists(file: Path) -> dict[str, float]:
+    before = memory()[0]
+    columns = json.loads(file.read_bytes())
+    now, peak = memory()
+    del columns
+    return {"kept": max(now - before, 1), "peak": peak - before}

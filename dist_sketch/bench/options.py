@@ -35,7 +35,7 @@ class BenchOptions:
     workers: int = 0
     """loader: largest number of worker processes to try; 0: one for each core, up to 8."""
     index: int = 1_000_000
-    """loader: entries of the index whose memory is measured."""
+    """loader, start: pairs of a large set, of which the bench makes the index and only a few pictures."""
     images: int = 1000
     """metrics: size of the image set; infer: images to draw, at most 64."""
     dims: int = 2048

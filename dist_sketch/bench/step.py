@@ -23,8 +23,9 @@ from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pixels
 from dist_sketch.data.synthetic import dataset as synth
+from dist_sketch.training.measures import read
 from dist_sketch.training.policy import BOTH, Decision
-from dist_sketch.training.step import Step, read
+from dist_sketch.training.step import Step
 
 LOCKS = {"both train": BOTH, "D locked": Decision(False, True, "bench"), "G locked": Decision(True, False, "bench")}
 PAPER = "paper's step"

@@ -52,7 +52,7 @@ def _check(options: BenchOptions) -> BenchOptions:
         raise SharedError("bench: starts the processes that it needs; call it without a launcher")
     if options.size % 64 or options.size < 64:
         raise UserError(f"--size {options.size}: must be a multiple of 64")
-    least = {"batch_size": 2, "repeats": 1, "loss_steps": 2, "pairs": 2, "images": 4, "index": 1}
+    least = {"batch_size": 2, "repeats": 1, "loss_steps": 2, "pairs": 2, "images": 4, "index": 4}
     for name, low in (least | {"steps": 0, "workers": 0, "budget_s": 0}).items():
         if getattr(options, name) < low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {low}")

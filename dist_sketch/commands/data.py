@@ -1,5 +1,6 @@
 """`dist-sketch synth`, `pack` and `verify`."""
 
+import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,9 @@ import tyro
 
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.places import Address, Place
 from dist_sketch.core.words import tell
+from dist_sketch.data.layouts import Direction, LayoutName
 from dist_sketch.data.manifest import Fit
 from dist_sketch.tracking.wandb_run import is_off, on_request
 
@@ -46,11 +49,21 @@ class PackCommand:
     """Pack pairs of images into WebDataset shards with a manifest. The same input always gives the same bytes."""
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
-    """A folder with train_line/ and train_sketch/ (val_*: validation), or a recipe (name or .toml) with --root."""
-    out: Path
-    """Folder for the shards."""
+    """A folder of pairs: train_line/ and train_sketch/ (val_*: validation), A|B pictures as pix2pix has them, A/ and
+    B/, photo/ and sketch/, or with metadata.csv; or a table of pairs (.csv, .jsonl); or a recipe (name or .toml)
+    with --root."""
+    out: Place
+    """Folder for the shards, or an address to which they are uploaded: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER."""
+    push: str = ""
+    """Upload the shards in --out to the Hub, too, as the data set USER/NAME, which hf://datasets/USER/NAME reads."""
     root: Path | None = None
     """Folder that a recipe's paths are relative to."""
+    layout: LayoutName | None = None
+    """How the pairs lie in SOURCE, if it could be more than one."""
+    direction: Direction | None = None
+    """Which sides are the lines, if no names say so: AtoB (the default): A, or the left halves of A|B pictures."""
+    dry_run: bool = False
+    """Print what would be packed, and the first ten pairs; write nothing."""
     size: int = 256
     """Width and height to which all images are resized, px; a multiple of 64."""
     fit: Fit = "squash"
@@ -64,8 +77,11 @@ class PackCommand:
     a generator copes with anyone's lines; `train --data.freehand` makes such lines by itself."""
     val_fraction: float | None = None
     """Share of the pairs that becomes the validation split if the folders have none (by a stable hash of the name)."""
+    test_fraction: float | None = None
+    """Share of the pairs that likewise becomes a test split, on which no weights are chosen."""
     labels: Path | None = None
-    """JSON file with labels of the pairs, {split: {name: {label: value}}}, which the shards keep, for `report --by`;
+    """JSON file with labels of the pairs, {split: {name: {label: value}}}, which the shards keep, for `report --by` and
+    `train --data.where`;
     default: SOURCE/annotations.json, if it is there."""
     shard_mb: float = 64
     """Largest size of a shard, MB."""
@@ -77,27 +93,79 @@ class PackCommand:
     """Replace the shards that are in --out; refused if anything else lies there."""
     keep: bool = False
     """Keep the shards that are in --out if they are undamaged and hold these pairs at this size."""
+    part: str = ""
+    """Pack only part K of N (as in 2/8); other jobs pack the other parts into the same --out, and the same command with
+    --merge joins them."""
+    merge: bool = False
+    """Join the parts that lie in --out; the shards are those that one job would have packed."""
     workers: int | None = None
     """Processes; default: one for each core."""
     track: TrackConfig = field(default_factory=on_request)
 
     def run(self) -> int:
+        if isinstance(self.out, Address):
+            return self._pack_to(self.out)
+        push = self.push if not (self.dry_run or self.part) else ""
+        if push:
+            from dist_sketch.sharing import hub_dataset
+
+            hub_dataset.check(push)
+        code = self._pack(self.out)
+        if push:
+            print(hub_dataset.push(self.out, push))
+        return code
+
+    def _pack_to(self, address: Address) -> int:
+        """Packs into a temporary folder, and uploads that."""
+        from dist_sketch.data import upload
+
+        if self.keep or self.part or self.merge or self.push or not is_off(self.track):
+            raise UserError(f"{address}: --keep, --part, --merge, --push and --track.wandb need a folder as --out")
+        if self.dry_run:
+            return self._pack(Path(tempfile.gettempdir()))
+        upload.look(address, self.force)
+        with tempfile.TemporaryDirectory(prefix="dist_sketch-") as home:
+            self._pack(Path(home) / "shards")
+            upload.upload(Path(home) / "shards", address)
+        return 0
+
+    def _pack(self, folder: Path) -> int:
+        from dist_sketch.core.part import Part
         from dist_sketch.data import pack, recipe
+        from dist_sketch.data.prepare import Pictures
 
         for name, most in MOST.items():
             if (value := getattr(self, name)) > most:
                 raise UserError(f"{name} = {value}: must be at most {most:,}")
+        if self.part and self.merge:
+            raise UserError("--part and --merge: the merge is a job of its own, after all parts are packed")
+        part = Part.parse(self.part) if self.part else None
         began = time.monotonic()
-        source = recipe.load(self.source, self.root, self.val_fraction)
+        source = recipe.load(self.source, self.root, self.val_fraction, self.layout, self.direction, self.test_fraction)
         if self.labels is not None:
             source = replace(source, labels=self.labels)
-        pictures = self.size, self.fit, self.invert, self.freehand
-        if self.keep and not self.force and pack.holds(self.out, source, *pictures):
+        if self.dry_run:
+            pack.dry_run(source, self.skip_bad)
+            return 0
+        pictures = Pictures(size=self.size, fit=self.fit, invert=self.invert, freehand=self.freehand)
+        if self.keep and not self.force and pack.holds(folder, source, pictures):
             print(f"{self.out}: packed already")
+            return 0
+        if part is not None:
+            new = pack.pack_part(
+                source,
+                folder,
+                part,
+                pictures=pictures,
+                skip_bad=self.skip_bad,
+                workers=self.workers,
+                force=self.force,
+            )
+            print(f"{self.out}: part {self.part} is packed{'' if new else ' already'}; --merge joins all parts")
             return 0
         manifest = pack.pack(
             source,
-            self.out,
+            folder,
             size=self.size,
             shard_mb=self.shard_mb,
             shard_count=self.shard_count,
@@ -107,15 +175,16 @@ class PackCommand:
             freehand=self.freehand,
             force=self.force,
             workers=self.workers,
+            merge=self.merge,
         )
         for problem in manifest["skipped"]:
             tell(f"left out: {problem['file']}: {problem['why']}")
-        for split, part in manifest["splits"].items():
-            print(f"{self.out}: {split}: {part['count']} samples in {len(part['shards'])} shard(s)")
+        for split, found in manifest["splits"].items():
+            print(f"{self.out}: {split}: {found['count']} samples in {len(found['shards'])} shard(s)")
         if not is_off(self.track):
             from dist_sketch.tracking import wandb_jobs
 
-            wandb_jobs.packed(self.out, self.track, manifest, time.monotonic() - began)
+            wandb_jobs.packed(folder, self.track, manifest, time.monotonic() - began)
         return 0
 
 
@@ -123,8 +192,9 @@ class PackCommand:
 class VerifyCommand:
     """Compare shards with their manifest: counts, lengths, hashes. Exit code 0 if they agree, 2 if not."""
 
-    shards: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SHARDS")]]
-    """Folder made by `dist-sketch pack`."""
+    shards: tyro.conf.Positional[Annotated[Place, tyro.conf.arg(metavar="SHARDS")]]
+    """Folder made by `dist-sketch pack`, or an address: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, https://HOST/FOLDER,
+    hf://datasets/USER/NAME. A comparison that was stopped goes on where it was."""
 
     def run(self) -> int:
         from dist_sketch.data import looks, manifest

@@ -12,6 +12,7 @@ from dist_sketch.core import launcher
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.folders import Lock
+from dist_sketch.core.places import Place
 from dist_sketch.experiments import planning, presets, runner
 
 
@@ -26,12 +27,12 @@ class ExperimentCommand:
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
     """paper, portrait, sweep (launch/experiment-NAME.toml), or a .toml file of that form."""
-    data: Path
-    """Folder of packed shards with a train and a val split."""
+    data: Place
+    """Folder or address of packed shards with a train and a val split."""
     out: Path
     """Folder of the experiment: plan.txt, runs/, outputs/, logs/, compare.html."""
     epochs: int | None = None
-    """Epochs of all trainings; default: the preset's. May be raised later, as in `train`."""
+    """Epochs of all trainings; default: those of the trainings in --out, or else the preset's. May be raised later."""
     seeds: int | None = None
     """Number of runs of each training, with the seeds 0, 1, ...; default: the preset's."""
     only: str = ""

@@ -10,6 +10,7 @@ import tyro
 from dist_sketch.core import launcher
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import SharedError
+from dist_sketch.core.places import Place
 from dist_sketch.core.saved import read_infer
 from dist_sketch.inference.options import InferOptions
 from dist_sketch.tracking.wandb_run import is_off, on_request
@@ -28,8 +29,9 @@ class InferCommand:
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
     """Run folder, folder of an exported generator, the name of one that comes with dist_sketch (portrait-128), or
     user/name of the Hub; nothing is written to it."""
-    input: list[Path]
-    """Shards, a folder of images (with or without splits and sketches), or images, also as 'faces/*.png'."""
+    input: list[Place]
+    """Shards (a folder, or an address such as s3://BUCKET/FOLDER), a folder of images (with or without splits and
+    sketches), or images, also as 'faces/*.png'."""
     out: Path
     """Output folder; for a single image also a file .png or .jpg, which replaces a picture that is there."""
     options: Annotated[InferOptions, tyro.conf.arg(name="")] = field(default_factory=InferOptions)
@@ -115,8 +117,10 @@ def finish(out: Path, result: dict[str, Any] | None, track: TrackConfig | None =
     else:
         from rich.console import Console
 
-        from dist_sketch.metrics.definitions import scores_table
+        from dist_sketch.metrics.definitions import OPTIMISTIC, scores_table
 
         Console().print(scores_table(result))
+        if read_infer(out).get("chosen_on_these"):
+            print(OPTIMISTIC)
         print(out / "metrics.json")
     return 0

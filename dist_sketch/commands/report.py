@@ -7,15 +7,20 @@ from typing import Annotated
 import tyro
 
 from dist_sketch.commands.infer import finish
+from dist_sketch.core.errors import UserError
 from dist_sketch.core.saved import read_scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCommand:
-    """Write OUT/report.html: scores, curves and faces on one self-contained page."""
+    """Write OUT/report.html: scores, curves and faces on one self-contained page.
+
+    For the folder of a training run: write RUN/index.html, the page that `train` also writes while it goes on, with
+    state and time left, curves, and the validation faces over the epochs.
+    """
 
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
-    """Output folder of `dist-sketch infer`."""
+    """Output folder of `dist-sketch infer`, or folder of a training run."""
     by: str | None = None
     """A label of the pairs, as style (see `pack --labels`): the page shows the mean scores for each of its values."""
     sheet: Path | None = None
@@ -24,6 +29,8 @@ class ReportCommand:
     """Names of the faces in that picture; default: the first four."""
 
     def run(self) -> int:
+        if (self.out / "config.json").is_file() and not (self.out / "infer.json").is_file():
+            return self._show_run()
         from dist_sketch.reports import report
 
         page = report.build(self.out, self.by)
@@ -36,6 +43,18 @@ class ReportCommand:
 
             write_sheet(self.out, list(self.faces), self.sheet)
             print(self.sheet)
+        return 0
+
+    def _show_run(self) -> int:
+        from dist_sketch.reports import live
+
+        for option, given in (("--by", self.by), ("--sheet", self.sheet), ("--faces", self.faces)):
+            if given:
+                raise UserError(
+                    f"{option}: {self.out} is a training run, and this shows drawings; name an output folder of "
+                    "`dist-sketch infer`"
+                )
+        print(live.build(self.out))
         return 0
 
 

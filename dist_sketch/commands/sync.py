@@ -12,7 +12,7 @@ import tyro
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock
-from dist_sketch.tracking.wandb_file import DAMAGED, HEADER_BYTES, keep_whole_records, whole_bytes
+from dist_sketch.tracking.wandb_file import DAMAGED, HEADER_BYTES, keep_whole_records, media, whole_bytes
 from dist_sketch.tracking.wandb_run import FOLDER, Fragment, fragments, logged_in, odd_mode
 
 
@@ -54,7 +54,7 @@ def sync(folder: Path, timeout_s: float) -> list[str]:
     repeated the steps after its last checkpoint, and these appear twice.
 
     Returns:
-        What is missing in W&B because of damage.
+        What is missing in W&B because of damage, or because pictures or tables are gone.
 
     Raises:
         NotTakenError: nobody is logged in, or W&B did not take a fragment.
@@ -65,12 +65,13 @@ def sync(folder: Path, timeout_s: float) -> list[str]:
     if _unsent(folder):
         with Lock(folder) as lock:
             lock.acquire(wait_s=0)  # a run that is still going must not be sent in parts
-            _send(folder, _unsent(folder), timeout_s)  # another `sync` may have ended just now
+            lost = _send(folder, _unsent(folder), timeout_s)  # another `sync` may have ended just now
     else:
+        lost = []
         sent = sum(_is_sent(file) for _, file in _files(folder))
         more = f"; {sent} attempt(s) were sent before" if sent else f" (no {FOLDER}/offline-run-*)"
         print(f"{folder}: nothing to send{more}")
-    return [damage for _, file in _files(folder) if (damage := _damage(file))]
+    return lost + [damage for _, file in _files(folder) if (damage := _damage(file))]
 
 
 def _files(folder: Path) -> list[tuple[Fragment, Path]]:
@@ -99,7 +100,8 @@ def _damage(file: Path) -> str:
     return ""
 
 
-def _send(folder: Path, todo: list[tuple[Fragment, Path]], timeout_s: float) -> None:
+def _send(folder: Path, todo: list[tuple[Fragment, Path]], timeout_s: float) -> list[str]:
+    """Sends fragments; returns a sentence for each of which pictures or tables are gone."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to another server; it delays the exit if that is silent
     if odd := odd_mode():
         raise NotTakenError(odd)
@@ -107,9 +109,15 @@ def _send(folder: Path, todo: list[tuple[Fragment, Path]], timeout_s: float) -> 
         raise NotTakenError("W&B knows no account here: `wandb login` (or set WANDB_API_KEY), then start this again")
     variables = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
     variables.setdefault("WANDB__GRAPHQL_RETRY_MAX", "3")  # W&B's default keeps trying for hours without a server
+    lost = []
     for n, (fragment, file) in enumerate(todo, 1):
-        print(f"{folder}: {n}/{len(todo)}: run {fragment.run_id}, begun {fragment.began}", flush=True)
         keep_whole_records(file)
+        names = sorted(media(file))
+        gone = [name for name in names if not (fragment.folder / "files" / name).is_file()]
+        what = f"run {fragment.run_id}, begun {fragment.began}, with {len(names) - len(gone)} pictures and tables"
+        print(f"{folder}: {n}/{len(todo)}: {what}", flush=True)
+        if gone:
+            lost.append(f"{fragment.folder}: {len(gone)} of {len(names)} pictures and tables are gone, as {gone[0]}")
         # -P: modules come from the installation alone. The folder may be somebody else's, so W&B must not take from it
         # the address to which it sends the user's key either (./wandb/settings): it works in an empty folder.
         command = [sys.executable, "-P", "-m", "wandb", "sync", str(file.parent.resolve() / file.name)]
@@ -123,3 +131,4 @@ def _send(folder: Path, todo: list[tuple[Fragment, Path]], timeout_s: float) -> 
                 retry += ", with a longer --timeout-s if its server answers"
         if not _is_sent(file):
             raise NotTakenError(f"{fragment.folder}: W&B did not take it ({why}); {retry}, or remove that folder")
+    return lost

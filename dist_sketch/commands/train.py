@@ -10,7 +10,10 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from dist_sketch.core.config import Config, items, load
+from dist_sketch.core.errors import UserError
 from dist_sketch.core.signals import STOP_SIGNALS, StopRequest, before_job_end
+
+MOST_STEPS = 10**6  # of a dry run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,8 @@ class TrainCommand:
     """Preset (a name in launch/) or TOML file; options on the command line override it."""
     dry_run: bool = False
     """Resolve, check and print everything, write nothing."""
+    dry_run_steps: int = 0
+    """A dry run that also makes so many steps, in memory, and tells the time that the run will take."""
     expect_world_size: int | None = None
     """Refuse to start on another number of processes; default: the number that the launcher and SLURM report."""
     stop_before_end_s: float = 120.0
@@ -36,6 +41,8 @@ class TrainCommand:
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
+        if not 0 <= self.dry_run_steps <= MOST_STEPS:
+            raise UserError(f"--dry-run-steps {self.dry_run_steps}: must be from 0 to {MOST_STEPS:,}; 20 are enough")
         stop = StopRequest(ask_at=before_job_end(self.stop_before_end_s))
         stop.listen(*STOP_SIGNALS)  # before torch's long import
         from dist_sketch.training import loop
@@ -44,10 +51,19 @@ class TrainCommand:
             self.settings,
             self.out,
             expect_world_size=self.expect_world_size,
-            dry_run=self.dry_run,
+            dry_run=self.dry_run or self.dry_run_steps > 0,
+            dry_run_steps=self.dry_run_steps,
             grow=self.grow,
             stop=stop,
+            page=write_page,
         )
+
+
+def write_page(run: Path, status: dict[str, Any] | None) -> Path:
+    """Writes RUN/index.html, the page on which people watch a run."""
+    from dist_sketch.reports import live  # matplotlib takes half a second to import, and a start need not wait for it
+
+    return live.build(run, status)
 
 
 def preset(arguments: list[str]) -> TrainCommand:

@@ -5,14 +5,15 @@ Each field's docstring is its `--help` text; the words in capitals are the paper
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from dist_sketch.core import toml_dataclass
-from dist_sketch.core.errors import SharedError, UserError
+from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import find_file, flat, read_toml
+from dist_sketch.core.places import Place
 
 T = TypeVar("T")
 
@@ -21,10 +22,21 @@ T = TypeVar("T")
 class DataConfig:
     """Where the pairs come from and in which order."""
 
-    shards: Path | None = None
-    """Folder of packed shards (`dist-sketch pack`)."""
+    shards: Place | None = None
+    """Folder of packed shards (`dist-sketch pack`), or their address: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER,
+    https://HOST/FOLDER, hf://datasets/USER/NAME."""
+    cache_mb: float = 4000.0
+    """Keep what is fetched from an address in files on the node's disk, shared by its ranks, up to this size: in
+    DIST_SKETCH_CACHE, or a folder in TMPDIR; 0: never."""
     batch_size: int = 8
     """BATCHSIZE: pairs per step, over ALL ranks together; must be divisible by the number of ranks."""
+    where: str = ""
+    """Train, and validate, only with the pairs whose labels (`pack --labels`) make this true, as in "style == 1 and not
+    smile" or "source in ('cufs', 'fs2k')"; label('hair color') is a label of two words. A comparison with a label that
+    a pair lacks is false. Empty: all pairs."""
+    weights: str = ""
+    """How often a pair stands in an epoch, from its labels, as in "3 if source == 'cufs' else 1"; a fraction is rounded
+    up in so many of the epochs. An epoch has as many pairs as the sum of all weights. Empty: each pair once."""
     shuffle: bool = True
     """Shuffle the pairs anew in each epoch; the order depends only on (seed, epoch). The paper did not shuffle."""
     channels: Literal[1, 3] = 3
@@ -72,6 +84,11 @@ class TrainConfig:
     rank_timeout_s: float = 1800.0
     """How long a rank waits for the others before it gives up and writes the reason into status.json. Rank 0 alone
     computes FID and KID, hashes checkpoints and chooses the noise removal: the others wait as long as that takes."""
+    hang_dump_s: float = 120.0
+    """A rank that makes no progress for so long writes what it waits for and its Python stacks into its log, and rank 0
+    names the ranks that have not come; 0: never."""
+    check_interval_steps: int = 0
+    """Steps between two checks that all ranks hold equal weights; 0: at each checkpoint; -1: never."""
     validate_interval_epochs: int = 5
     """Epochs between two scorings of the validation split; 0: never."""
     validate_limit: int = 256
@@ -241,91 +258,7 @@ class Config:
 # Removed settings with their old defaults, so that old runs still load.
 REMOVED = {"optim.decay_start_step": 0, "optim.decay_steps": 0, "data.jitter": False}
 
-# Settings that may change when a run is continued: paths, length, tolerances, logging, and how the same values are
-# computed. `difference` has three exceptions.
-FREE = (
-    *("data.shards", "data.workers", "data.memory_mb", "data.device_memory_mb"),
-    *("data.stall_timeout_s", "data.skip_bad"),
-    *("train.epochs", "train.accumulate", "train.nonfinite_limit", "train.rank_timeout_s"),
-    *("loss.d_backward", "checkpoint.interval_steps", "checkpoint.keep", "track."),
-)
-
 STRONGEST = 1000.0  # noise removal; from 50 on hardly anything changes
-LONGEST_S = 10**7  # of a time-out: 116 days. Libraries count time in numbers that hold no more than 292 years
-
-# (keys, what is allowed, test); what `toml_dataclass.fits` refuses is always refused, as by the reader of config.json
-_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    (
-        "data.batch_size train.epochs train.nonfinite_limit train.accumulate conditional.timer conditional.hysteresis "
-        "conditional.short_steps conditional.long_steps checkpoint.keep track.log_interval_steps",
-        "at least 1",
-        lambda v: v >= 1,
-    ),
-    (
-        "data.workers data.memory_mb data.device_memory_mb data.skip_bad data.stall_timeout_s "
-        "train.sync_interval_steps train.validate_interval_epochs train.validate_limit train.sample_interval_epochs "
-        "optim.clip_norm loss.lambda_l1 loss.lambda_ssim generator.detail generator.noise generator.enhance "
-        "discriminator.fine conditional.loss_threshold conditional.growth conditional.longest_lock_steps "
-        "checkpoint.interval_steps",
-        "0 or more",
-        lambda v: v >= 0,
-    ),
-    (
-        "optim.lr_g optim.lr_d loss.scale conditional.g_threshold track.timeout_s train.rank_timeout_s",
-        "above 0",
-        lambda v: v > 0,
-    ),
-    ("optim.beta1 optim.beta2 generator.dropout generator.ema", "in [0, 1)", lambda v: 0 <= v < 1),
-    ("generator.width discriminator.width", "a multiple of 8 from 8 to 1024", lambda v: 8 <= v <= 1024 and v % 8 == 0),
-    ("discriminator.scales", "from 1 to 4", lambda v: 1 <= v <= 4),
-    ("generator.detail generator.noise generator.enhance data.workers", "at most 1024", lambda v: v <= 1024),
-    ("data.batch_size train.epochs train.accumulate", "at most 1,000,000", lambda v: v <= 10**6),
-    ("data.stall_timeout_s train.rank_timeout_s track.timeout_s", f"at most {LONGEST_S:,}", lambda v: v <= LONGEST_S),
-    ("optim.decay optim.inner", "from 0 to 1", lambda v: 0 <= v <= 1),
-    ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
-    ("train.sample_count", "from 1 to 64", lambda v: 1 <= v <= 64),
-    ("data.freehand", "from 0 to 64", lambda v: 0 <= v <= 64),
-)
-
-
-def validate(config: Config) -> Config:
-    """Returns `config` as it is.
-
-    Raises:
-        UserError: a value is out of its range, or two values contradict each other.
-    """
-    values = dict(items(config))
-    for keys, allowed, holds in _RULES:
-        for key in keys.split():
-            if not holds(values[key]) or not toml_dataclass.fits(values[key]):
-                most = "2^63" if isinstance(values[key], int) else "10^38"
-                raise SharedError(f"{key} = {values[key]!r}: must be {allowed}, and below {most}")
-    choose = config.checkpoint.choose
-    if choose != "last" and not config.train.validate_interval_epochs:
-        raise SharedError(f"checkpoint.choose = {choose!r}: needs train.validate_interval_epochs above 0")
-    if choose == "kid" and not config.train.validate_fid:
-        raise SharedError("checkpoint.choose = 'kid': needs train.validate_fid")
-    c = config.conditional
-    if c.mode == "on" and c.g_threshold <= c.loss_threshold * c.hysteresis:
-        raise SharedError(
-            f"conditional.g_threshold = {c.g_threshold}: must be above loss_threshold * hysteresis = "
-            f"{c.loss_threshold * c.hysteresis:g}, or both networks would be locked at once"
-        )
-    g, plain = config.generator, GeneratorConfig()
-    own = [n for n in ("width", "upsample", "detail", "noise", "enhance") if getattr(g, n) != getattr(plain, n)]
-    if g.network == "baseline" and own:
-        raise SharedError(f"generator.network = 'baseline': has no {' and no '.join(own)}; remove that setting")
-    if g.noise and not g.detail:
-        raise SharedError(f"generator.noise = {g.noise}: is an input of the detail block; also set generator.detail")
-    if config.optim.inner != 1 and not g.enhance:
-        raise SharedError(f"optim.inner = {config.optim.inner}: is for the U-Net in an enhancer; set generator.enhance")
-    if g.enhance and not g.detail:
-        raise SharedError(f"generator.enhance = {g.enhance}: goes on from the detail block; also set generator.detail")
-    if config.train.sync_batchnorm and config.norm != "batch":
-        raise SharedError(f"train.sync_batchnorm = true: norm = {config.norm!r} has no batch statistics")
-    if c.mode == "paper" and (c.timer_net, c.timer_unit) != ("d", "epochs"):
-        raise SharedError("conditional.mode = 'paper': the paper's timer is for D and counts epochs; use mode = 'on'")
-    return config
 
 
 def items(config: Any) -> Iterator[tuple[str, Any]]:
@@ -337,24 +270,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     """The tree as plain values for JSON; paths become strings."""
     result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return result
-
-
-def difference(old: Config, new: Config) -> list[str]:
-    """A line `key: old -> new` for each changed setting with which the run `old` cannot be continued.
-
-    A micro-batch is a way to compute the same gradients, except with BatchNorm, whose statistics are then others.
-    `init_from` may be written in another way, and need not exist any more.
-    """
-    was, now = dict(items(old)), dict(items(new))
-    if old.init_from and new.init_from and old.init_from.resolve() == new.init_from.resolve():
-        now["init_from"] = was["init_from"]
-    lines = [f"{k}: {was[k]} -> {now[k]}" for k in now if was[k] != now[k] and not k.startswith(FREE)]
-    if new.train.epochs < old.train.epochs:
-        lines.append(f"train.epochs: {old.train.epochs} -> {new.train.epochs} (may only grow)")
-    if old.norm == "batch" and new.train.accumulate != old.train.accumulate:
-        change = f"train.accumulate: {old.train.accumulate} -> {new.train.accumulate}"
-        lines.append(f"{change} (BatchNorm's statistics would be those of other micro-batches)")
-    return lines
 
 
 def from_dict(cls: type[T], values: Any, where: str, prefix: str = "") -> T:

@@ -19,7 +19,7 @@ from dist_sketch.core.errors import UserError
 
 PART = ".part"  # ends the names of what is being written
 SMALL = 2**22  # bytes; settings and states have some thousand
-LARGE = 2**31  # bytes; the manifest of a million pairs has about 200 MB
+LARGE = 2**31  # bytes; the index of a million pairs has about 50 MB
 MOST_LEVELS = 30  # of nested tables and lists in a JSON file; ours have less than ten
 
 

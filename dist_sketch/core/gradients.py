@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from dist_sketch.core.ranks import Ranks
@@ -59,7 +58,7 @@ class FlatGradients:
         # A gap cannot be filled with zeros: Adam would move a parameter here that it leaves alone in one process.
         assert len(gradients) == len(self._views), "average() needs a gradient of every parameter"
         torch._foreach_copy_(self._views, gradients)
-        dist.all_reduce(self.flat, group=self._ranks.group_of(self.flat))
+        self._ranks.sum(self.flat)
         self.flat.div_(self._ranks.world_size)
         for parameter, view in zip(self._parameters, self._views, strict=True):
             parameter.grad = view

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from dist_sketch.core.toml_dataclass import Rule, fits
 
+MOST_LABELS = 100  # of different names; each is a column of the manifest
 MOST_TEXT = 100  # characters of a label's name, and of a label that is a text
 PLAIN = {bool, int, float, str, type(None)}  # None: a pair that has no such label
 

@@ -18,7 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from dist_sketch.core import launcher
-from dist_sketch.core.config import LONGEST_S
+from dist_sketch.core.config_rules import LONGEST_S
 from dist_sketch.core.errors import PeerLost, SharedError, UserError, refused_by_system
 from dist_sketch.core.signals import STOP_SIGNALS, StopRequest
 
@@ -84,6 +84,7 @@ class Ranks:
         self.timeout_s = timeout_s
         self._host: dist.ProcessGroup | None = None
         self._at_end: list[Callable[[], None]] = []
+        self._waited_s = 0.0
         for source, expected in expectations(expect_world_size, self.device.type, self.world_size):
             if expected != self.world_size:
                 raise SharedError(
@@ -108,8 +109,15 @@ class Ranks:
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over all ranks, in place; one small all-reduce. The host does not wait for the device."""
         if self.world_size > 1:
+            began = time.perf_counter()
             dist.all_reduce(values, group=self.group_of(values))
+            self._waited_s += time.perf_counter() - began
         return values
+
+    def take_waited_s(self) -> float:
+        """Seconds that this rank's host has waited in `sum` since the last call."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
 
     def broadcast_tensor(self, tensor: Tensor, src: int = 0) -> None:
         """Overwrites `tensor` with rank `src`'s, on its device; same shape and type on all ranks, any strides."""

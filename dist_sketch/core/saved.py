@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DenoiseConfig
+from dist_sketch.core.config_rules import validate
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import LARGE, SMALL, parse_json, read_json
 from dist_sketch.core.labels import Labels
@@ -48,6 +49,10 @@ class Facts(TypedDict):
     step: NotRequired[Count]
     steps: NotRequired[Count]
     pairs: NotRequired[Count | None]
+    pairs_packed: NotRequired[Count]  # of the training split, of which data.where has chosen `pairs`
+    val_pairs: NotRequired[Count]
+    val_pairs_packed: NotRequired[Count]
+    pairs_an_epoch: NotRequired[Count]  # with data.weights
     steps_an_epoch: NotRequired[Count]
     world_size: NotRequired[Count]
     global_batch: NotRequired[Count]
@@ -75,6 +80,7 @@ class Status(TypedDict, total=False):
 
     state: str
     reason: str
+    slow: str  # ranks for which the others wait
     step: Count
     saved: Count  # the step of the newest checkpoint
     steps: Count
@@ -141,6 +147,7 @@ class Infer(NotDrawn, total=False):
     names: list[Name]
     labels: Labels  # of the pictures, in the order of `names`
     split: Name
+    where: str
     step: Count
     size: Pixels
     output_size: str
@@ -266,15 +273,14 @@ def config_of(saved: dict[str, Any], folder: Path) -> Config:
     where = str(folder / "config.json")
     config = cfg.from_dict(Config, saved["config"], where)
     try:
-        return cfg.validate(config)
+        return validate(config)
     except UserError as e:
         raise UserError(f"{where}: {e}") from e
 
 
 def read_status(run: Path) -> dict[str, Any]:
     """status.json of a run; {} if it has none."""
-    found: dict[str, Any] = _read(Status, run / "status.json", {})
-    return found
+    return dict(_read(Status, run / "status.json", {}))
 
 
 def read_calibration(folder: Path) -> dict[str, Any] | None:
@@ -312,8 +318,7 @@ def read_infer(out: Path) -> dict[str, Any]:
 
 def read_not_drawn(path: Path) -> dict[str, Any]:
     """The file of what a part of an inference has not drawn; {} if it has none."""
-    found: dict[str, Any] = _read(NotDrawn, path, {}, LARGE)
-    return found
+    return dict(_read(NotDrawn, path, {}, LARGE))
 
 
 def read_finished_infer(out: Path, *needed: str) -> dict[str, Any]:
@@ -347,8 +352,7 @@ def read_scores(out: Path) -> dict[str, Any] | None:
 
 def read_seal(checkpoint: Path) -> dict[str, Any]:
     """checkpoint.json of a checkpoint's folder."""
-    found: dict[str, Any] = _read(Seal, checkpoint / "checkpoint.json")
-    return found
+    return dict(_read(Seal, checkpoint / "checkpoint.json"))
 
 
 def sealed_weights(checkpoint: Path) -> str | None:

@@ -21,6 +21,7 @@ class StopRequest:
 
     def __init__(self, ask_at: float = float("inf")) -> None:
         self._asked, self._ask_at = False, ask_at
+        self.by_keyboard = False  # Ctrl-C, and no scheduler
         self._numbers: set[signal.Signals] = set()
 
     @property
@@ -47,6 +48,7 @@ class StopRequest:
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = StopRequest.heard = True
+        self.by_keyboard = number == signal.SIGINT
 
     def ignore(self) -> None:
         """From now on the signals do nothing: the work is saved, and the process is about to end."""

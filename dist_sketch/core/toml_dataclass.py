@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import path_of
+from dist_sketch.core.places import Address, place
 
 T = TypeVar("T")
 SHOWN = reprlib.Repr()  # others' values may be long and deep
@@ -31,8 +32,8 @@ def from_dict(
 ) -> T:
     """Builds the dataclass `cls` from a nested dict.
 
-    A field may be a dataclass, a Literal, a union, a list or dict of these, a Path (given as a string), or a plain
-    type; integers are accepted for floats, nothing else is converted. Keys may be written with "-" or "_".
+    A field may be a dataclass, a Literal, a union, a list or dict of these, a Path or a Place (given as a string), or
+    a plain type; integers are accepted for floats, nothing else is converted. Keys may be written with "-" or "_".
 
     Args:
         where: the file that the values come from, for error messages.
@@ -92,8 +93,13 @@ def _convert(hint: Any, value: Any, where: str, key: str, removed: Mapping[str, 
             if not rule.holds(result):
                 raise _wrong(value, where, key, rule.allowed)
         return result
-    if origin in (types.UnionType, typing.Union):  # of a type and None
-        (plain,) = (a for a in arguments if a is not types.NoneType)
+    if origin in (types.UnionType, typing.Union):  # of a type, or of a Place, and None
+        if Address in arguments and isinstance(value, str) and "://" in value:
+            try:
+                return place(value)
+            except UserError as e:
+                raise UserError(f"{where}: {key}: {e}") from e
+        (plain,) = (a for a in arguments if a not in (types.NoneType, Address))
         return None if value is None else _convert(plain, value, where, key, removed)
     kind: Any = origin or hint
     accepted: tuple[type, ...] = {float: (int, float), Path: (str, Path)}.get(kind, (kind,))

@@ -1,4 +1,7 @@
-"""Others' words: names, texts of manifests, logs. Whatever they hold, a terminal and a table program only show them."""
+"""Others' words: names, texts of manifests, logs. Whatever they hold, a terminal and a table program only show them.
+
+And a time in words.
+"""
 
 import re
 from typing import Any
@@ -25,3 +28,13 @@ def tell(text: str) -> None:
 def csv_cell(value: Any) -> Any:
     """A value for a CSV file: a text that a table program would compute as a formula gets a quote before it."""
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+
+
+def duration(seconds: float) -> str:
+    """A time in the two largest units that it needs: 5 s, 3 min 20 s, 1 h 5 min, 2 d 3 h."""
+    whole = max(0, round(seconds))
+    for large, small, unit, part in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
+        if whole >= large:
+            rest = whole % large // small
+            return f"{whole // large} {unit}" + (f" {rest} {part}" if rest else "")
+    return f"{whole} s"

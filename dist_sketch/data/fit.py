@@ -3,11 +3,15 @@
 A page is the (width, height) of a line's file. A pair's sketch is laid out as its line, the only page `infer` has.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from dist_sketch.data.manifest import Fit
+
+if TYPE_CHECKING:  # torch would take each process that packs three seconds, and it is not needed there
+    from torch import Tensor
 
 BICUBIC = Image.Resampling.BICUBIC
 Page = tuple[int, int]
@@ -52,7 +56,7 @@ def shape(page: Page, px: int | None, fit: Fit) -> Page:
     return page if px is None and fit == "squash" else (side, side)
 
 
-def cut(image: Tensor, page: Page, fit: Fit) -> Tensor:
+def cut(image: "Tensor", page: Page, fit: Fit) -> "Tensor":
     """The page's part of a square (C, size, size): without the margins of "pad"."""
     if fit != "pad":
         return image
@@ -60,7 +64,7 @@ def cut(image: Tensor, page: Page, fit: Fit) -> Tensor:
     return image[:, top : top + height, left : left + width]
 
 
-def with_plain_margins(image: Tensor, page: Page, fit: Fit) -> Tensor:
+def with_plain_margins(image: "Tensor", page: Page, fit: Fit) -> "Tensor":
     """The square (C, size, size) with margins in the tone of the page's border, as `fitted` makes them of `cut`.
 
     A picture is scored so whether it comes from the network, which draws in the margins too, or from a file.

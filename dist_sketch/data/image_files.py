@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageFile, ImagePalette, UnidentifiedImageError
@@ -20,6 +20,7 @@ MAX_PIXELS = 100_000_000  # 10,000 x 10,000; an A3 page at 600 dpi has 70 millio
 MAX_BYTES = 4 * MAX_PIXELS  # so many pixels with alpha, uncompressed
 STARTS = {b"BM": "BMP", b"GIF8": "GIF", JPEG_START: "JPEG", PNG_START: "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 STRETCH = "multiply the levels by 255 / the level of white paper"
+Half = Literal["left", "right"]
 # Tags of TIFF
 BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, COLORS, SIGN = 258, 259, 262, 277, 284, 320, 339
 TURNS = {  # the orientation -> what turns the picture upright
@@ -48,16 +49,19 @@ class UnclearImage(Exception):
     """An undamaged picture of which nobody can say for sure how it looks in 8 bits."""
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, half: Half | None = None) -> Image.Image:
     """Reads an image file as mode "L" if it is gray (also if a color file has R = G = B everywhere), else "RGB".
 
     It is turned as its EXIF says, or else its XMP; alpha is composited on white, 16-bit and float levels are scaled to
     8 bit, and an animation gives its first frame. Only the pixels decide whether a file is good: color profiles, texts
     and other remarks are ignored. `.info["mode"]` is the mode of the file.
 
+    Args:
+        half: of a picture that shows a line and its sketch side by side.
+
     Raises:
         BadImage: missing, not a regular file, empty, no image, damaged, of an unclear kind, or larger than MAX_PIXELS
-            (decided before decoding) or MAX_BYTES.
+            (decided before decoding) or MAX_BYTES; or it has no two halves of equal width.
     """
     try:
         with open_regular(path) as file:
@@ -69,7 +73,20 @@ def read_image(path: Path) -> Image.Image:
     if not data:
         raise BadImage(path, "the file is empty (0 bytes)")
     with _told_of(path, data):
-        return _decode(data)
+        image = _decode(data)
+    return image if half is None else _half(image, half, path)
+
+
+def _half(image: Image.Image, half: Half, path: Path) -> Image.Image:
+    """One half as `read_image` would give a file of it: gray if this half is."""
+    width, rest = divmod(image.width, 2)
+    if rest or not width:
+        raise BadImage(path, f"has a width of {image.width} px, so that its halves, line and sketch, would differ")
+    left = 0 if half == "left" else width
+    cut = image.crop((left, 0, left + width, image.height))
+    result = cut if cut.mode == "L" else _to_8bit(cut, {}, 8, None)
+    result.info = {"mode": image.info["mode"]}
+    return result
 
 
 def as_read(picture: Image.Image, name: str) -> Image.Image:

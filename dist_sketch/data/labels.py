@@ -4,7 +4,6 @@ The file has a table for each split, in it one for each pair by the name of its 
 {"train": {"1": {"style": 0, "smile": true}}}.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +11,19 @@ from typing import Any
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import LARGE, read_json
-from dist_sketch.core.labels import Label, LabelName
+from dist_sketch.core.labels import MOST_LABELS, Label, LabelName
 from dist_sketch.core.toml_dataclass import checked
 from dist_sketch.core.words import one_line, plain, tell
-from dist_sketch.data.recipe import LISTED, SPLITS, FilePair, Recipe, encode_key
-
-MOST_LABELS = 100  # of different names; each is a column of the manifest
+from dist_sketch.data.layouts import SPLITS
+from dist_sketch.data.manifest import read_index, read_labels
+from dist_sketch.data.names import encode_key
+from dist_sketch.data.recipe import LISTED, FilePair, Recipe
 
 
 def labelled(recipe: Recipe, pairs: Sequence[FilePair]) -> tuple[list[FilePair], str]:
     """The pairs with the labels that the recipe's file has for them; and a note, empty if no name in it is unknown.
+
+    Labels of a table of pairs stay, if the file has no others for them.
 
     Raises:
         UserError: the file is missing, or it is not of the form above.
@@ -29,12 +31,12 @@ def labelled(recipe: Recipe, pairs: Sequence[FilePair]) -> tuple[list[FilePair],
     if recipe.labels is None:
         return list(pairs), ""
     known = _read(recipe.labels)
-    # A share of the training pairs may have become validation pairs; their labels stay where their files are.
-    found = [
-        replace(pair, labels=known.get(("train" if recipe.val_fraction else pair.split, pair.key), {}))
-        for pair in pairs
-    ]
-    used = {("train" if recipe.val_fraction else pair.split, pair.key) for pair in pairs}
+    # A share of the training pairs may have become other pairs; their labels stay where their files are.
+    shares = {"val": recipe.val_fraction, "test": recipe.test_fraction}
+    home = {split: "train" for split, share in shares.items() if share}
+    places = [(home.get(pair.split, pair.split), pair.key) for pair in pairs]
+    found = [replace(pair, labels=known.get(at, pair.labels)) for pair, at in zip(pairs, places, strict=True)]
+    used = set(places)
     unknown = [f"{split}/{key}" for split, key in known if (split, key) not in used]
     more = f" and {len(unknown) - LISTED} more" if len(unknown) > LISTED else ""
     note = f"{recipe.labels}: no pairs have the names of {len(unknown)} entries: {', '.join(unknown[:LISTED])}{more}"
@@ -49,16 +51,16 @@ def columns(pairs: Sequence[FilePair], keys: Sequence[str]) -> dict[str, list[An
     return {name: [one.get(name) for one in labels] for name in names}
 
 
-def warn_of_others(shards: Path, splits: dict[str, Any], recipe: Recipe, pairs: Sequence[FilePair]) -> None:
-    """Says so if a manifest's splits hold other labels than the recipe's file: that alone is no reason to refuse them.
+def warn_of_others(shards: Path, manifest: dict[str, Any], recipe: Recipe, pairs: Sequence[FilePair]) -> None:
+    """Says so if shards hold other labels than the recipe's file: that alone is no reason to refuse them.
 
     Raises:
         UserError: the recipe's file cannot be used.
     """
     found, _ = labelled(recipe, pairs)
-    for name, split in splits.items():
+    for name in manifest["splits"]:
         own = [pair for pair in found if pair.split == name]
-        if columns(own, split["index"]["key"]) != split.get("labels", {}):
+        if columns(own, list(read_index(shards, manifest, name).keys)) != read_labels(shards, manifest, name):
             source = recipe.labels or "the source, which has none"
             tell(f"warning: {shards}: holds other labels than {source}; --force packs the pairs again")
             return
@@ -77,7 +79,7 @@ def _read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for split, entries in content.items():
             for name, labels in entries.items():
-                key = encode_key(unicodedata.normalize("NFC", name))
+                key = encode_key(name)
                 if (split, key) in found:
                     raise UserError(f"{path}: {split}: {name!r} is there twice")
                 found[split, key] = {label: value for label, value in labels.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Batches out of shards: an order that depends on (seed, epoch) alone, cut into equal shares for the ranks.
+"""Batches out of shards: the places of an order, cut into equal shares for the ranks, are read and put together.
 
 Stock WebDataset pipelines distribute whole shards over ranks and workers, so that ranks may get unequal numbers of
 batches. Here each sample is read by its place in the manifest (shard, offset, length, hash).
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,41 +26,14 @@ from dist_sketch.core.signals import STOP_SIGNALS, signal_on_parent_death
 from dist_sketch.core.workers import starting
 from dist_sketch.data import freehand, pixels
 from dist_sketch.data.decoded import DecodedPairs
-from dist_sketch.data.shards import BadSample, Shards
+from dist_sketch.data.order import Place, PlaceSampler
+from dist_sketch.data.selection import weights
+from dist_sketch.data.shards import BadSample, Sample, Shards
+from dist_sketch.data.store import NoAnswer
 
-Place = tuple[int, int]  # epoch, index
+Pair = tuple[Tensor, Tensor]  # line, sketch: uint8 (C, H, W) each
 BATCHES_A_WORKER = 2  # asked for at once
 POLL_S = 1.0  # between two looks whether to go on waiting for a batch
-
-
-def order(count: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
-    """The indices 0..count-1 in the order of one epoch; equal on all ranks."""
-    if not shuffle:
-        return np.arange(count)
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))).permutation(count)
-
-
-def steps_an_epoch(count: int, batch_size: int) -> int:
-    """Whole global batches in `count` pairs; the last incomplete one is left out."""
-    return count // batch_size
-
-
-def check_batch(batch_size: int, world_size: int, count: int) -> None:
-    """Refuses a global batch that the ranks cannot share equally, or that is larger than the data set.
-
-    Raises:
-        UserError: proposes sizes that work.
-    """
-    if batch_size % world_size:
-        fitting = batch_size - batch_size % world_size
-        raise UserError(
-            f"data.batch_size = {batch_size}: is the global batch and does not divide by {world_size} ranks; "
-            f"use {fitting + world_size}" + (f" or {fitting}" if fitting else "")
-        )
-    if batch_size > count:
-        raise UserError(
-            f"data.batch_size = {batch_size}: the training split has only {count} pairs; use {count} or less"
-        )
 
 
 @dataclass(frozen=True)
@@ -125,17 +97,19 @@ class _Slot(NamedTuple):
 
 
 class _Pairs:
-    """Pairs by (epoch, index), so that augmentation needs no state in the workers."""
+    """Pairs by place, so that augmentation needs no state in the workers."""
 
     def __init__(self, shards: Shards, data: DataConfig, seed: int, memory: mmap.mmap | None):
         self.shards, self.data, self.seed = shards, data, seed
         self.augments = bool(data.flip or data.shift or data.freehand)
         shape = split_shape(shards, data)
+        self._unreadable: set[int] = set()  # up to now; they are not tried as stand-ins
         self._decoded = DecodedPairs(shape, memory) if math.prod(shape) <= data.memory_mb * 1e6 else None
 
     def batch(self, places: list[Place]) -> Batch:
         """The pairs of these places."""
-        slots = [self._slot(epoch, i) for epoch, i in places]
+        pairs = self._read([place.pair for place in places])
+        slots = [self._slot(place, pair) for place, pair in zip(places, pairs, strict=True)]
         return Batch(
             torch.stack([s.line for s in slots]),
             torch.stack([s.sketch for s in slots]),
@@ -144,16 +118,15 @@ class _Pairs:
             [s.bad for s in slots if s.bad is not None],
         )
 
-    def _slot(self, epoch: int, i: int) -> _Slot:
-        bad = None
-        try:
-            line, sketch = self._read(i)
-        except BadSample as e:
-            bad = str(e)  # the training loop counts it and knows how many are allowed
-            i, line, sketch = self._stand_in(i)
+    def _slot(self, place: Place, pair: Pair | BadSample) -> _Slot:
+        i, bad = place.pair, None
+        if isinstance(pair, BadSample):
+            bad = str(pair)  # the training loop counts it and knows how many are allowed
+            i, pair = self._stand_in(i)
+        line, sketch = pair
         key = str(self.shards.keys[i])
         if self.augments:
-            generator = pixels.pair_generator(self.seed, epoch, key)
+            generator = pixels.pair_generator(self.seed, place.epoch, place.stream(key))
             move = pixels.draw_move(generator, *line.shape[-2:], flip=self.data.flip, shift=self.data.shift)
             number = pixels.draw_version(generator, self.data.freehand)
             if number is not None:
@@ -165,43 +138,30 @@ class _Pairs:
         """True when all pairs are decoded here, so that asking a worker would be slower."""
         return not self.augments and self._decoded is not None and self._decoded.complete()
 
-    def _read(self, i: int) -> tuple[Tensor, Tensor]:
-        decoded = self._decoded.get(i) if self._decoded is not None else None
-        if decoded is not None:
-            return decoded
-        sample = self.shards.read(i, self.data.channels)
+    def _read(self, numbers: list[int]) -> list[Pair | BadSample]:
+        """These pairs; those that are not decoded yet are read together."""
+        decoded = self._decoded
+        found: list[Pair | BadSample | None] = [decoded.get(i) if decoded is not None else None for i in numbers]
+        missing = [i for i, pair in zip(numbers, found, strict=True) if pair is None]
+        read = iter(self.shards.read_several(missing, self.data.channels) if missing else ())
+        return [self._kept(i, next(read)) if pair is None else pair for i, pair in zip(numbers, found, strict=True)]
+
+    def _kept(self, i: int, sample: Sample | BadSample) -> Pair | BadSample:
+        if isinstance(sample, BadSample):
+            self._unreadable.add(i)
+            return sample
+        self._unreadable.discard(i)
         assert sample.sketch is not None  # checked before training starts
         if self._decoded is not None:
             self._decoded.put(i, sample.line, sample.sketch)
         return sample.line, sample.sketch
 
-    def _stand_in(self, i: int) -> tuple[int, Tensor, Tensor]:
+    def _stand_in(self, i: int) -> tuple[int, Pair]:
         for other in stand_ins(i, len(self.shards)):
-            try:
-                return other, *self._read(other)
-            except BadSample:  # it is reported when its own turn comes
-                continue
+            (pair,) = self._read([other]) if other not in self._unreadable else (None,)
+            if isinstance(pair, tuple):  # a bad one is reported when its own turn comes
+                return other, pair
         raise NoBatch(nothing_readable(self.shards))
-
-
-class PlaceSampler:
-    """This rank's share of each global batch of one epoch, from `first_step` on.
-
-    Raises:
-        UserError: the ranks cannot share a batch, see `check_batch`.
-    """
-
-    def __init__(self, count: int, data: DataConfig, seed: int, rank: int, world_size: int):
-        check_batch(data.batch_size, world_size, count)
-        self.steps, self.share = steps_an_epoch(count, data.batch_size), data.batch_size // world_size
-        self.count, self.data, self.seed, self.rank = count, data, seed, rank
-        self.epoch, self.first_step = 0, 0
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        indices = order(self.count, self.seed, self.epoch, self.data.shuffle)
-        for step in range(self.first_step, self.steps):
-            start = step * self.data.batch_size + self.rank * self.share
-            yield [(self.epoch, int(i)) for i in indices[start : start + self.share]]
 
 
 _in_worker: "tuple[_Pairs, Tensor]"  # what a worker inherits from the process that forked it: the pairs, the slots
@@ -256,7 +216,7 @@ class Loader:
         waiting: Callable[[float], None] = lambda _: None,
         killed: Callable[[UserError], None] = refuse,
     ):
-        self._sampler = PlaceSampler(len(shards), data, seed, rank, world_size)
+        self._sampler = PlaceSampler(len(shards), data, seed, rank, world_size, weights(shards, data.weights))
         self.steps = self._sampler.steps
         self._shards, self._data, self._waiting, self._killed = shards, data, waiting, killed
         self._pairs, self._pin = _Pairs(shards, data, seed, memory), pin
@@ -277,6 +237,9 @@ class Loader:
                     self._sampler.first_step += 1
                     yield batch.pin_memory() if self._pin else batch
                 return
+            except NoAnswer as e:
+                self.close()
+                raise NoBatch(str(e)) from e
             except BrokenProcessPool:
                 self.close()
                 error = NoBatch(

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from dist_sketch.core import fileio
 from dist_sketch.core.errors import SharedError, UserError
-from dist_sketch.core.fileio import open_regular
-from dist_sketch.data.manifest import MANIFEST, manifest_hash, read_manifest
+from dist_sketch.core.places import Place, place
+from dist_sketch.data.manifest import files_of, manifest_hash, read_manifest
+from dist_sketch.data.store import open_file
 
-VARIABLE = "DIST_SKETCH_STAGED"  # JSON: folder of shards -> this node's copy
+VARIABLE = "DIST_SKETCH_STAGED"  # JSON: folder or address of shards -> this node's copy
 
 
-def nearest(shards: Path) -> Path:
-    """This node's copy of the folder if there is one, else the folder itself.
+def nearest(shards: Place) -> Place:
+    """This node's copy of the shards if there is one, else their own place.
 
     Raises:
         SharedError: the variable holds something else than `staged` says.
@@ -30,7 +31,7 @@ def nearest(shards: Path) -> Path:
         copies = fileio.parse_json(text)
     if not isinstance(copies, dict) or not all(isinstance(copy, str) for copy in copies.values()):
         raise SharedError(f"{VARIABLE}={text}: `dist-sketch node --stage` has not set this; unset {VARIABLE}")
-    return Path(copies.get(str(shards.resolve()), shards))
+    return place(copies.get(str(shards.resolve()), shards))
 
 
 def home(env: Mapping[str, str]) -> Path:
@@ -40,25 +41,26 @@ def home(env: Mapping[str, str]) -> Path:
 
 
 @contextmanager
-def staged(shards: Path, copy: Path) -> Iterator[dict[str, str]]:
-    """Copies a folder of shards and verifies the copy; removes it at the end.
+def staged(shards: Place, copy: Path) -> Iterator[dict[str, str]]:
+    """Copies the shards in a folder or at an address, and verifies the copy; removes it at the end.
 
     Yields:
         The environment variables by which the ranks find the copy.
 
     Raises:
-        UserError: the folder has no manifest, the disk is full, or the copy is damaged.
+        UserError: there is no manifest, the disk is full, or the copy is damaged.
+        NoAnswer: the store at an address refuses, or does not answer.
     """
     from dist_sketch.data.verify import verify  # only here, because all who read shards import this module
 
     sha256 = manifest_hash(shards)
     shutil.rmtree(copy, ignore_errors=True)  # left by a job that was killed
     try:
-        parts = read_manifest(shards)["splits"].values()
+        names = files_of(read_manifest(shards))
         try:
             copy.mkdir(parents=True)
-            for name in (MANIFEST, *(shard["file"] for part in parts for shard in part["shards"])):
-                with open_regular(shards / name) as source, open(copy / name, "xb") as target:
+            for name in names:
+                with open_file(shards, name) as source, open(copy / name, "xb") as target:
                     shutil.copyfileobj(source, target, 2**20)
         except OSError as e:
             node = socket.gethostname()

@@ -27,7 +27,7 @@ WHY = {
     "blank": "the line or the sketch has one tone everywhere",
     "same": "the line and the sketch are the same picture",
     "black": "the line or the sketch is mostly black (inverted? --invert turns the lines)",
-    "swapped": "the line has more ink than the sketch (are the sides swapped?)",
+    "swapped": "the line has more ink than the sketch (are the sides swapped, or is it a photo?)",
     "double": "the files are twice as long as they are short (a line and a sketch in one picture?)",
     "again": "a picture is in another split, too (scores of pairs that are trained on say little)",
 }
@@ -39,6 +39,7 @@ WHY_INPUT = {  # of the lines that `infer` draws
     "color": f"the line has colors, but {MEANT}: save it in gray, with lines that are dark there",
     "shape": "the page is not square and gets squashed: --fit pad or --fit crop keeps its shape",
 }
+TURN = "; --direction turns them round"
 NAMED = 3
 
 
@@ -122,6 +123,11 @@ class Looks:
         before = {self._splits.setdefault(digest, split) for digest in look.digests}
         for kind in [*look.kinds, *(["again"] if before - {split} else [])]:
             self.found.setdefault(kind, []).append(f"{split}/{name}")
+
+
+def reasons(turns: bool) -> dict[str, str]:
+    """`WHY`, for a source whose sides the user can turn round or not."""
+    return WHY | {"swapped": WHY["swapped"] + TURN} if turns else WHY
 
 
 def warn(found: dict[str, list[str]], reasons: Mapping[str, str] = WHY, what: str = "pair") -> None:

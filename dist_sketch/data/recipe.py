@@ -1,35 +1,33 @@
-"""Recipes: which folders hold the pairs of a data set, and how files in them are paired by name."""
+"""Recipes: where the pairs of a data set lie, and the list of its pairs."""
 
-import hashlib
 import os
 import re
-import unicodedata
-from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import find_file, read_toml
 from dist_sketch.core.toml_dataclass import from_dict
 from dist_sketch.core.words import one_line
-
-SPLITS = ("train", "val", "test")
-EXTENSIONS = (
-    *(".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
-    *(".pbm", ".pgm", ".pnm", ".ppm"),
+from dist_sketch.data import listing, tables
+from dist_sketch.data.image_files import Half
+from dist_sketch.data.layouts import (
+    SPLIT_WORDS,
+    SPLITS,
+    Direction,
+    Folders,
+    LayoutName,
+    NoLayout,
+    recognised,
 )
+from dist_sketch.data.listing import EXTENSIONS, printable, within
+from dist_sketch.data.names import encode_key, fraction, matched, natural, short
+
 LABELS = "annotations.json"  # in a folder of pairs
 LISTED = 10  # problems that one error message names
-
-
-@dataclass(frozen=True, kw_only=True)
-class Folders:
-    """The two folders of a split, relative to the root; without `sketch` its lines have no partners."""
-
-    line: str = ""
-    sketch: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +44,16 @@ class Recipe:
     inside: str | None = None
     """Sub-folder of the root that holds the data, if it exists."""
     splits: dict[str, Folders] = field(default_factory=dict)
+    layout: LayoutName | None = None
+    """The layout in which `data.layouts` finds the splits; None in a recipe that has them itself."""
+    direction: Direction = "AtoB"
+    """Which sides are the lines if no name says so: AtoB: A, or the left halves of pictures that show both."""
     labels: Path | None = None
     """JSON file of the pairs' labels, relative to the root, as `data.labels` reads it."""
     val_fraction: float = 0.0
-    """Share of the pairs that goes to `val`, by a stable hash of the name; only if `train` is the only split."""
+    """Share of the pairs that goes to `val`, by a stable hash of the name; only if there is no such split."""
+    test_fraction: float = 0.0
+    """Share of the pairs that goes to `test` likewise: the pairs with the largest hashes."""
     extensions: list[str] = field(default_factory=lambda: list(EXTENSIONS))
     """File name extensions of images, in lower case; other files are passed over."""
 
@@ -64,6 +68,14 @@ class FilePair:
     line: Path
     sketch: Path | None
     labels: dict[str, Any] = field(default_factory=dict)
+    halves: tuple[Half, Half] | None = None
+    """Which half of its picture the line is, and which the sketch, if one picture shows both."""
+
+    def sides(self) -> list[tuple[str, Path, Half | None]]:
+        """What is there of "line" and "sketch": the file, and which half of it; None: the whole."""
+        line, sketch = self.halves or (None, None)
+        sides = [("line", self.line, line)]
+        return sides if self.sketch is None else [*sides, ("sketch", self.sketch, sketch)]
 
 
 @dataclass(frozen=True)
@@ -74,76 +86,130 @@ class Problem:
     why: str
 
 
-def load(source: str, root: Path | None = None, val_fraction: float | None = None) -> Recipe:
+def load(
+    source: str,
+    root: Path | None = None,
+    val_fraction: float | None = None,
+    layout: LayoutName | None = None,
+    direction: Direction | None = None,
+    test_fraction: float | None = None,
+) -> Recipe:
     """Finds the recipe for what the user names as the source of the pairs.
 
     Args:
-        source: a folder with train_line/ and train_sketch/ (and optionally val_*, test_*), or, with `root`, the name
-            of a recipe in shards/ or the path of a recipe's TOML file.
+        source: a folder in one of the layouts of `data.layouts`, a table of pairs as `data.tables` reads it, or, with
+            `root`, the name of a recipe in shards/ or the path of a recipe's TOML file.
         root: the folder that a recipe's folders are relative to.
-        val_fraction: replaces the recipe's; for a folder the default is 0.
+        val_fraction, test_fraction, direction: replace the recipe's.
+        layout: the layout of the folder, if it may be more than one.
 
     Raises:
-        UserError: no such source, one of its folders is missing or leaves the root, or the recipe is malformed.
+        UserError: no such source, it lies in no layout, one of its folders is missing or leaves the root, or the recipe
+            is malformed.
     """
-    if root is None and Path(source).is_dir():
-        recipe = _folder_recipe(Path(source))
+    path = Path(source)
+    if root is None and path.is_dir():
+        recipe = folder_recipe(path, layout, direction or "AtoB")
+    elif root is None and tables.is_table(path):
+        recipe = table_recipe(path)
     else:
         try:
-            path = find_file("shards", source)
+            file = find_file("shards", source)
         except UserError as e:
-            hint = "is a folder: give it without --root" if Path(source).is_dir() else "is not a folder either"
+            hint = "is a folder: give it without --root" if path.is_dir() else "is not a folder either"
             raise UserError(f"{e}; it {hint}") from e
         if root is None:
             raise UserError(f"{source}: a recipe needs --root DIR, the folder that contains its images")
-        recipe = _toml_recipe(path, root)
-    if val_fraction is not None:
-        if val_fraction and set(recipe.splits) != {"train"}:
-            raise UserError(f"val fraction {val_fraction:g}: {recipe.root} has several splits already; omit the option")
-        recipe = replace(recipe, val_fraction=val_fraction)
-    if not 0 <= recipe.val_fraction <= 1:
-        raise UserError(f"val fraction {recipe.val_fraction:g}: must be from 0 to 1")
+        recipe = _toml_recipe(file, root, direction)
+    if layout not in (None, recipe.layout):
+        raise UserError(f"--layout {layout}: is only for a folder; {source} says itself where its pairs are")
+    if direction not in (None, recipe.direction):
+        raise UserError(f"--direction {direction}: {source} says itself which side is which; omit it")
+    given: dict[str, Any] = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+    recipe = replace(recipe, **{name: share for name, share in given.items() if share is not None})
+    for split, share in _shares(recipe).items():
+        if share and ("train" not in recipe.splits or split in recipe.splits):
+            raise UserError(f"{split} fraction {share:g}: {recipe.root} has several splits already; omit the option")
+        if not 0 <= sum(_shares(recipe).values()) <= 1 or not share >= 0:
+            raise UserError(f"{split} fraction {share:g}: must be from 0 to 1, also together with others")
     return recipe
 
 
-def _folder_recipe(root: Path, need_train_sketches: bool = True) -> Recipe:
-    splits = {}
-    for split in SPLITS:
-        line, sketch = root / f"{split}_line", root / f"{split}_sketch"
-        if sketch.is_dir() and not line.is_dir():
-            raise UserError(f"{root}: has {sketch.name} but no {line.name}: each sketch needs the line it belongs to")
-        if not line.is_dir():
-            continue
-        if split == "train" and need_train_sketches and not sketch.is_dir():
-            raise UserError(f"{root}: has {line.name} but no {sketch.name}: training needs both, paired by file name")
-        splits[split] = Folders(line=line.name, sketch=sketch.name if sketch.is_dir() else None)
-    if not splits:
-        raise UserError(f"{root}: has no folders train_line and train_sketch; for other names give a recipe and --root")
+def table_recipe(path: Path) -> Recipe:
+    """The recipe of a table of pairs."""
+    return Recipe(name="table", root=path.parent, splits={"train": Folders(table=path.name)})
+
+
+def _shares(recipe: Recipe) -> dict[str, float]:
+    """The shares of the training pairs that become those of other splits."""
+    return {"val": recipe.val_fraction, "test": recipe.test_fraction}
+
+
+def _is_table(path: Path) -> bool:
+    """Whether it is a file with a table of pairs."""
+    return path.is_file() and path.suffix.lower() in tables.SUFFIXES
+
+
+def _table_recipe(path: Path) -> Recipe:
+    return Recipe(name="table", root=path.parent, splits={"train": Folders(table=path.name)})
+
+
+def folder_recipe(root: Path, layout: LayoutName | None = None, direction: Direction = "AtoB") -> Recipe:
+    """The recipe of a folder; also if all lies in one folder inside of it, as in many archives.
+
+    Raises:
+        NoLayout: the pairs lie in no layout.
+        UserError: they may lie in several, or a folder has no partner.
+    """
+    try:
+        name, splits = recognised(root, layout, direction)
+    except NoLayout as e:
+        found = []
+        for inner in listing.sub_folders(root):
+            with suppress(UserError):
+                found.append((root / inner, *recognised(root / inner, layout, direction)))
+        if len(found) != 1 or Folders(both=".") in found[0][2].values():
+            raise e
+        root, name, splits = found[0]
     labels = root / LABELS if (root / LABELS).is_file() else None
-    return Recipe(name="folder", root=root, splits=splits, labels=labels)
+    known = "folder" if name == "folders" else name  # the name that manifests have had before there were others
+    return Recipe(name=known, root=root, splits=splits, layout=name, direction=direction, labels=labels)
 
 
-def _toml_recipe(path: Path, root: Path) -> Recipe:
+def _toml_recipe(path: Path, root: Path, direction: Direction | None) -> Recipe:
     values = read_toml(path)
     if "root" in values:
         raise UserError(f"{path}: there is no setting root; use --root")
     recipe = from_dict(Recipe, values, str(path))
+    if direction is not None:
+        recipe = replace(recipe, direction=direction)
     if not root.is_dir():
         raise UserError(f"{root}: --root is not a folder")
-    if recipe.inside is not None and _within(root, recipe.inside, str(path)).is_dir():
+    if recipe.inside is not None and within(root, recipe.inside, str(path)).is_dir():
         root = root / recipe.inside
+    if recipe.layout and recipe.splits:
+        raise UserError(f"{path}: has a layout and splits, of which one is enough")
+    if recipe.layout:
+        recipe = replace(recipe, splits=recognised(root, recipe.layout, recipe.direction)[1])
     for name, folders in recipe.splits.items():
         if name not in SPLITS:
             raise UserError(f"{path}: splits.{name}: a split is one of {', '.join(SPLITS)}")
+        if sum(map(bool, (folders.line or folders.sketch, folders.both, folders.table))) > 1:
+            raise UserError(f"{path}: splits.{name}: needs line and sketch, or both, or table: only one of these")
+        if folders.both or folders.table:
+            continue
         if not folders.line or (name == "train" and not folders.sketch):
             raise UserError(f"{path}: splits.{name}: needs line and sketch, folders relative to the root")
     if not recipe.name or not recipe.splits:
         raise UserError(f"{path}: needs a name and at least one table [splits.train] with line and sketch folders")
-    if recipe.val_fraction and set(recipe.splits) != {"train"}:
-        raise UserError(f"{path}: val_fraction = {recipe.val_fraction:g}: is allowed only with [splits.train] alone")
+    if recipe.direction != "AtoB" and not recipe.layout and not any(f.both for f in recipe.splits.values()):
+        raise UserError(f"{path}: direction: its line and sketch folders say which side is which; remove it")
+    for split, share in _shares(recipe).items():
+        if share and ("train" not in recipe.splits or split in recipe.splits):
+            raise UserError(f"{path}: {split}_fraction = {share:g}: is allowed only without [splits.{split}]")
     if not all(re.fullmatch(r"\.[^.A-Z]+", extension) for extension in recipe.extensions):
         raise UserError(f"{path}: extensions = {recipe.extensions}: must be lower-case endings such as '.jpg'")
-    labels = None if recipe.labels is None else _within(root, str(recipe.labels), str(path))
+    labels = None if recipe.labels is None else within(root, str(recipe.labels), str(path))
     splits = {name: recipe.splits[name] for name in SPLITS if name in recipe.splits}
     return replace(recipe, root=root, splits=splits, labels=labels)
 
@@ -152,34 +218,96 @@ def pairs(recipe: Recipe) -> tuple[list[FilePair], list[Problem]]:
     """Lists the pairs, split by split in natural order of their names (1, 2, 10), and the files that have no partner.
 
     Raises:
-        UserError: a folder is missing, empty, or outside the root.
+        UserError: a folder or table is missing, empty, or outside the root.
     """
     found: list[FilePair] = []
     problems: list[Problem] = []
     for split, folders in recipe.splits.items():
-        sides = [(f, _scan(recipe, f, problems)) for f in (folders.line, folders.sketch) if f is not None]
-        for name in sorted(set().union(*(files for _, files in sides)), key=natural):
-            files = [files.get(name) for _, files in sides]
-            missing = [folder for folder, files in sides if name not in files]
-            if missing and any(files):
-                file = next(f for f in files if f is not None)
-                why = f"has no partner in {missing[0]}: no image there is named {name}"
-                problems.append(Problem(_relative(recipe, file), why))
-            elif files[0] is not None and files[-1] is not None:
-                part = "val" if _fraction(name) < recipe.val_fraction else split
-                sketch = None if folders.sketch is None else files[1]
-                found.append(FilePair(encode_key(name), files[0].stem, part, files[0], sketch))
+        if folders.table is not None:
+            found += _of_table(recipe, split, folders.table, problems)
+        elif folders.both is not None:
+            halves: tuple[Half, Half] = ("left", "right") if recipe.direction == "AtoB" else ("right", "left")
+            for name, file in _scan(recipe, folders.both, problems).items():
+                if file is not None:
+                    found.append(_pair(recipe, name, split, file, file, halves=halves))
+        else:
+            found += _of_folders(recipe, split, folders, problems)
+    found.sort(key=lambda pair: SPLITS.index(pair.split))
     return found, problems
+
+
+def _of_folders(recipe: Recipe, split: str, folders: Folders, problems: list[Problem]) -> list[FilePair]:
+    found = []
+    lines = _scan(recipe, folders.line, problems)
+    sketches = None if folders.sketch is None else _scan(recipe, folders.sketch, problems)
+    if sketches is None:
+        return [_pair(recipe, name, split, file, None) for name, file in lines.items() if file is not None]
+    partners = matched(lines, sketches)
+    alone = set(sketches) - set(partners.values())
+    for name in sorted({*lines, *alone}, key=natural):
+        other = partners.get(name)
+        if other is None:
+            file, missing = (sketches[name], folders.line) if name in alone else (lines[name], folders.sketch)
+            if file is not None:
+                why = f"has no partner in {missing}: no image there is named {name}"
+                problems.append(Problem(_relative(recipe, file), why))
+        elif (line := lines[name]) is not None and (sketch := sketches[other]) is not None:
+            found.append(_pair(recipe, name, split, line, sketch))
+    return found
+
+
+def _of_table(recipe: Recipe, split: str, file: str, problems: list[Problem]) -> list[FilePair]:
+    """The pairs of a table, whose names are the shortest ends of the lines' paths that tell all of a split apart."""
+    path = within(recipe.root, file, recipe.name)
+    rows = tables.read(path).rows
+    pictures = tables.Pictures(path, recipe.extensions)
+
+    def picture(name: str, where: str) -> Path | None:
+        found = pictures.find(name, where)
+        if isinstance(found, str):
+            problems.append(Problem(where, found))
+            return None
+        return found
+
+    used: dict[str, list[tuple[tables.Row, Path, Path | None]]] = {}
+    for row in rows:
+        line = picture(row.line, row.where)
+        sketch = picture(row.sketch, row.where) if row.sketch else None
+        part = row.split or SPLIT_WORDS.get(row.line.split("/")[0].casefold()) or split
+        if row.sketch is None and part == "train":
+            problems.append(Problem(row.where, "has no sketch: training needs both"))
+        elif line and (sketch or not row.sketch):
+            used.setdefault(part, []).append((row, line, sketch))
+    found = []
+    if taken := [split for split, share in _shares(recipe).items() if share and split in used]:
+        raise UserError(f"{taken[0]} fraction: {path} has several splits already; omit the option")
+    for part, group in used.items():
+        if len({sketch is None for _, _, sketch in group}) > 1:
+            raise UserError(f"{path}: some {part} pairs have a sketch and others none: give it to all, or to none")
+        paths = [line.relative_to(recipe.root).with_suffix("").parts for _, line, _ in group]
+        for at, name, (row, line, sketch) in zip(paths, short(paths), group, strict=True):
+            if name is None:
+                problems.append(Problem(row.where, f"{row.line}: is there twice in {part}"))
+            else:
+                own = row.name or name
+                found.append(_pair(recipe, "/".join(at), part, line, sketch, own, labels=row.labels))
+    return sorted(found, key=lambda pair: natural(pair.name))
+
+
+def _pair(
+    recipe: Recipe, at: str, split: str, line: Path, sketch: Path | None, name: str = "", **more: Any
+) -> FilePair:
+    """A pair; what it is `at`, its name or path, decides whether it becomes a validation or a test pair."""
+    place, part = fraction(at), split
+    if split == "train":
+        part = "val" if place < recipe.val_fraction else "test" if place >= 1 - recipe.test_fraction else split
+    return FilePair(encode_key(name or at), name or line.stem, part, line, sketch, **more)
 
 
 def _scan(recipe: Recipe, folder: str, problems: list[Problem]) -> dict[str, Path | None]:
     """Maps NFC stem -> path, or None for a file with a problem, so that its partner is not reported as well."""
-    path = _within(recipe.root, folder, recipe.name)
-    by_name: dict[str, list[str]] = defaultdict(list)
-    for name in _names(path):
-        if _is_picture(recipe, name):
-            # macOS archives decompose accents, so that the two names of a pair may differ only in that
-            by_name[unicodedata.normalize("NFC", PurePath(name).stem)].append(name)
+    path = within(recipe.root, folder, recipe.name)
+    by_name = listing.by_stem(listing.names_in(path), recipe.extensions)
     if not by_name:
         there = "".join(f"; passed over: {line}" for line in told(passed_over(recipe, folder)))
         endings = " ".join(sorted(recipe.extensions))
@@ -188,23 +316,11 @@ def _scan(recipe: Recipe, folder: str, problems: list[Problem]) -> dict[str, Pat
     for name in sorted(by_name, key=natural):
         files = sorted(by_name[name])
         file = path / files[0]
-        why = _refusal(files)
+        why = listing.refusal(files)
         if why is not None:
             problems.append(Problem(_relative(recipe, file), why))
         result[name] = file if why is None else None
     return result
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror}); is the root right?") from e
-
-
-def _is_picture(recipe: Recipe, name: str) -> bool:
-    """Whether the name is that of a picture. Those that start with a dot belong to file managers (._1.jpg)."""
-    return PurePath(name).suffix.lower() in recipe.extensions and (name[0] != "." or _climbs(name))
 
 
 def passed_over(recipe: Recipe, *folders: str) -> dict[str, dict[str, int]]:
@@ -213,22 +329,14 @@ def passed_over(recipe: Recipe, *folders: str) -> dict[str, dict[str, int]]:
     Raises:
         UserError: a folder cannot be read.
     """
-    own = [f for split in recipe.splits.values() for f in (split.line, split.sketch) if f is not None]
+    own = [folder for split in recipe.splits.values() for folder in split.own()]
     used = {os.path.normpath(recipe.root / folder) for folder in own}
-    found: dict[str, dict[str, int]] = {}
-    for folder in folders or own:
-        kinds: Counter[str] = Counter()
-        for name in _names(path := _within(recipe.root, folder, recipe.name)):
-            inner, extension = path / name, PurePath(name).suffix.lower()
-            if inner.is_dir() and not _is_picture(recipe, name):
-                if os.path.normpath(inner) not in used:
-                    within = [file for _, _, files in os.walk(inner) for file in files]
-                    kinds["pictures in sub-folders"] += sum(_is_picture(recipe, file) for file in within)
-            elif not _is_picture(recipe, name):
-                kinds["hidden files" if name[0] == "." else _printable(extension) or "without an extension"] += 1
-        if counts := {kind: kinds[kind] for kind in sorted(kinds) if kinds[kind]}:
-            found[folder] = counts
-    return found
+    found = {f: listing.others(within(recipe.root, f, recipe.name), used, recipe.extensions) for f in folders or own}
+    if not folders:
+        for table in (split.table for split in recipe.splits.values() if split.table):
+            if names := tables.read(within(recipe.root, table, recipe.name)).no_labels:
+                found[table] = {f"columns that cannot be labels ({', '.join(names)})": len(names)}
+    return {folder: counts for folder, counts in found.items() if counts}
 
 
 def told(counts: dict[str, dict[str, int]]) -> list[str]:
@@ -237,94 +345,8 @@ def told(counts: dict[str, dict[str, int]]) -> list[str]:
     return list(map(one_line, lines))
 
 
-def _refusal(files: list[str]) -> str | None:
-    """Why the files of one name cannot be used; None if they can, as far as their names tell."""
-    if len(files) > 1:
-        return f"has the same name as {', '.join(map(_printable, files[1:]))} beside it: keep one of them"
-    if _printable(files[0]) != files[0]:
-        return "its name is not valid UTF-8: rename it"
-    return "its name leaves its folder: rename it" if _climbs(files[0]) else None
-
-
-def _climbs(name: str) -> bool:
-    return ".." in re.split(r"[/\\]", name)
-
-
-def _within(root: Path, folder: str, where: str) -> Path:
-    """A recipe's folder or file below the root. A link there is the user's own and is followed, wherever it leads."""
-    if "\0" in folder:
-        raise UserError(f"{where}: the path {folder!r} has a character that no name can have")
-    if os.path.isabs(folder) or os.path.normpath(folder).split(os.sep)[0] == os.pardir:
-        raise UserError(f"{where}: the path {folder} leaves the root {root}: link it there, or name another root")
-    return root / folder
-
-
 def _relative(recipe: Recipe, path: Path) -> str:
-    return _printable(path.relative_to(recipe.root).as_posix())
-
-
-def _printable(text: str) -> str:
-    """`text` with escapes for bytes of a file name that are not valid UTF-8 and could not be printed."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _fraction(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone, so that pairs keep their split when the data set grows."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-
-
-def natural(name: str) -> tuple[list[str | int], str]:
-    """Sort key that orders numbers by value: 1, 2, 10."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))], name
-
-
-def encode_key(name: str) -> str:
-    """The sample's key: the NFC name with '.', '/', '%' and control characters percent-encoded, as WebDataset needs it.
-
-    `urllib.parse.unquote` gives the name back.
-    """
-    name = unicodedata.normalize("NFC", name)
-    return re.sub(r"[./%\x00-\x1f\x7f-\x9f]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode()), name)
-
-
-def inputs(path: Path, split: str) -> list[FilePair | Problem]:
-    """Lists the image files that `infer` draws, in natural order of names; at the end those that cannot be used.
-
-    Args:
-        path: one image file, or a folder as `input_recipe` takes it.
-        split: the split of the folder.
-
-    Raises:
-        UserError: nothing that can be used is there, or the split is missing.
-    """
-    if path.is_file():
-        if _printable(path.name) != path.name:
-            raise UserError(f"{_printable(str(path))}: its name is not valid UTF-8: rename it")
-        return [FilePair(encode_key(path.stem), path.stem, split, path, None)]
-    found, problems = pairs(input_recipe(path, split))
-    if not found:
-        raise unusable(path, problems)
-    return [*found, *problems]
-
-
-def input_recipe(path: Path, split: str) -> Recipe:
-    """The recipe of a folder that `infer` draws.
-
-    Args:
-        path: a folder with train_line/, val_line/ ... (its `split` is taken, with sketches if there are any), or a
-            folder of images (lines without sketches).
-
-    Raises:
-        UserError: nothing is there, or the split is missing.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path}: there is no such folder or image")
-    if any((path / f"{s}_line").is_dir() for s in SPLITS):
-        recipe = _folder_recipe(path, need_train_sketches=False)
-        if split not in recipe.splits:
-            raise UserError(f"{path}: has no split {split}; it has {', '.join(recipe.splits)} (choose with --split)")
-        return replace(recipe, splits={split: recipe.splits[split]})
-    return Recipe(name="folder", root=path, splits={split: Folders(line=".")})
+    return printable(path.relative_to(recipe.root).as_posix())
 
 
 def unusable(root: Path, problems: Sequence[Problem], advice: str = "") -> UserError:

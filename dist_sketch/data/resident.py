@@ -19,7 +19,9 @@ from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.workers import workers
 from dist_sketch.data import freehand, pixels
-from dist_sketch.data.loader import Batch, PlaceSampler, nothing_readable, stand_ins
+from dist_sketch.data.loader import Batch, nothing_readable, stand_ins
+from dist_sketch.data.order import Place, PlaceSampler
+from dist_sketch.data.selection import weights
 from dist_sketch.data.shards import BadSample, Shards
 
 THREADS = 4  # that decode; Pillow and hashing let each other run
@@ -70,27 +72,31 @@ def _decode(shards: Shards, data: DataConfig, own: range) -> tuple[Tensor, dict[
     channels, size = data.channels, shards.size
     images = torch.empty((len(own), 2 + data.freehand, size, size, channels), dtype=torch.uint8)
 
-    def read(i: int) -> str | None:
-        try:
-            sample = shards.read(i, channels)
-        except BadSample as e:
-            return str(e)
-        assert sample.sketch is not None  # checked before training starts
-        for half, image in enumerate((sample.line, sample.sketch)):
-            images[i - own.start, half] = image.permute(1, 2, 0)
-        return None
+    def read(group: range) -> dict[int, str]:
+        bad = {}
+        for i, sample in zip(group, shards.read_several(group, channels), strict=True):
+            if isinstance(sample, BadSample):
+                bad[i] = str(sample)
+                continue
+            assert sample.sketch is not None  # checked before training starts
+            for half, image in enumerate((sample.line, sample.sketch)):
+                images[i - own.start, half] = image.permute(1, 2, 0)
+        return bad
 
+    groups = [own[start : start + shards.group] for start in range(0, len(own), shards.group)]
     # The threads of such a pool do not keep the process alive when a disk does not answer.
     with ThreadPool(THREADS) as pool:
-        problems = pool.imap(read, own)
+        found: dict[int, str] = {}
+        problems = pool.imap(read, groups)
         try:
-            found = {i: problems.next(data.stall_timeout_s or None) for i in own}
+            for _ in groups:
+                found |= problems.next(data.stall_timeout_s or None)
         except Stalled:
             raise UserError(
                 f"{shards.folder}: no pair for {data.stall_timeout_s:g} s; does the disk answer? "
                 "Start again when it does, or raise --data.stall-timeout-s"
             ) from None
-    return images, {i: problem for i, problem in found.items() if problem is not None}
+    return images, found
 
 
 def _draw_freehand(images: Tensor, keys: list[str], seed: int) -> None:
@@ -127,7 +133,7 @@ class Resident:
     def __init__(
         self, shards: Shards, data: DataConfig, split: ResidentSplit, *, seed: int, rank: int, world_size: int
     ):
-        self._sampler = PlaceSampler(len(shards), data, seed, rank, world_size)
+        self._sampler = PlaceSampler(len(shards), data, seed, rank, world_size, weights(shards, data.weights))
         self.steps = self._sampler.steps
         self._keys, self._size, self._data, self._seed = shards.keys, shards.size, data, seed
         self._images, self._bad = split.images, split.bad
@@ -144,36 +150,36 @@ class Resident:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on. The host never waits for the device."""
         self._sampler.epoch, self._sampler.first_step = epoch, first_step
-        steps = [[i for _, i in places] for places in self._sampler]
-        plan = self._plan(epoch, steps)
+        steps = list(self._sampler)
+        plan = self._plan(steps)
         for own, (pair, shown, row, column, good) in zip(steps, plan, strict=True):
             # Each (B, H, W): which pair, row and column each pixel comes from
             pair, rows, columns = pair[:, None, None], self._rows[row][:, :, None], self._columns[column][:, None, :]
             line = self._images[pair, shown[:, None, None], rows, columns].permute(0, 3, 1, 2)  # (B, C, H, W)
             sketch = self._images[:, 1][pair, rows, columns].permute(0, 3, 1, 2)
-            keys = [str(self._keys[i]) for i in own if i not in self._bad]
-            yield Batch(line, sketch, good.bool(), keys, [self._bad[i] for i in own if i in self._bad])
+            keys = [str(self._keys[i]) for _, i, _ in own if i not in self._bad]
+            yield Batch(line, sketch, good.bool(), keys, [self._bad[i] for _, i, _ in own if i in self._bad])
 
     def close(self) -> None:
         """Does nothing, as no process reads."""
 
-    def _plan(self, epoch: int, steps: list[list[int]]) -> Tensor:
+    def _plan(self, steps: list[list[Place]]) -> Tensor:
         """For each step and slot the pair, which of its lines, the moves' places in the tables, and if it is its own.
 
         The whole epoch is sent in one copy, int64 (steps, 5, B), because a copy a step would cost more than the gather.
         """
-        plan = torch.tensor([self._place(epoch, i) for own in steps for i in own], dtype=torch.int64)
+        plan = torch.tensor([self._place(place) for own in steps for place in own], dtype=torch.int64)
         plan = plan.view(len(steps), self._sampler.share, 5).transpose(1, 2)
         device = self._rows.device
         return (plan.pin_memory() if device.type == "cuda" else plan).to(device, non_blocking=True)
 
-    def _place(self, epoch: int, i: int) -> tuple[int, int, int, int, bool]:
-        pair, move, number = self._shown[i], STILL, None
+    def _place(self, place: Place) -> tuple[int, int, int, int, bool]:
+        pair, move, number = self._shown[place.pair], STILL, None
         if self._data.flip or self._data.shift or self._data.freehand:
-            generator = pixels.pair_generator(self._seed, epoch, str(self._keys[pair]))
+            generator = pixels.pair_generator(self._seed, place.epoch, place.stream(str(self._keys[pair])))
             size, flip, shift = self._size, self._data.flip, self._data.shift
             move = pixels.draw_move(generator, size, size, flip=flip, shift=shift)
             number = pixels.draw_version(generator, self._data.freehand)
         column = move.columns + self._most + move.mirror * len(self._rows)
         line = 0 if number is None else 2 + number
-        return pair, line, move.rows + self._most, column, i not in self._bad
+        return pair, line, move.rows + self._most, column, place.pair not in self._bad

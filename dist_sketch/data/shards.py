@@ -4,22 +4,26 @@ import hashlib
 import json
 import os
 import tarfile
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import open_regular
+from dist_sketch.core.places import Address, Place
 from dist_sketch.core.toml_dataclass import SHOWN
 from dist_sketch.data import local_copy, pixels
 from dist_sketch.data.image_files import MAX_PIXELS, read_packed
-from dist_sketch.data.manifest import Fit, read_manifest
-from dist_sketch.data.recipe import encode_key
+from dist_sketch.data.manifest import Fit, read_index, read_manifest
+from dist_sketch.data.names import encode_key
+from dist_sketch.data.remote_samples import RemoteSamples, Wanted
+from dist_sketch.data.store import Access
 
 MOST_BYTES = 2**26  # of a sample; two PNGs of noise at 2048 px, the largest size, have 25 MB
+GROUP = 32  # samples of an address that are read at once where nothing else says how many
 MOST_HEADERS = 9  # of a sample: each of its three members may have two more, for a long name
 MOST_EXTENSION = 8192  # bytes of such a header's contents
 MOST_NAME_BYTES = 251  # a file name has at most 255, and the name gets .png or .jpg
@@ -39,47 +43,91 @@ class BadSample(UserError):
 
 
 class Shards:
-    """One split of a folder of shards, read by index. The index is in arrays, whose memory forked workers share.
+    """One split of the shards in a folder or at an address, read by index.
+
+    The index is in arrays, whose memory forked workers share.
+
+    Args:
+        access: how an address is read.
 
     Raises:
-        UserError: the folder has no readable manifest, or no such split.
+        UserError: there is no readable manifest, or no such split.
     """
 
-    def __init__(self, folder: Path, split: str):
+    def __init__(self, folder: Place, split: str, access: Access = Access()):  # noqa: B008 - it never changes
         manifest = read_manifest(folder)
         if split not in manifest["splits"]:
             raise UserError(f"{folder}: has no split {split!r}; it has {', '.join(manifest['splits'])}")
         part = manifest["splits"][split]
-        self.folder, self.split = local_copy.nearest(folder), split
+        self.folder, self.split, self.access = local_copy.nearest(folder), split, access
+        self._remote = RemoteSamples(self.folder, part["shards"], access) if isinstance(self.folder, Address) else None
+        self.group = 1 if self._remote is None else GROUP  # samples that are best read at once
         self.size: int = manifest["size"]
         self.fit: Fit = manifest["settings"].get("fit", "squash")
         self.paired: dict[str, bool] = {name: p["has_sketch"] for name, p in manifest["splits"].items()}
         self.has_sketch = self.paired[split]
         self.files = [s["file"] for s in part["shards"]]
-        index = part["index"]
-        self.keys = np.array(index["key"])
-        self.shard_numbers = np.array(index["shard"], dtype=np.int32)
-        self.offsets = np.array(index["offset"], dtype=np.int64)
-        self.lengths = np.array(index["length"], dtype=np.int64)
-        self.hashes = np.frombuffer(bytes.fromhex("".join(index["sha256"])), dtype=np.uint8).reshape(-1, 32)
+        index = read_index(folder, manifest, split)
+        self.keys, self.hashes = index.keys, index.hashes
+        self.shard_numbers, self.offsets, self.lengths = index.shards, index.offsets, index.lengths
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def read(self, i: int, channels: int) -> Sample:
-        """Reads sample `i`, in the manifest's order, with one `pread`.
+        """Reads sample `i`, in the manifest's order.
 
         Raises:
             BadSample: the shard is missing or short, the hash is wrong, or the bytes are not a pair of this size.
+            NoAnswer: the store at an address refuses, or does not answer.
         """
-        key, file, length = str(self.keys[i]), self.folder / self.files[self.shard_numbers[i]], int(self.lengths[i])
+        (block,) = [self._block(i)] if self._remote is None else self._remote.read(self._wanted([i]))
+        return self._checked(i, block, channels)
+
+    def read_several(self, numbers: Sequence[int], channels: int) -> list[Sample | BadSample]:
+        """Reads samples: from a folder each with one `pread`, from an address all with requests that run together.
+
+        Raises:
+            NoAnswer: the store at an address refuses, or does not answer. All else concerns one sample.
+        """
+        if self._remote is None:
+            return [_or_bad(self.read, i, channels) for i in numbers]
+        blocks = self._remote.read(self._wanted(numbers))
+        return [_or_bad(self._checked, i, block, channels) for i, block in zip(numbers, blocks, strict=True)]
+
+    def stream(self, numbers: Iterable[int], channels: int) -> Iterator[tuple[int, Sample | BadSample]]:
+        """Reads samples one after another, those of an address in groups; raises as `read_several`."""
+        rest = iter(numbers)
+        while group := list(islice(rest, self.group)):
+            yield from zip(group, self.read_several(group, channels), strict=True)
+
+    def _wanted(self, numbers: Sequence[int]) -> list[Wanted]:
+        return [
+            Wanted(
+                int(self.shard_numbers[i]),
+                int(self.offsets[i]),
+                int(self.lengths[i]) if self.lengths[i] <= MOST_BYTES else 0,
+                self.hashes[i].tobytes(),
+            )
+            for i in numbers
+        ]
+
+    def _block(self, i: int) -> bytes | OSError:
+        if self.lengths[i] > MOST_BYTES:
+            return b""
+        assert not isinstance(self.folder, Address)
+        try:
+            with open_regular(self.folder / self.files[self.shard_numbers[i]]) as f:
+                return os.pread(f.fileno(), int(self.lengths[i]), int(self.offsets[i]))
+        except OSError as e:
+            return e
+
+    def _checked(self, i: int, block: bytes | OSError, channels: int) -> Sample:
+        key, file, length = self.keys[i], self.folder / self.files[self.shard_numbers[i]], int(self.lengths[i])
         if length > MOST_BYTES:
             raise BadSample(f"{file}: sample {key!r} has {length:,} bytes; {MOST_BYTES:,} can be read")
-        try:
-            with open_regular(file) as f:
-                block = os.pread(f.fileno(), length, int(self.offsets[i]))
-        except OSError as e:
-            raise BadSample(f"{file}: cannot be read at sample {key!r} ({e.strerror})") from e
+        if isinstance(block, OSError):
+            raise BadSample(f"{file}: cannot be read at sample {key!r} ({block.strerror})") from block
         if hashlib.sha256(block).digest() != self.hashes[i].tobytes():
             raise BadSample(
                 f"{file}: sample {key!r} is not what the manifest says (length or hash); pack the shards again, "
@@ -102,6 +150,13 @@ class Shards:
             raise ValueError(f"has the name {name!r}, which is not that of its key")
         images = [pixels.from_image(_picture(data, self.size), channels) for data in pictures]
         return Sample(name, images[0], images[1] if self.has_sketch else None, source_size)
+
+
+def _or_bad(read: Callable[..., Sample], *arguments: Any) -> Sample | BadSample:
+    try:
+        return read(*arguments)
+    except BadSample as e:
+        return e
 
 
 def _members(block: bytes) -> list[tuple[str, bytes]]:

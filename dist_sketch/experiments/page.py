@@ -11,12 +11,13 @@ from dist_sketch.experiments.claims import Values
 from dist_sketch.experiments.measures import measure
 from dist_sketch.experiments.planning import PAGE, Plan, PlannedRun
 from dist_sketch.experiments.presets import SCORES, Exhibit
+from dist_sketch.metrics.definitions import OPTIMISTIC
 from dist_sketch.reports.compare import comparison
 from dist_sketch.reports.compare.comparison import Section
 from dist_sketch.reports.compare.results import Result, read
 from dist_sketch.reports.compare.scores import CONFIDENCE, Group, comparable, mean_text, seed_scores, t_quantile
 from dist_sketch.reports.curves import PNG_COLOURS, Curve, Panel, lock_intervals, plot, points, style
-from dist_sketch.reports.page import VARIANT_FOLDERS, render
+from dist_sketch.reports.page import SPLITS, VARIANT_FOLDERS, conjoin, render
 from dist_sketch.tracking.tracker import read_metrics
 
 FACES = 4
@@ -58,6 +59,8 @@ def _table(plan: Plan, name: str, part: Exhibit) -> Section:
             cells.append(mean_text(seed_scores(group, _variant(plan, row), key), SCORES[key].digits))
         rows.append([*cells, str(len(group.results))])
     text = [*([part.note] if part.note else []), *_context(part, results)]
+    if plan.split == "test":
+        text.append("Scored on the test split, by which no weights were chosen.")
     return Section(part.title, columns, rows, text)
 
 
@@ -66,7 +69,9 @@ def _context(part: Exhibit, results: list[Result]) -> list[str]:
     if not results or results[0].scores is None:
         return []
     reasons = sorted({reason for r in results[1:] for reason in comparable(results[0], r)})
-    return render("context.j2", scores=results[0].scores, keys=part.scores, reasons=reasons).splitlines()
+    lines = render("context.j2", scores=results[0].scores, keys=part.scores, reasons=reasons).splitlines()
+    chosen = [r.name for r in results if r.infer.get("chosen_on_these")]
+    return lines + [f"{conjoin(chosen)}: {OPTIMISTIC}"] * bool(chosen)
 
 
 def _faces(plan: Plan, name: str, part: Exhibit) -> Section:
@@ -77,7 +82,7 @@ def _faces(plan: Plan, name: str, part: Exhibit) -> Section:
             names = read_finished_infer(next(iter(runs.values())).output)["names"]
             count = min(FACES, len(names))
             pictures = [_person(plan, runs, names[i * len(names) // count]) for i in range(count)]
-            note = part.note or f"Seed {seed}. The same people, evenly spread over the validation split."
+            note = part.note or f"Seed {seed}. The same people, evenly spread over the {SPLITS[plan.split]} split."
             return Section(part.title, text=[note], pictures=pictures)
     return Section(part.title, text=["Not drawn yet, because a line of the plan failed."])
 

@@ -9,15 +9,17 @@ from typing import Any, Literal, NamedTuple
 
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, TrackConfig
+from dist_sketch.core.config_rules import difference, validate
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import SMALL, read_regular, write_atomic
 from dist_sketch.core.folders import refuse_file_name, refuse_foreign
+from dist_sketch.core.places import Place
 from dist_sketch.core.saved import config_of, read_infer, read_settings, read_status, sealed_weights
 from dist_sketch.data.manifest import manifest_hash, read_manifest
 from dist_sketch.experiments.presets import MOST_TRAININGS, Claim, Exhibit, Preset, nested
 from dist_sketch.reports.ours import refuse_others
 
-PLAN, PAGE = "plan.txt", "compare.html"
+PLAN, PAGE, RUNS = "plan.txt", "compare.html", "runs"
 MARK = "# Each line is a command that can also be typed by hand, in this folder:"
 
 
@@ -71,11 +73,12 @@ class Plan:
     """What an experiment runs, and what its page shows."""
 
     preset: Preset
-    data: Path
+    data: Place
     out: Path
     seeds: int
     parts: dict[str, Exhibit]
     claims: list[Claim]
+    split: str  # whose pairs are drawn and scored
     runs: list[PlannedRun]  # all with seed 0, then with seed 1, ...
 
     @property
@@ -109,7 +112,7 @@ class Plan:
 def make(
     preset: Preset,
     *,
-    data: Path,
+    data: Place,
     out: Path,
     common: Config,
     seeds: int | None = None,
@@ -122,7 +125,7 @@ def make(
     Args:
         common: the configuration of `preset.config` with the user's changes. The changes apply to all trainings, also
             to those of another configuration; but a row's own settings win over them.
-        epochs: of all trainings; default: what their configurations say.
+        epochs: of all trainings; default: those of the trainings that are there, else what their configurations say.
         only: names of parts; default: all but the optional ones.
         launch: how a line is started, instead of by `dist-sketch`.
 
@@ -136,10 +139,12 @@ def make(
     seeds = preset.seeds if seeds is None else seeds
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: must be at least 1")
-    splits = read_manifest(data)["splits"]
-    for split in ("train", "val"):
-        if split not in splits or not splits[split]["has_sketch"] or splits[split]["count"] < 1:
-            raise UserError(f"{data}: has no {split} split with sketches; an experiment needs train and val")
+    splits = [name for name, s in read_manifest(data)["splits"].items() if s["has_sketch"] and s["count"]]
+    for needed in ("train", "val"):
+        if needed not in splits:
+            raise UserError(f"{data}: has no {needed} split with sketches; an experiment needs train and val")
+    # Weights may be chosen by their scores on val, so test is the better judge.
+    split = str(preset.infer.get("split", "test" if "test" in splits else "val"))
     start = dict(cfg.items(cfg.load(preset.config)))
     changes = {k: v for k, v in cfg.items(common) if v != start[k]}
     if "data.shards" in changes or "train.seed" in changes:
@@ -162,26 +167,43 @@ def make(
     trained_rows = {row for rows in trained for row in rows}
     words = _launch_words(launch)
     # The first row of the file gives a run its name, so that the name does not depend on --only.
-    runs = [
-        _planned_run(preset, rows, configs[rows[0]], seed, words, data, out)
-        for seed in range(seeds)
-        for rows in trained
-    ]
+    lengths = _epochs_there(out) if epochs is None and "train.epochs" not in changes else {}
+    infer = preset.infer if split == "val" else {"split": split} | preset.infer
+    runs = []
+    for seed in range(seeds):
+        for rows in trained:
+            config, name = configs[rows[0]], f"{rows[0]}-s{seed}"
+            # A new training is as long as those that are there, if these have one length, unless its row says its own.
+            common_length = set() if "train.epochs" in preset.rows[rows[0]].settings else set(lengths.values())
+            length = common_length.pop() if len(common_length) == 1 else config.train.epochs
+            config = replace(config, train=replace(config.train, seed=seed, epochs=lengths.get(name, length)))
+            runs.append(_planned_run(preset, rows, name, config, words, data, out, infer))
     claims = [c for c in preset.claims if trained_rows.issuperset(c.rows)]
-    return Plan(preset=preset, data=data, out=out, seeds=seeds, parts=parts, claims=claims, runs=runs)
+    return Plan(preset=preset, data=data, out=out, seeds=seeds, parts=parts, claims=claims, split=split, runs=runs)
+
+
+def _epochs_there(out: Path) -> dict[str, int]:
+    """The epochs of the trainings that lie there, by their names: without --epochs none of them gets longer."""
+    folders = (file.parent for file in sorted((out / RUNS).glob("*/config.json")))
+    return {folder.name: config_of(read_settings(folder), folder).train.epochs for folder in folders}
 
 
 def _change(config: Config, settings: dict[str, Any], where: str) -> Config:
     """The configuration with some settings changed, checked."""
-    return cfg.validate(cfg.from_dict(Config, nested((dict(cfg.items(config)) | settings).items(), where), where))
+    return validate(cfg.from_dict(Config, nested((dict(cfg.items(config)) | settings).items(), where), where))
 
 
 def _planned_run(
-    preset: Preset, rows: list[str], config: Config, seed: int, launch: list[str], data: Path, out: Path
+    preset: Preset,
+    rows: list[str],
+    name: str,
+    config: Config,
+    launch: list[str],
+    data: Place,
+    out: Path,
+    infer_options: dict[str, Any],
 ) -> PlannedRun:
-    config = replace(config, train=replace(config.train, seed=seed))
-    name, first = f"{rows[0]}-s{seed}", preset.rows[rows[0]]
-    folder, output = out / "runs" / name, out / "outputs" / name
+    first, folder, output = preset.rows[rows[0]], out / RUNS / name, out / "outputs" / name
     start = dict(cfg.items(cfg.load(first.config)))
     # The settings that make a row appear on its line even if they are the default.
     always = {"train.epochs", "train.seed"} | {key for row in rows for key in preset.rows[row].settings}
@@ -190,7 +212,7 @@ def _planned_run(
     train = [*preset_option, "--data.shards", str(data), "--out", str(folder), *arguments(own)]
     untracked = dict(cfg.items(TrackConfig()))
     track = {f"track.{k}": v for k, v in cfg.items(config.track) if v != untracked[k]}
-    infer = ["--run", str(folder), "--input", str(data), "--out", str(output), *infer_arguments(preset.infer | track)]
+    infer = ["--run", str(folder), "--input", str(data), "--out", str(output), *infer_arguments(infer_options | track)]
     return PlannedRun(
         name=name,
         rows=rows,
@@ -199,7 +221,7 @@ def _planned_run(
         output=output,
         train=shlex.join([*launch, "train", *train]),
         infer=shlex.join([*launch, "infer", *infer]),
-        infer_options=preset.infer,
+        infer_options=infer_options,
     )
 
 
@@ -255,7 +277,7 @@ def claim_folder(plan: Plan) -> None:
         if not file.exists():
             continue
         saved = read_settings(planned.folder)
-        changes = cfg.difference(config_of(saved, planned.folder), planned.config)
+        changes = difference(config_of(saved, planned.folder), planned.config)
         if (saved.get("facts") or {}).get("manifest_sha256") != digest:
             changes.append(f"--data {plan.data}: another data set (its manifest differs)")
         if changes:

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import no_links
 from dist_sketch.core.saved import read_status
 from dist_sketch.core.signals import signal_on_parent_death
+from dist_sketch.core.words import duration
 from dist_sketch.experiments.planning import Plan, PlanLine
 
 STOPPED, FAILED = os.EX_TEMPFAIL, 1  # exit codes
@@ -113,9 +117,36 @@ def run(plan: Plan) -> int:
         return _run(plan, runner)
 
 
+class Clock:
+    """How long the lines of a plan take: what is over, and what is left by the lines of the same kind so far."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._took: dict[str, list[float]] = defaultdict(list)  # s for each unit of a line's work, by its kind
+
+    def note(self, line: PlanLine, seconds: float) -> None:
+        """Takes the time of a line that is done."""
+        self._took[line.kind].append(seconds / _work(line))
+
+    def told(self, left: Sequence[PlanLine]) -> str:
+        """The time so far, and the time that the lines need that are `left`."""
+        so_far = f"{duration(time.monotonic() - self._began)} so far"
+        if not left:
+            return so_far
+        if any(line.kind not in self._took for line in left):
+            return f"{so_far}; time left: not known before a line of each kind is done"
+        return f"{so_far}; about {duration(sum(_work(x) * fmean(self._took[x.kind]) for x in left))} left"
+
+
+def _work(line: PlanLine) -> int:
+    """How much a line does, beside others of its kind."""
+    return line.run.config.train.epochs if line.kind == "train" else 1
+
+
 def _run(plan: Plan, runner: Runner) -> int:
-    lines, failed, skipped = plan.lines, [], []
+    lines, failed, skipped, clock = plan.lines, [], [], Clock()
     say = partial(print, flush=True)
+    waiting = [i for i, line in enumerate(lines, 1) if not line.done()]
     for i, line in enumerate(lines, 1):
         head = f"[{i}/{len(lines)}] {line.name}"
         if line.done():
@@ -127,7 +158,7 @@ def _run(plan: Plan, runner: Runner) -> int:
             continue
         say(f"{head}: {line.command}")
         status = line.run.folder / "status.json"
-        before = _written_at(status)
+        before, began = _written_at(status), time.monotonic()
         code = runner.start(line)
         # Somebody else may have asked the training to stop; the exit code of a launcher does not say so.
         saved = line.kind == "train" and _written_at(status) != before
@@ -138,6 +169,12 @@ def _run(plan: Plan, runner: Runner) -> int:
             why = f"exit code {code}" if code else "exit code 0, but its results are missing"
             say(f"{head}: FAILED ({why}); its output: {runner.log(line)}")
             failed.append(line)
+            continue
+        took_s = time.monotonic() - began
+        clock.note(line, took_s)
+        gone = {line.run.name for line in failed}
+        left = [lines[k - 1] for k in waiting if k > i and lines[k - 1].run.name not in gone]
+        say(f"{head}: done in {duration(took_s)}; {clock.told(left)}")
     for line in failed:
         print(f"error: failed: {line.name}; its output: {runner.log(line)}", file=sys.stderr)
     if skipped:

@@ -18,6 +18,8 @@ from dist_sketch.core import config as cfg
 from dist_sketch.core import fileio
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.folders import Lock
+from dist_sketch.core.part import PARTS, Part
+from dist_sketch.core.places import Place
 from dist_sketch.core.precision import AUTOCAST, full_float32, resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.saved import read_infer, read_not_drawn, read_scores
@@ -29,9 +31,9 @@ from dist_sketch.data.manifest import MANIFEST, manifest_hash
 from dist_sketch.data.recipe import listed, told
 from dist_sketch.data.shards import Sample
 from dist_sketch.data.sources import open_source, reference_shards
+from dist_sketch.data.store import exists
 from dist_sketch.inference import output, parts
 from dist_sketch.inference.options import MOST_OUTPUT_PX, MOST_SOURCE_PX, DenoiseOverride, InferOptions
-from dist_sketch.inference.parts import Part
 from dist_sketch.inference.postprocess import Postprocess, worker_map
 from dist_sketch.model import networks, pretrained
 
@@ -46,11 +48,11 @@ class LeftOut(UserError):
         self.sentences = sentences
 
 
-def infer(run: Path, source: Path | Sequence[Path], out: Path, options: InferOptions) -> dict[str, Any] | None:
+def infer(run: Path, source: Place | Sequence[Place], out: Path, options: InferOptions) -> dict[str, Any] | None:
     """Draws every input exactly once, over all ranks, into `out`; never writes into `run`.
 
     Args:
-        source: shards, a folder of images, or one or more images.
+        source: shards (a folder or an address), a folder of images, or one or more images.
 
     Returns:
         The contents of metrics.json where the drawings are scored, else None; the same on all ranks.
@@ -64,7 +66,7 @@ def infer(run: Path, source: Path | Sequence[Path], out: Path, options: InferOpt
         raise SharedError(f"--batch-size {options.batch_size}: must be at least 1")
     check_count(options.workers, 0)
     part = Part.parse(options.part) if options.part else None
-    inputs = open_source(source, options.split, fit=options.fit, invert=options.invert)
+    inputs = open_source(source, options.split, fit=options.fit, invert=options.invert, where=options.where)
     with (
         Lock(out) as lock,
         worker_map(options.workers, len(inputs)) as run_in_workers,
@@ -88,6 +90,7 @@ def infer(run: Path, source: Path | Sequence[Path], out: Path, options: InferOpt
             "input": str(inputs.path.resolve()),
             "files": [str(file.resolve()) for file in inputs.files],
             "split": options.split,
+            "where": options.where,
             "size": model.size,
             "output_size": options.output_size,
             "format": options.format,
@@ -187,7 +190,7 @@ def merge(out: Path) -> dict[str, Any] | None:
 def _merge(out: Path) -> dict[str, Any] | None:
     there = read_infer(out)
     if "names" in there:
-        shutil.rmtree(out / parts.PARTS, ignore_errors=True)
+        shutil.rmtree(out / PARTS, ignore_errors=True)
         _tell_left_out(out, there, there["names"])
         return read_scores(out)
     about, names, states = parts.load(out)
@@ -203,7 +206,7 @@ def _merge(out: Path) -> dict[str, Any] | None:
         result = output.finish(out, about | {"names": names} | not_drawn, states)
     except ValueError as e:
         raise UserError(f"{out}: its parts do not match ({e}); draw them again, all with the same FID weights") from e
-    shutil.rmtree(out / parts.PARTS)
+    shutil.rmtree(out / PARTS)
     _tell_left_out(out, not_drawn, names)
     return result
 
@@ -246,10 +249,9 @@ def _in_8_bits(drawn: Tensor) -> Tensor:
     return pixels.to_uint8(drawn).cpu()
 
 
-def _is_data_of(model: pretrained.SketchGenerator, source: Path) -> bool:
+def _is_data_of(model: pretrained.SketchGenerator, source: Place) -> bool:
     """Whether these are the shards that the model was trained and validated on."""
-    is_shards = (source / MANIFEST).is_file()
-    return is_shards and manifest_hash(source) == model.saved["facts"].get("manifest_sha256")
+    return exists(source, MANIFEST) and manifest_hash(source) == model.saved["facts"].get("manifest_sha256")
 
 
 def _joined(found: list[dict[str, list[str]]]) -> dict[str, list[str]]:
@@ -269,7 +271,7 @@ def _tell_looks(seen: dict[str, list[str]], packed_px: int | None, size: int) ->
 
 def _not_drawn_file(out: Path, part: Part) -> Path:
     """Where a part keeps what it could not draw, for `merge`."""
-    return part.file(out).with_suffix(".json")
+    return parts.file_of(out, part).with_suffix(".json")
 
 
 def _tell_left_out(out: Path, not_drawn: dict[str, Any], names: list[str]) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from dist_sketch.core import launcher
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.fileio import open_regular, write_atomic
+from dist_sketch.core.places import Place
 from dist_sketch.data.image_remarks import JPEG_START, PNG_START
 from dist_sketch.inference.infer import LeftOut, infer
 from dist_sketch.inference.options import InferOptions
@@ -16,12 +17,12 @@ from dist_sketch.inference.options import InferOptions
 FORMATS: dict[str, Literal["png", "jpg"]] = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg"}
 
 
-def wanted(inputs: Sequence[Path], out: Path, options: InferOptions) -> bool:
+def wanted(inputs: Sequence[Place], out: Path, options: InferOptions) -> TypeGuard[Sequence[Path]]:
     """Whether `out` is meant as a file: it is named like a picture, is no folder, and there is a single image to draw.
 
     Everything else goes into a folder, which may not get the name of a file.
     """
-    single = len(inputs) == 1 and inputs[0].is_file() and not options.part
+    single = len(inputs) == 1 and isinstance(inputs[0], Path) and inputs[0].is_file() and not options.part
     return single and out.suffix.lower() in FORMATS and not out.is_dir()
 
 

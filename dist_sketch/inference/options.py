@@ -30,6 +30,9 @@ class InferOptions:
 
     split: str = "val"
     """Split of shards, or of a folder with splits, to draw."""
+    where: str = ""
+    """Of shards draw only the pairs whose labels make this true, as in "style == 1 and not smile" (see `train
+    --data.where`)."""
     fit: Fit | None = None
     """How pages that are not square become the network's square. squash: the aspect ratio is not kept, as in the paper;
     pad: with margins in the tone of the page's border, which are cut off the drawing again; crop: the largest square in

@@ -8,24 +8,25 @@ from typing import Any
 from dist_sketch.core import fileio
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import LOGS, Lock, refuse_file_name, refuse_foreign, refuse_others, tidy
+from dist_sketch.core.part import PARTS, Part
+from dist_sketch.core.places import Place, place
 from dist_sketch.core.saved import read_infer
 from dist_sketch.data.sources import labels_of
 from dist_sketch.inference import parts
-from dist_sketch.inference.parts import Part
 
 FOLDERS = ("line", "raw", "sketch", "real")
 
 
-def make_room(out: Path, inputs: Sequence[Path], part: Part | None, about: dict[str, Any], lock: Lock) -> bool:
+def make_room(out: Path, inputs: Sequence[Place], part: Part | None, about: dict[str, Any], lock: Lock) -> bool:
     """Removes the pictures of an earlier inference, but not other jobs' parts; returns whether there is work left."""
     for path in inputs:
-        if path.resolve().is_relative_to(out.resolve()):
+        if isinstance(path, Path) and path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"{out}: holds the input {path}, which would be overwritten; choose another --out")
     if part:
-        _look(out, parts.PARTS)
+        _look(out, PARTS)
         lock.acquire(shared=True)  # the jobs that draw the other parts work in it, too
         with lock.turn():
-            _look(out, parts.PARTS)
+            _look(out, PARTS)
             return parts.claim(out, part, about)
     _look(out)
     lock.acquire()
@@ -36,7 +37,7 @@ def make_room(out: Path, inputs: Sequence[Path], part: Part | None, about: dict[
     same = all(there.get(key) == value for key, value in about.items())
     if not same:  # what infer.json says of the pictures does not hold any more, even if this is killed now
         fileio.write_json(out / "infer.json", {"state": "running"})
-    for folder in (parts.PARTS,) if same else (*FOLDERS, parts.PARTS):
+    for folder in (PARTS,) if same else (*FOLDERS, PARTS):
         shutil.rmtree(out / folder, ignore_errors=True)
     for file in ("metrics.json", "report.html"):
         (out / file).unlink(missing_ok=True)
@@ -68,7 +69,7 @@ def _look(out: Path, *begun: str) -> None:
     there, what = read_infer(out), "what an inference has drawn there"
     if there and there != {"state": "running"} and not {"run", "input", "weights_sha256"} <= there.keys():
         raise UserError(f"{out / 'infer.json'}: was not written by dist_sketch; choose another --out")
-    for name in (*FOLDERS, parts.PARTS):
+    for name in (*FOLDERS, PARTS):
         folder = out / name
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise UserError(f"{folder}: is a link or a file where pictures would be written; choose another --out")
@@ -76,8 +77,8 @@ def _look(out: Path, *begun: str) -> None:
         drawn = [f".{there['format']}"] if "format" in there and name in ("raw", "sketch") else [".png", ".jpg"]
         stems = there.get("names") or [p.stem for p in (out / name).glob("*") if p.is_file()]
         refuse_others(out / name, what, [stem + suffix for stem in stems for suffix in drawn])
-    files = [p.name for p in (out / parts.PARTS).glob("*-of-*") if p.suffix in (".pt", ".json")]
-    refuse_others(out / parts.PARTS, what, files)
+    files = [p.name for p in (out / PARTS).glob("*-of-*") if p.suffix in (".pt", ".json")]
+    refuse_others(out / PARTS, what, files)
 
 
 def finish(out: Path, about: dict[str, Any], states: list[Any] | None) -> dict[str, Any] | None:
@@ -102,7 +103,7 @@ def finish(out: Path, about: dict[str, Any], states: list[Any] | None) -> dict[s
     earlier = {*there.get("before", []), *(name + end for name in there.get("names", []) for end in (".png", ".jpg"))}
     for file in (out / folder / name for folder in FOLDERS for name in earlier if Path(name).stem not in names):
         file.unlink(missing_ok=True)
-    if not about.get("files") and (labels := labels_of(Path(about["input"]), about["split"], about["names"])):
+    if not about.get("files") and (labels := labels_of(place(about["input"]), about["split"], about["names"])):
         about["labels"] = labels
     fileio.write_json(out / "infer.json", about)  # written last: its "names" mark the output as complete
     return result

@@ -1,49 +1,24 @@
 """Inference in parts, each drawn by a job of its own (a SLURM array): OUT/parts/K-of-N.pt, joined at the end."""
 
 import io
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dist_sketch.core import fileio
-from dist_sketch.core.errors import SharedError, UserError
+from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import refuse_foreign
-from dist_sketch.core.saved import MOST_PARTS, Name, read_infer
+from dist_sketch.core.part import PARTS, Part
+from dist_sketch.core.saved import Name, read_infer
 from dist_sketch.core.toml_dataclass import checked
 
-PARTS = "parts"
 
-
-class Part(NamedTuple):
-    """Part `number` (from 1) of `total`."""
-
-    number: int
-    total: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From "K/N".
-
-        Raises:
-            UserError: it is not that.
-        """
-        found = re.fullmatch(r"(\d{1,7})/(\d{1,7})", text, re.ASCII)
-        part = cls(int(found[1]), int(found[2])) if found else None
-        if part is None or not 1 <= part.number <= part.total <= MOST_PARTS:
-            raise SharedError(f"--part {text}: must be K/N with K from 1 to N, as 2/8, and N at most {MOST_PARTS:,}")
-        return part
-
-    def share(self, count: int) -> range:
-        """This part's share of the indices 0..count-1: contiguous; each index belongs to exactly one part."""
-        return range(count * (self.number - 1) // self.total, count * self.number // self.total)
-
-    def file(self, out: Path) -> Path:
-        """The file of this part's names and scores."""
-        return out / PARTS / f"{self.number}-of-{self.total}.pt"
+def file_of(out: Path, part: Part) -> Path:
+    """The file of a part's names and scores."""
+    return out / PARTS / f"{part.name}.pt"
 
 
 def claim(out: Path, part: Part, about: dict[str, Any]) -> bool:
@@ -64,7 +39,7 @@ def claim(out: Path, part: Part, about: dict[str, Any]) -> bool:
         refuse_foreign(out, "an output folder", PARTS)
         (out / PARTS).mkdir(parents=True, exist_ok=True)
         fileio.write_json(out / "infer.json", mark)
-    return not part.file(out).is_file()
+    return not file_of(out, part).is_file()
 
 
 def save(out: Path, part: Part, names: list[str], states: list[Any] | None) -> None:
@@ -72,7 +47,7 @@ def save(out: Path, part: Part, names: list[str], states: list[Any] | None) -> N
     buffer = io.BytesIO()
     kept = None if states is None else [_map(torch.from_numpy, s) for s in states]
     torch.save({"names": names, "states": kept}, buffer)
-    fileio.write_atomic(part.file(out), buffer.getvalue())
+    fileio.write_atomic(file_of(out, part), buffer.getvalue())
 
 
 def load(out: Path) -> tuple[dict[str, Any], list[str], list[Any] | None]:
@@ -87,7 +62,7 @@ def load(out: Path) -> tuple[dict[str, Any], list[str], list[Any] | None]:
             f"{out}: has no parts to merge: the merge is a job of its own, after all parts are drawn (`dist-sketch "
             f"infer --part K/N --out {out}`); `dist-sketch submit infer --array=1-N ...` adds it by itself"
         )
-    files = [Part(k + 1, about["parts"]).file(out) for k in range(about["parts"])]
+    files = [file_of(out, Part(k + 1, about["parts"])) for k in range(about["parts"])]
     missing = [f.stem.replace("-of-", "/") for f in files if not f.is_file()]
     if missing:
         raise UserError(f"{out}: not drawn yet: --part {', '.join(missing)}")

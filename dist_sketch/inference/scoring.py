@@ -11,15 +11,18 @@ from torch import Tensor
 from dist_sketch.core import fileio
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock
+from dist_sketch.core.places import place
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.core.words import plain
-from dist_sketch.data import loader, pixels
+from dist_sketch.data import pixels
 from dist_sketch.data.fit import fitted, with_plain_margins
 from dist_sketch.data.image_files import read_image
 from dist_sketch.data.manifest import MANIFEST, Fit
+from dist_sketch.data.order import order
 from dist_sketch.data.recipe import listed
 from dist_sketch.data.shards import BadSample, Sample, Shards
+from dist_sketch.data.store import exists
 from dist_sketch.metrics import inception
 from dist_sketch.metrics.scorer import Scorer
 
@@ -36,23 +39,23 @@ class ReferenceSketches:
     def __init__(self, folder: str | None, count: int, size: int):
         self._size = size
         self._shards = None
-        if folder is not None and (Path(folder) / MANIFEST).is_file():
-            self._shards = Shards(Path(folder), "train")
-            self._places = loader.order(len(self._shards), 0, 0, shuffle=True)[:count]
+        if folder is not None and exists(place(folder), MANIFEST):
+            self._shards = Shards(place(folder), "train")
+            self._places = order(len(self._shards), 0, 0, shuffle=True)[:count]
 
     def add(self, scorer: Scorer, indices: Iterable[int]) -> None:
         """Adds the sketches that belong to the inputs `indices`."""
         if self._shards is None:
             return
         good, left_out = {}, []
-        for i in (i for i in indices if i < len(self._places)):
-            try:
-                sketch = self._shards.read(int(self._places[i]), 3).sketch
-            except BadSample as e:
-                left_out.append(str(e))
+        own = [i for i in indices if i < len(self._places)]
+        samples = self._shards.read_several([int(self._places[i]) for i in own], 3)
+        for i, sample in zip(own, samples, strict=True):
+            if isinstance(sample, BadSample):
+                left_out.append(str(sample))
             else:
-                assert sketch is not None  # `reference_shards` has seen to it
-                good[i] = pixels.resize(sketch, self._size, self._size)
+                assert sample.sketch is not None  # `reference_shards` has seen to it
+                good[i] = pixels.resize(sample.sketch, self._size, self._size)
         scorer.add_reference(list(good), list(good.values()), left_out)
 
 

@@ -51,7 +51,17 @@ METRICS = (
     Metric("fid_2048", "FID-2048", -1, 1, "Fréchet distance of 2048 Inception features (last pooling): the usual FID"),
     Metric("kid", "KID", -1, 4, "Kernel Inception distance, unbiased, so it may fall below 0 by chance"),
 )
+# Said wherever scores stand of pairs by which `checkpoint.choose` selected the weights.
+OPTIMISTIC = "The weights were selected by a score on these same pairs, so the scores are slightly optimistic."
 BASELINES = {"blank": "blank page", "input": "input line", "reference": "other real sketches"}
+
+
+def scores_text(scores: dict[str, Any]) -> str:
+    """The scores that a validation during a run has logged (`val/ssim` and so on) in one line; "" if there are none."""
+    known = {key.rpartition("/")[2]: value for key, value in scores.items() if isinstance(value, int | float)}
+    told = ", ".join(f"{m.label} {known[m.key]:.{m.digits}f}" for m in METRICS if m.key in known)
+    pairs = "training pairs" if any(key.startswith("seen/") for key in scores) else "validation"
+    return told and f"{pairs}: {told}"
 
 
 def scores_table(result: dict[str, Any]) -> Table:

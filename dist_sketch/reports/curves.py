@@ -145,6 +145,8 @@ def plot(
             ax.set_yscale("log")
             ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
             ax.yaxis.set_major_formatter("{x:g}")
+        else:
+            ax.ticklabel_format(axis="y", scilimits=(-2, 5))  # learning rates as 2.0 and 1e-4: long labels would be cut
         ax.set_title(panel.title)
         for colour, intervals in panel.shaded.items():
             band = ax.get_xaxis_transform()

@@ -1,24 +1,16 @@
 """The model card of an exported generator: data and their licence, training, scores, intended use, limits."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from dist_sketch.core.config import to_dict
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.licenses import hub_name
 from dist_sketch.core.saved import read_infer, read_scores
 from dist_sketch.model.pretrained import CARD_MARKER, SketchGenerator
-from dist_sketch.reports.page import render
-from dist_sketch.reports.report import changed
+from dist_sketch.reports.page import changed, render
 
 FACTS = ("pairs", "data", "license", "steps", "device", "code", "began_with")  # of which some may be unknown
-# Licences that the Hub knows by these names, as `license:` in a card's first lines
-KNOWN = (
-    *("mit", "apache-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "wtfpl", "zlib", "cc0-1.0"),
-    *("cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0"),
-    *("cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "gpl-2.0", "gpl-3.0"),
-    *("lgpl-3.0", "agpl-3.0", "mpl-2.0", "odbl", "pddl", "openrail"),
-)
 SURROUNDINGS = ("track.", "data.shards", "init_from")  # settings that hold paths and names of the user's machine
 
 
@@ -52,11 +44,7 @@ def license_id(model: SketchGenerator) -> str:
     """The Hub's name for the licence of all data behind these weights; other: it has none; unknown: not stated."""
     facts = model.saved["facts"]
     stated = [facts.get("license"), *(source.get("license") for source in facts.get("began_with") or [])]
-    names = set()
-    for text in stated:
-        words = re.sub(r"\s+licen[cs]e$", "", re.split(r"[(,;:]", text or "not stated")[0].strip().lower())
-        name = "unknown" if words == "not stated" else re.sub(r"\s+", "-", words)
-        names.add(name if name in (*KNOWN, "unknown") else "other")
+    names = set(map(hub_name, stated))
     return names.pop() if len(names) == 1 else "other"
 
 

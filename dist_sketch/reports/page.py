@@ -1,6 +1,7 @@
 """What the self-contained HTML pages share: rendering, numbers as text, pictures as data URIs."""
 
 import base64
+import hashlib
 import io
 import re
 from functools import cache
@@ -11,34 +12,43 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from dist_sketch.core.config import Config, items
 from dist_sketch.core.fileio import flat
-from dist_sketch.core.words import plain
+from dist_sketch.core.words import duration, plain
 from dist_sketch.data.image_files import BadImage, read_image
-from dist_sketch.metrics.definitions import BASELINES, METRICS
+from dist_sketch.metrics.definitions import BASELINES, METRICS, OPTIMISTIC
 
-# Shown if `checkpoint.choose` selected the weights on the very pairs that are scored.
-OPTIMISTIC = "The weights were selected by a score on these same pairs, so the scores are slightly optimistic."
 SPLITS = {"val": "validation", "train": "training", "test": "test"}
+TEMPLATES = Path(__file__).with_name("templates")
 VARIANT_FOLDERS = {"raw": "raw", "denoised": "sketch"}  # folders of an output that hold the drawings
 
 
 def render(template: str, **values: Any) -> str:
-    """Fills a template of this package; in HTML templates every value is escaped."""
+    """Fills a template of this package; in HTML templates every value is escaped. An HTML page needs `scripts`, too."""
     return _environment(template.endswith(".html.j2")).get_template(template).render(**values)
+
+
+def scripts(*more: str) -> dict[str, str]:
+    """The code of an HTML page, and its hash: the browser runs nothing else there.
+
+    Args:
+        more: files of the templates' folder, beside those of every page.
+    """
+    code = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("viewer.js", "tables.js", *more))
+    return {"code": Markup(code), "code_hash": f"sha256-{_base64(hashlib.sha256(code.encode()).digest())}"}
 
 
 @cache
 def _environment(autoescape: bool) -> Environment:
     """Reads and compiles each template once: a page of many runs fills some of them a thousand times."""
-    loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(
-        loader=loader,
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         finalize=shown if autoescape else None,
     )
-    for function in (number, flat, conjoin, breakable, escape_markdown, embed):
+    for function in (number, duration, flat, conjoin, breakable, glued, escape_markdown, embed):
         environment.filters[function.__name__] = function
     environment.globals |= {"METRICS": METRICS, "BASELINES": BASELINES, "SPLITS": SPLITS, "OPTIMISTIC": OPTIMISTIC}
     return environment
@@ -54,12 +64,23 @@ def breakable(name: str) -> Markup:
     return Markup(re.sub(r"(?<=[._/])(?=\w)", "<wbr>", str(Markup.escape(plain(name)))))
 
 
+def glued(text: str) -> str:
+    """A sentence in which the browser does not break the line within a value such as "1.2 ± 0.3" or "5 %"."""
+    return re.sub(r" (?=±|%|‰)|(?<=±) ", "\N{NO-BREAK SPACE}", text)
+
+
 def escape_markdown(value: Any) -> str:
     """A value as text on one line, in which no character has a meaning in Markdown."""
     text = " ".join(plain(str(value)).split())
     for letter in "\\|*`[]":
         text = text.replace(letter, "\\" + letter)
     return text.replace("<", "&lt;")
+
+
+def changed(settings: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, value, default) of each setting of a run that differs from the default."""
+    defaults = dict(items(Config()))
+    return [(k, v, defaults.get(k)) for k, v in flat(settings) if k not in defaults or v != defaults[k]]
 
 
 def number(value: float | None, digits: int, sign: Literal["+", "-"] = "-") -> str:
@@ -95,4 +116,8 @@ def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
     """The picture as a data URI; `options` are Pillow's for this kind of file."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/{kind};base64,{_base64(buffer.getvalue())}"
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -3,44 +3,26 @@
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from dist_sketch.core import saved
-from dist_sketch.core.config import Config, items
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import flat, write_atomic
+from dist_sketch.core.fileio import write_atomic
 from dist_sketch.data.manifest import MANIFEST
 from dist_sketch.metrics.definitions import METRICS, Metric
 from dist_sketch.model.pretrained import WEIGHTS
-from dist_sketch.reports import error_map
+from dist_sketch.reports import error_map, history
 from dist_sketch.reports.by_label import label_groups
-from dist_sketch.reports.curves import SVG_COLOURS, Curve, Panel, lock_intervals, plot, points, style, svg
-from dist_sketch.reports.page import find_picture, render
-from dist_sketch.tracking.tracker import read_metrics
+from dist_sketch.reports.page import VARIANT_FOLDERS, changed, find_picture, render, scripts
 
 PORTRAIT_PX = 512  # largest side of a portrait on the page
 THUMB_PX = 96  # twice the shown size, for dense screens
 TABLE_LIMIT, TABLE_END = 500, 200  # with more images than the limit, the table shows this number from both ends
 NEEDED = ("run", "step", "input", "split", "size", "output_size", "format", "mode", "denoise")  # of infer.json
+ROLES = {"line": "line", "raw": "drawn", "sketch": "drawn", "real": "real"}
 CAPTIONS = {"line": "line", "raw": "raw", "sketch": "denoised", "real": "real"}  # folder of OUT -> caption
-
-# (title, kind of record, x axis, panels: (title, curves: (key of the record, colour, line style)))
-PLOTS = (
-    ("Discriminator", "train", "step", (
-        ("loss of D", (("loss/d", "d", "-"),)),
-        ("belief in real sketches (solid) and in drawn ones (dotted)", (("d/real", "d", "-"), ("d/fake", "d", ":"))),
-    )),
-    ("Generator", "train", "step", (
-        ("loss of G", (("loss/g", "g", "-"),)),
-        ("its L1 term", (("loss/g_l1", "g", "-"),)),
-    )),
-    ("Validation", "val", "epoch", (
-        ("SSIM on the validation split", (("val/ssim", "v", "-"),)),
-        ("SCOOT", (("val/scoot", "v", "-"),)),
-        ("specks a picture", (("val/specks", "v", "-"),)),
-    )),
-)  # fmt: skip
 
 
 def build(out: Path, by: str | None = None) -> Path:
@@ -69,11 +51,17 @@ def build(out: Path, by: str | None = None) -> Path:
     side = min(PORTRAIT_PX, int(infer.get("size") or PORTRAIT_PX))
 
     def portrait(name: str, px: int, small: bool) -> dict[str, Any]:
-        images = [(CAPTIONS[f], find_picture(out / f, name, px, small)) for f in folders]
+        """Each picture is (caption, role, embedded, relative address of its file, which a viewer may show larger)."""
+        images = []
+        for folder in folders:
+            suffix = infer["format"] if folder in VARIANT_FOLDERS.values() else "png"
+            address = quote(f"{folder}/{name}.{suffix}")
+            images.append((CAPTIONS[folder], ROLES[folder], find_picture(out / folder, name, px, small), address))
         return {"name": name, "images": images, "scores": scored.get(name)}
 
     html = render(
         "report.html.j2",
+        **scripts(),
         out=out,
         run=run,
         infer=infer,
@@ -94,7 +82,7 @@ def build(out: Path, by: str | None = None) -> Path:
         table_end=TABLE_END,
         of_each=[m for m in METRICS if m.key in saved.IMAGE_SCORES],
         calibration=calibration if calibration.get("denoise") == infer.get("denoise") else {},
-        history=history(run),
+        history=history.read(run),
         exported=(run / WEIGHTS).is_file(),
     )
     if saved.read_infer(out) != infer:
@@ -103,12 +91,6 @@ def build(out: Path, by: str | None = None) -> Path:
         )
     write_atomic(out / "report.html", html)
     return out / "report.html"
-
-
-def changed(settings: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, value, default) of each setting of a run that differs from the default."""
-    defaults = dict(items(Config()))
-    return [(k, v, defaults.get(k)) for k, v in flat(settings) if k not in defaults or v != defaults[k]]
 
 
 def compare_scores(mine: dict[str, Any], other: dict[str, Any]) -> dict[Metric, int]:
@@ -145,28 +127,3 @@ def shortlist(names: list[str], scored: dict[str, Any]) -> list[str]:
         return names
     order = ranked(names, scored) or names
     return order if len(order) <= 2 * TABLE_END else order[:TABLE_END] + order[-TABLE_END:]
-
-
-def history(run: Path) -> dict[str, Any]:
-    """The run's curves as inline SVG (wide, and narrow for phones), its locks, its train records, its speed.
-
-    And `seen`: whether it was scored on pairs that it trained on.
-    """
-    records = read_metrics(run)
-    train, locks, figures = [r for r in records if r["kind"] == "train"], lock_intervals(records), []
-    shaded = {SVG_COLOURS[net]: intervals for net, intervals in locks.items()}
-    for title, kind, x, panels in PLOTS:
-        chosen = [r for r in records if r["kind"] == kind]
-        drawn = []
-        for name, lines in panels:
-            curves = [Curve(*points(chosen, x, k), SVG_COLOURS[c], line, noisy=x == "step") for k, c, line in lines]
-            drawn.append(Panel(name, curves, shaded if x == "step" else {}))
-        if len(drawn[0].curves[0].x) >= 2:
-            drawn = [panel for panel in drawn if any(len(curve.x) for curve in panel.curves)]
-            with style(SVG_COLOURS):
-                wide, narrow = (svg(plot(drawn, x, width), title) for width in (10.0, 5.0))
-            figures.append({"title": title, "locks": x == "step", "wide": wide, "narrow": narrow})
-    speeds = points(train, "step", "speed/images_per_s")[1]
-    speed = float(np.median(speeds)) if len(speeds) else None
-    seen = any("seen/ssim" in r for r in records if r["kind"] == "val")
-    return {"curves": figures, "locks": locks, "train": train, "speed": speed, "seen": seen}

@@ -8,6 +8,7 @@ import tyro
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import find_file
+from dist_sketch.core.places import Place
 from dist_sketch.slurm import attempt, doctor, node_launcher, rank_logs, submit
 
 JobArguments = tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND ARGUMENTS ...")]]
@@ -93,7 +94,7 @@ class NodeCommand:
     """Where the ranks meet on the first node; default: 20000 + job id modulo 12000."""
     logs: Path | None = None
     """Folder for the logs of each rank and node."""
-    stage: Path | None = None
+    stage: Place | None = None
     """Shards to copy first to this node's own disk ($SLURM_TMPDIR or $TMPDIR), where they are verified."""
 
     def run(self) -> int:

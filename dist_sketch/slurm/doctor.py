@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,18 +17,18 @@ import tyro
 from dist_sketch.commands.data import PackCommand
 from dist_sketch.commands.infer import InferCommand
 from dist_sketch.commands.train import TrainCommand, as_typed, preset
-from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config
+from dist_sketch.core.config_rules import difference, validate
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.saved import config_of, read_settings
+from dist_sketch.core.places import Address, Place, place
+from dist_sketch.core.saved import MOST_PARTS, config_of, read_settings
 from dist_sketch.core.words import plain
 from dist_sketch.slurm.numbers import MOST_NODES, MOST_RANKS, MOST_TASKS, number
 from dist_sketch.slurm.submit import Request, experiment_command
 
 GB = 1e9
 HASHED_GB = 20.0  # a login node should not read more; of larger shards only the lengths are compared
-MOST_PARTS = 10**6  # of an inference: as many as its infer.json takes
-ADAM_COPIES = 3  # of each weight in a checkpoint: the weight and Adam's two means
+LOOKS_AT_ONCE = 16  # at the lengths of shards
 
 
 class Check(NamedTuple):
@@ -44,7 +45,7 @@ def report(requests: Sequence[Request]) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    made: list[Path] = []
+    made: list[Place] = []
     table = Table("job", "check", "", "found")
     style = {"good": "green", "note": "yellow", "bad": "red"}
     bad = 0
@@ -52,17 +53,21 @@ def report(requests: Sequence[Request]) -> int:
         for line in check(request, made):
             bad += line.state == "bad"
             table.add_row(request.kind, line.what, f"[{style[line.state]}]{line.state}[/]", escape(plain(line.found)))
-        made.append(Path(request.setting("out")))
+        made.append(place(request.setting("out")))
     if not shutil.which("sbatch"):
         table.add_row("", "SLURM", "[yellow]note[/]", "there is no sbatch here: is this the login node?")
     Console().print(table)
     return bad
 
 
-def check(request: Request, made: Sequence[Path]) -> Iterator[Check]:
-    """The checks of a job; `made` are folders that earlier jobs of its chain will make."""
+def check(request: Request, made: Sequence[Place]) -> Iterator[Check]:
+    """The checks of a job; `made` are places that earlier jobs of its chain will make."""
     yield from {"pack": _pack, "train": _train, "infer": _infer, "experiment": _experiment}[request.kind](request, made)
-    yield _writable(Path(request.setting("out")))
+    out = place(request.setting("out"))
+    if isinstance(out, Path):
+        yield _writable(out)
+    else:
+        yield _try("output", lambda: _uploadable(out, request.options))
     yield from _logs(request)
     if os.environ.get("SBATCH_ARRAY_INX"):
         yield Check("array", "bad", "SBATCH_ARRAY_INX makes an array of every job: unset it, and give --array")
@@ -73,23 +78,30 @@ def check(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     yield Check("W&B", "good", f"{mode}; dist-sketch sync afterwards" if mode == "offline" else mode)
 
 
-def _pack(request: Request, made: Sequence[Path]) -> Iterator[Check]:
+def _pack(request: Request, made: Sequence[Place]) -> Iterator[Check]:
     from dist_sketch.data import recipe
 
     source, root, out = (request.setting(name) for name in ("source", "root", "out"))
 
+    options, given = _options(request, PackCommand, source), PackCommand(source=source, out=Path(out))
+    if options.state == "good":
+        given = tyro.cli(PackCommand, args=[source, "--out", "x", *request.options])
+
     def count() -> str:
-        pairs, problems = recipe.pairs(recipe.load(source, Path(root) if root else None, None))
+        home = Path(root) if root else None
+        found = recipe.load(source, home, given.val_fraction, given.layout, given.direction, given.test_fraction)
+        pairs, problems = recipe.pairs(found)
         more = f", {len(problems)} file(s) cannot be used: {problems[0].why}" if problems else ""
         return f"{len(pairs)} pairs{more}"
 
-    yield _options(request, PackCommand, source)
+    yield options
     yield _try("source", count)
-    if (Path(out) / "manifest.json").exists():
+    yield from _parts(request)
+    if not isinstance(place(out), Address) and (Path(out) / "manifest.json").exists():
         yield _shards(Path(out))
 
 
-def _train(request: Request, made: Sequence[Path]) -> Iterator[Check]:
+def _train(request: Request, made: Sequence[Place]) -> Iterator[Check]:
     words = ["--data.shards", request.setting("shards"), "--out", request.setting("out")]
     words += as_typed(request.options)
     if request.setting("config"):
@@ -98,10 +110,10 @@ def _train(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     if request.slurm("array"):
         found = f"--array={request.slurm('array')}: all tasks would train into {request.setting('out')}"
         yield Check("array", "bad", f"{found}: give each training an out= and a job of its own, or submit experiment")
-    yield from _training(request, cfg.validate(given.settings), Path(request.setting("out")), made)
+    yield from _training(request, validate(given.settings), Path(request.setting("out")), made)
 
 
-def _training(request: Request, config: Config, run: Path, made: Sequence[Path]) -> Iterator[Check]:
+def _training(request: Request, config: Config, run: Path, made: Sequence[Place]) -> Iterator[Check]:
     shards, batch = config.data.shards, config.data.batch_size
     assert shards is not None
     nodes = number("--nodes", request.slurm("nodes") or "1", 1, MOST_NODES)
@@ -130,18 +142,20 @@ def _training(request: Request, config: Config, run: Path, made: Sequence[Path])
     if found.state != "bad":
         yield from _with_data(request, config, ranks, run)
     if (run / "config.json").exists():
-        changes = cfg.difference(config_of(read_settings(run), run), config)
+        changes = difference(config_of(read_settings(run), run), config)
         yield Check("run", "bad" if changes else "good", "; ".join(changes) or f"{run}: will be continued")
 
 
 def _with_data(request: Request, config: Config, ranks: int, run: Path) -> Iterator[Check]:
-    from dist_sketch.data.loader import steps_an_epoch
+    from dist_sketch.data.order import length, steps_an_epoch
+    from dist_sketch.data.selection import chosen, weights
     from dist_sketch.data.shards import Shards
     from dist_sketch.tracking.tracker import read_metrics
     from dist_sketch.training import setup
 
     assert config.data.shards is not None
-    shards = Shards(config.data.shards, "train")
+    shards = chosen(Shards(config.data.shards, "train"), config.data.where)
+    places = length(len(shards), weights(shards, config.data.weights))
 
     def fit() -> str:
         setup.check(config, shards, ranks)
@@ -158,7 +172,7 @@ def _with_data(request: Request, config: Config, ranks: int, run: Path) -> Itera
     if limit == math.inf:
         yield Check("time", "note", f"--time={time}: no limit, as far as the partition allows it")
         return
-    steps = steps_an_epoch(len(shards), config.data.batch_size) * config.train.epochs
+    steps = steps_an_epoch(places, config.data.batch_size) * config.train.epochs
     logged = [m for m in (read_metrics(run) if (run / "metrics.jsonl").exists() else []) if m.get("speed/step_s")]
     if logged:
         steps, step_s = steps - logged[-1]["step"], logged[-1]["speed/step_s"]
@@ -171,21 +185,29 @@ def _with_data(request: Request, config: Config, ranks: int, run: Path) -> Itera
         yield Check("time", "note", f"{most} (measure it: `dist-sketch bench step` on a node, or this run's own log)")
 
 
-def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
-    from dist_sketch.data import recipe
+def _infer(request: Request, made: Sequence[Place]) -> Iterator[Check]:
+    from dist_sketch.data import inputs
     from dist_sketch.model import pretrained
 
     if request.setting("merge") == "1" and not request.slurm("array"):
         return
-    run, source = Path(request.setting("run")), Path(request.setting("input"))
+    run, source = Path(request.setting("run")), place(request.setting("input"))
     if run in made:
         yield Check("run", "good", f"{run}: an earlier job of the chain trains it")
     else:
         yield _try("run", lambda: f"{run}: step {pretrained.find_weights(pretrained.located(run))[1]}")
-    if source in made or (source / "manifest.json").is_file():
+    if isinstance(source, Address) or source in made or (source / "manifest.json").is_file():
         yield _shards(source, made)
     else:
-        yield _try("input", lambda: f"{source}: {len(recipe.inputs(source, 'val'))} image(s)")
+        yield _try("input", lambda: f"{source}: {len(inputs.inputs(source, 'val'))} image(s)")
+    yield from _parts(request)
+    yield _options(request, InferCommand, "--run", str(run), "--input", str(source))
+    yield _fid("FID and KID are left out of the scores")
+    yield _cpus(request, _ranks_per_node(request), "one per rank; more of them remove noise and write files")
+
+
+def _parts(request: Request) -> Iterator[Check]:
+    """Whether the tasks of an array make all parts of what is merged then."""
     array, parts = request.slurm("array"), request.setting("parts")
     if parts:
         number("parts", parts, 1, MOST_PARTS)
@@ -199,12 +221,9 @@ def _infer(request: Request, made: Sequence[Path]) -> Iterator[Check]:
         yield Check("array", "note", f"tasks {array} of {parts} parts; the merge needs all of them")
     elif array:
         yield Check("array", "bad", f"--array={array}: must be 1-N, or give parts=N")
-    yield _options(request, InferCommand, "--run", str(run), "--input", str(source))
-    yield _fid("FID and KID are left out of the scores")
-    yield _cpus(request, _ranks_per_node(request), "one per rank; more of them remove noise and write files")
 
 
-def _experiment(request: Request, made: Sequence[Path]) -> Iterator[Check]:
+def _experiment(request: Request, made: Sequence[Place]) -> Iterator[Check]:
     try:
         runs = experiment_command(request).plan().runs
     except UserError as e:
@@ -219,7 +238,7 @@ def _experiment(request: Request, made: Sequence[Path]) -> Iterator[Check]:
     # Trainings that agree in these settings give the same checks.
     kinds = {(c.data, c.norm, c.generator, c.checkpoint): run for run in reversed(left or runs) if (c := run.config)}
     for run in reversed(kinds.values()):
-        config = replace(run.config, data=replace(run.config.data, shards=Path(request.setting("data"))))
+        config = replace(run.config, data=replace(run.config.data, shards=place(request.setting("data"))))
         yield from _training(request, config, run.folder, made)
     wanted = sum(_checkpoint_bytes(run.config) for run in runs)
     yield _disk(Path(request.setting("out")), wanted, "checkpoints of all trainings")
@@ -261,8 +280,9 @@ def _last_task(array: str) -> int:
     return max(number("--array", end, most=MOST_TASKS) for end in ends)
 
 
-def _shards(shards: Path, made: Sequence[Path] = ()) -> Check:
+def _shards(shards: Place, made: Sequence[Place] = ()) -> Check:
     from dist_sketch.data.manifest import read_manifest
+    from dist_sketch.data.store import has_size
     from dist_sketch.data.verify import verify
 
     def checked() -> str:
@@ -270,18 +290,26 @@ def _shards(shards: Path, made: Sequence[Path] = ()) -> Check:
         files = [file for split in splits.values() for file in split["shards"]]
         size = sum(file["bytes"] for file in files) / GB
         counts = ", ".join(f"{name} {split['count']}" for name, split in splits.items())
-        if size <= HASHED_GB:
+        if size <= HASHED_GB and not isinstance(shards, Address):
             verify(shards)
             return f"{shards}: every hash is right ({counts})"
-        for file in files:
-            path = shards / file["file"]
-            if not path.is_file() or path.stat().st_size != file["bytes"]:
-                raise UserError(f"{path}: is missing or has another length than the manifest says")
+        with ThreadPool(LOOKS_AT_ONCE) as pool:
+            right = pool.map(lambda file: has_size(shards, file["file"], file["bytes"]), files)
+        for file, is_right in zip(files, right, strict=True):
+            if not is_right:
+                raise UserError(f"{shards / file['file']}: is missing or has another length than the manifest says")
         return f"{shards}: every length is right ({counts}; {size:.0f} GB: hashes by `dist-sketch verify`, in a job)"
 
     if shards in made:
         return Check("shards", "good", f"{shards}: an earlier job of the chain packs them")
     return _try("shards", checked)
+
+
+def _uploadable(address: Address, options: Sequence[str]) -> str:
+    from dist_sketch.data import upload
+
+    upload.look(address, "--force" in options)
+    return f"{address}: can be written"
 
 
 def _existing(folder: Path) -> Path:
@@ -321,16 +349,11 @@ def _disk(folder: Path, wanted: float, what: str) -> Check:
 
 
 def _checkpoint_bytes(config: Config) -> int:
-    """The size of all checkpoints that exist at once: those that are kept, the best one, and one being written."""
-    import torch
+    """The size of all checkpoints that exist at once."""
+    from dist_sketch.training.forecast import checkpoints
 
-    from dist_sketch.model import networks
-
-    with torch.device("meta"):
-        nets = [networks.generator(config), networks.discriminator(config)]
-    weights = [sum(p.numel() for p in net.parameters()) for net in nets]
-    one = 4 * (ADAM_COPIES * sum(weights) + weights[0] * (config.generator.ema > 0))
-    return one * (config.checkpoint.keep + 1 + (config.checkpoint.choose != "last"))
+    count, size = checkpoints(config)
+    return count * size
 
 
 def _cpus(request: Request, wanted: int, what: str) -> Check:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.places import Place
 from dist_sketch.slurm.numbers import MOST_NODES, MOST_RANKS, number
 from dist_sketch.slurm.rank_logs import FOLDER_VARIABLE, open_log
 
@@ -34,7 +35,7 @@ SAVE_S = 60.0  # how long ranks whose launcher is gone may take to save and to e
 
 
 def run_node(
-    command: tuple[str, ...], *, processes: int | None, port: int | None, logs: Path | None, stage: Path | None
+    command: tuple[str, ...], *, processes: int | None, port: int | None, logs: Path | None, stage: Place | None
 ) -> int:
     """Runs a command of dist-sketch on all ranks of this node; returns its exit code. `stage` are shards to copy first.
 

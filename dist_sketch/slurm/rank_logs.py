@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import no_links, open_regular
+from dist_sketch.core.hang_watch import read_hang
 from dist_sketch.core.saved import attempt_line, read_status
 from dist_sketch.core.words import plain
 
@@ -171,6 +172,10 @@ def describe(run: Path, lines: int = 30) -> str:
             report.append(f"reason: {status['reason']}")
     for a in attempts:
         report.append(f"job {a['job']} leg {a['leg']}: {a['state']} at step {a['step']}: {a['next']}, {a['why']}")
+    if status.get("slow"):
+        report.append(f"slow: {status['slow']}")
+    if hang := read_hang(run):
+        report.append(f"it hangs: {hang}" if state == "running" else f"it hung before it ended: {hang}")
     ended_well = state in ("finished", "stopped")
     if ended_well and not (attempts and attempts[-1].get("failed")):
         return plain("\n".join(report))

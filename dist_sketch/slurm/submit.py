@@ -190,19 +190,21 @@ def sbatch_calls(requests: Sequence[Request], *, write: bool = True) -> list[tup
     for request in requests:
         script = [str(request.script), *(f"{name}={value}" for name, value in request.settings.items())]
         one_node = [f"{option}={value}" for option, value in request.given.items() if option in COMMON]
-        one_node += ["--nodes=1", "--gpus-per-node=0"]
+        one_node += ["--nodes=1"] if request.kind == "pack" else ["--nodes=1", "--gpus-per-node=0"]
         if request.kind == "experiment":
             array, plan = _array(request, write=write)
             if array:  # sbatch takes the last --array
                 calls.append(("experiment", [*request.sbatch, f"--array={array}", *script, f"plan={plan}"]))
             calls.append(("page", [*one_node, "--job-name=page", *script, *request.options]))
             continue
-        by_array = request.kind == "infer" and bool(request.slurm("array"))
-        if by_array and "merge=1" in script:  # the tasks draw; the merge is a job of its own
+        in_parts = request.kind in ("pack", "infer") and bool(request.slurm("array"))
+        if in_parts and "merge=1" in script:  # the tasks make the parts; the merge is a job of its own
             script.remove("merge=1")
         calls.append((request.kind, [*request.sbatch, *script, *request.options]))
-        if by_array:
-            calls.append(("merge", [*one_node, "--job-name=merge", *script, "merge=1"]))
+        if in_parts:
+            # What is drawn says itself how; a merge of packed parts needs the settings of the shards.
+            options = request.options if request.kind == "pack" else ()
+            calls.append(("merge", [*one_node, "--job-name=merge", *script, "merge=1", *options]))
     return calls
 
 

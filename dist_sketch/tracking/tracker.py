@@ -2,12 +2,13 @@
 
 import io
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ import torch
 from dist_sketch import __version__
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import LARGE, finite, no_links, open_regular, write_atomic, write_json
-from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.saved import record_line
+from dist_sketch.tracking.live_page import LivePage, WritePage
 from dist_sketch.tracking.wandb_run import STEP_AXIS, WandbRun
 
 LONGEST_LINE = 2**20  # bytes of metrics.jsonl; ours have some hundred
+RECENT_EPOCHS = 8  # whose durations tell how long a step takes
+BREAK = 3  # times the usual duration of an epoch
 
 
 class Tracker:
@@ -28,10 +31,12 @@ class Tracker:
     Args:
         run: the run's folder.
         wandb: the W&B run, switched off on the other ranks.
+        page: writes the run's page for people; None: there is none.
     """
 
-    def __init__(self, run: Path, wandb: WandbRun, *, is_main: bool):
+    def __init__(self, run: Path, wandb: WandbRun, *, is_main: bool, page: WritePage | None = None):
         self._run, self.wandb, self._is_main = run, wandb, is_main
+        self._page = LivePage(run, page if is_main else None)
         self._path = run / "metrics.jsonl"
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -53,7 +58,13 @@ class Tracker:
     def status(self, **values: Any) -> None:
         """Writes `status.json`: the state of the run for scripts and schedulers."""
         if self._is_main:
-            write_json(self._run / "status.json", {**values, "time": round(time.time(), 3)})
+            found = {**values, "time": round(time.time(), 3)}
+            self._page.update(found)
+            write_json(self._run / "status.json", found)
+
+    def show(self) -> None:
+        """Brings the run's page up to date, if that is not too often."""
+        self._page.update()
 
     def close(self, exit_code: int = 0) -> None:
         """Finishes the W&B run; waits at most the configured timeout."""
@@ -66,46 +77,6 @@ def drop_later_lines(run: Path, step: int) -> None:
     if path.exists():
         kept = [line for line, record in _records(path) if record["step"] <= step]
         write_atomic(path, "".join(line + "\n" for line in kept))
-
-
-class Speed:
-    """Measures what a step costs: time, wait for data and memory, each on the rank where it is highest."""
-
-    def __init__(self, ranks: Ranks, step: int):
-        self._ranks, self._step, self._clock = ranks, step, time.perf_counter()
-        self.waited_s = 0.0  # for data, since the last `take`
-
-    def take(self, step: int, batch_size: int) -> dict[str, float]:
-        """Measures the steps since the last call; every rank must call it (a small all-reduce).
-
-        Returns:
-            Images per second of the run; of the worst rank: seconds per step, share of the time spent waiting for data,
-            memory in MB.
-        """
-        now = time.perf_counter()
-        steps, elapsed_s = step - self._step, now - self._clock
-        own = [elapsed_s / steps, self.waited_s / elapsed_s, memory_mb(self._ranks.device)]
-        self._step, self._clock, self.waited_s = step, now, 0.0
-        each = torch.zeros(self._ranks.world_size, len(own), dtype=torch.float64)
-        each[self._ranks.rank] = torch.tensor(own, dtype=torch.float64)
-        step_s, data_wait, memory = self._ranks.sum(each).amax(0).tolist()
-        return {
-            "speed/images_per_s": batch_size / step_s,
-            "speed/step_s": step_s,
-            "speed/data_wait": data_wait,
-            "speed/memory_mb": memory,
-        }
-
-
-def memory_mb(device: torch.device) -> float:
-    """The peak memory of tensors on a GPU; on a CPU this process's current memory (0 where there is no /proc)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -137,6 +108,17 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """
     found = {(record["kind"], record["step"]): record for _, record in _records(run / "metrics.jsonl")}
     return sorted(found.values(), key=lambda record: record["step"])
+
+
+def seconds_a_step(records: list[dict[str, Any]]) -> float | None:
+    """How long a step takes with all that an epoch does, by the newest epochs in a log; None before two are done.
+
+    An epoch that took much longer than the others held a break between two starts of the run, and is left out.
+    """
+    ends = [r for r in records if r["kind"] == "epoch" and isinstance(r.get("time"), int | float)][-RECENT_EPOCHS:]
+    spans = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairwise(ends) if b["step"] > a["step"]]
+    spans = [span for span in spans if span > 0]
+    return fmean(span for span in spans if span <= BREAK * median(spans)) if spans else None
 
 
 def versions() -> dict[str, str]:

@@ -6,8 +6,10 @@ record. W&B sends the records before that, but never takes such a file for sent.
 """
 
 import os
+import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from dist_sketch.core.fileio import write_atomic
@@ -16,7 +18,34 @@ DAMAGED = ".damaged"  # added to the name of a file as it was found, after its w
 BLOCK, CHUNK = 32768, struct.Struct("<IHB")  # checksum of kind and data, length of data, kind
 HEADER = b":W&B"  # and three bytes of the version
 HEADER_BYTES = 7  # size of a file without records, which a run leaves that is killed in its first seconds
+# As it stands in the records of steps. Those of artifacts name pictures, too, but without quotation marks.
+MEDIA = re.compile(rb'"(media/(?:images|table)/[\w./-]+\.(?:png|json))"')
 FULL, LAST = 1, 4  # kinds of the chunk that ends a record
+
+
+def records(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The whole records of a file: where each ends, and its contents. None if it is no file, or not such a log."""
+    if not (file.is_file() and os.access(file, os.R_OK)):  # reading anything but a file might not end
+        return
+    parts: list[bytes] = []
+    with open(file, "rb") as f:
+        for start in range(0, os.fstat(f.fileno()).st_size, BLOCK):
+            block, at = f.read(BLOCK), 0
+            if start == 0:
+                if not block.startswith(HEADER):
+                    return
+                at = HEADER_BYTES
+            while at + CHUNK.size <= len(block):
+                checksum, length, kind = CHUNK.unpack_from(block, at)
+                begin, at = at + CHUNK.size, at + CHUNK.size + length
+                if at > len(block) or zlib.crc32(block[begin - 1 : at]) != checksum:  # of the kind, too
+                    return
+                parts.append(block[begin:at])
+                if kind in (FULL, LAST):
+                    # What is left of a block may be too small for a chunk.
+                    full = len(block) == BLOCK and at + CHUNK.size > BLOCK
+                    yield start + (BLOCK if full else at), b"".join(parts)
+                    parts = []
 
 
 def whole_bytes(file: Path) -> int:
@@ -24,27 +53,13 @@ def whole_bytes(file: Path) -> int:
 
     The first record only names the program that wrote the file; the second one begins the run.
     """
-    end = records = 0
-    if not (file.is_file() and os.access(file, os.R_OK)):  # reading anything but a file might not end
-        return end
-    with open(file, "rb") as f:
-        for start in range(0, os.fstat(f.fileno()).st_size, BLOCK):
-            block, at = f.read(BLOCK), 0
-            if start == 0:
-                if not block.startswith(HEADER):
-                    return 0
-                at = end = HEADER_BYTES
-            while at + CHUNK.size <= len(block):
-                checksum, length, kind = CHUNK.unpack_from(block, at)
-                begin, at = at + CHUNK.size - 1, at + CHUNK.size + length
-                if at > len(block) or zlib.crc32(block[begin:at]) != checksum:
-                    return end
-                records += kind in (FULL, LAST)
-                if kind in (FULL, LAST) and records > 1:
-                    end = start + at
-            if end == start + at and len(block) == BLOCK:
-                end = start + BLOCK  # what is left of it is too small for a chunk
-    return end
+    ends = [end for end, _ in records(file)]
+    return ends[-1] if len(ends) > 1 else HEADER_BYTES if ends else 0
+
+
+def media(file: Path) -> set[str]:
+    """The pictures and tables of a run: files that lie beside its log, below `files`, and are sent with it."""
+    return {name.decode() for _, record in records(file) for name in MEDIA.findall(record)}
 
 
 def keep_whole_records(file: Path) -> None:

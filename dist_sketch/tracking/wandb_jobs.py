@@ -9,10 +9,11 @@ from torch import Tensor
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import sha256
+from dist_sketch.core.places import place
 from dist_sketch.core.saved import read_finished_infer, read_scores, read_settings
 from dist_sketch.data import pixels
 from dist_sketch.data.manifest import manifest_hash
-from dist_sketch.metrics.definitions import METRICS
+from dist_sketch.metrics.definitions import METRICS, OPTIMISTIC
 from dist_sketch.metrics.similarity import l1, ssim
 from dist_sketch.model import pretrained
 from dist_sketch.tracking.tracker import revision, versions
@@ -51,6 +52,8 @@ def drawn(out: Path, track: TrackConfig, *, seconds: float | None = None, again:
                 return
             shown = {f"{kind}/{m.key}": result[kind].get(m.key) for kind in ("raw", "denoised") for m in METRICS}
             log.summary({k: v for k, v in shown.items() if v is not None})
+            if about.get("chosen_on_these"):
+                log.summary({"note": OPTIMISTIC})
             log.table("pairs", COLUMNS, [pair_row(n, **read_output(out, about, n)) for n in names[:MOST_ROWS]])
     except Exception as e:
         print(f"warning: W&B gets no log of {out} ({type(e).__name__}: {e})")
@@ -63,7 +66,7 @@ def _used(about: dict[str, Any]) -> list[Artifact]:
         run = Path(about["run"])
         found.append(generator(run, pretrained.find_weights(run, about["step"])[0]))
     with suppress(OSError, UserError):
-        source = Path(about["input"])
+        source = place(about["input"])
         found.append(dataset(source, manifest_hash(source)))
     return found
 

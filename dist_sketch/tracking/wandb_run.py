@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 
 from dist_sketch.core.config import TrackConfig
+from dist_sketch.core.places import Address, Place
 
 FOLDER = "wandb"  # in a run's folder
 STEP_AXIS = "images"  # x axis of all plots: the number of images seen so far is comparable between batch sizes
@@ -34,7 +35,7 @@ class Artifact:
     kind: Literal["dataset", "model"]
     name: str
     sha256: str
-    path: Path | None = None
+    path: Place | None = None
     """A file to refer to (dataset) or a folder to upload (model); None: W&B already has it under its name."""
 
     def about(self) -> dict[str, str]:
@@ -45,7 +46,10 @@ class Artifact:
         """A W&B artifact that is not logged yet, or the name of one that is."""
         if self.path is None:
             return f"{self.name}:latest"
-        artifact = wandb.Artifact(self.name, type=self.kind, metadata={"sha256": self.sha256})
+        about = {"sha256": self.sha256}
+        if isinstance(self.path, Address):  # a reference would need the store's own packages, and ask the store
+            return wandb.Artifact(self.name, type=self.kind, metadata=about | {"address": str(self.path)})
+        artifact = wandb.Artifact(self.name, type=self.kind, metadata=about)
         if self.kind == "dataset":
             artifact.add_reference(self.path.resolve().as_uri())  # no copy
         else:
@@ -53,7 +57,7 @@ class Artifact:
         return artifact
 
 
-def dataset(shards: Path, sha256: str) -> Artifact:
+def dataset(shards: Place, sha256: str) -> Artifact:
     """Packed shards, identified by the hash of their manifest."""
     return Artifact(kind="dataset", name=f"shards-{sha256[:12]}", sha256=sha256, path=shards / "manifest.json")
 
@@ -155,6 +159,14 @@ class WandbRun:
     def summary(self, values: dict[str, Any]) -> None:
         """Sets values of the whole run."""
         self._call(lambda: self._run.summary.update(values))
+
+    def preempting(self) -> None:
+        """Says that a scheduler is about to end this attempt, so that W&B does not call the run crashed."""
+        self._call(lambda: self._run.mark_preempting(), "mark that the run is preempted")
+
+    def alert(self, title: str, text: str) -> None:
+        """Sends the user a message by e-mail or Slack, as their W&B settings say."""
+        self._call(lambda: self._run.alert(title=title, text=text, level="ERROR"), "alert")
 
     def made(self, artifact: Artifact) -> None:
         """Logs the result of the run, which is about to end; `artifact.path` may be removed afterwards."""

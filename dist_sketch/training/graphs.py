@@ -92,7 +92,7 @@ class StepGraphs(Generic[M]):
         """Makes one step, and records and checks the graph for the next ones."""
         problem, state = None, self._state()
         try:
-            before, after = _Snapshot(state, self._ranks.device), _Snapshot(state, self._ranks.device)
+            before, after = Snapshot(state, self._ranks.device), Snapshot(state, self._ranks.device)
         except torch.OutOfMemoryError:
             problem = NO_MEMORY
         if self._refused(problem):
@@ -112,7 +112,7 @@ class StepGraphs(Generic[M]):
             torch.cuda.empty_cache()  # of the graphs that were forgotten
         return self._compute(train_d, train_g)
 
-    def _recorded_and_checked(self, train_d: bool, train_g: bool, before: "_Snapshot", after: "_Snapshot") -> M | None:
+    def _recorded_and_checked(self, train_d: bool, train_g: bool, before: "Snapshot", after: "Snapshot") -> M | None:
         """What the step measured, if it was made; None if it has to be made again, eagerly, from the state `before`.
 
         Each wait for the device goes through `to_host`, which does not wait for ever when another rank is gone.
@@ -176,7 +176,7 @@ class StepGraphs(Generic[M]):
         return True
 
 
-class _Snapshot:
+class Snapshot:
     """A copy of the state of a step and of the device's random numbers."""
 
     def __init__(self, state: State, device: torch.device):
@@ -209,7 +209,7 @@ class _Snapshot:
 
 
 @torch.no_grad()
-def _distances(measured: M, reference: M, before: _Snapshot, after: _Snapshot) -> dict[str, float]:
+def _distances(measured: M, reference: M, before: Snapshot, after: Snapshot) -> dict[str, float]:
     """How far the present state and `measured` are from those after the reference step, as shares of that step."""
     found = {"what it measures": _share(measured[0] - reference[0], reference[0])}
     for kind, now in after.state.items():

@@ -5,13 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from dist_sketch.core import folders
-from dist_sketch.core.config import Config, validate
+from dist_sketch.core.config import Config
+from dist_sketch.core.config_rules import validate
+from dist_sketch.core.hang_watch import record_collectives
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.signals import StopRequest
 from dist_sketch.core.words import tell
 from dist_sketch.data.loader import Batch
 from dist_sketch.data.pixels import to_float
 from dist_sketch.tracking import wandb_run
+from dist_sketch.tracking.live_page import WritePage
 from dist_sketch.training import beginning, setup
 from dist_sketch.training.memory import enough_memory
 from dist_sketch.training.policy import decide
@@ -27,16 +30,20 @@ def train(
     *,
     expect_world_size: int | None = None,
     dry_run: bool = False,
+    dry_run_steps: int = 0,
     grow: bool = True,
     stop: StopRequest | None = None,
+    page: WritePage | None = None,
 ) -> int:
     """Trains into the folder `out`, or continues the run that is there.
 
     Args:
         expect_world_size: refuse to start on another number of processes.
         dry_run: resolve, check and print everything, write nothing.
+        dry_run_steps: in a dry run, make so many steps in memory to tell the time that the run will take.
         grow: make the run that is there longer if `config` has more epochs.
         stop: a request that may have been made while this module was imported.
+        page: writes the page on which people watch the run; rank 0 calls it now and then.
 
     Returns:
         The exit code: 0 when the run is finished, `STOPPED` when it was asked to stop before.
@@ -46,6 +53,7 @@ def train(
     """
     validate(config)
     timeout_s = config.train.rank_timeout_s
+    record_collectives(out)
     with Ranks(expect_world_size=expect_world_size, timeout_s=timeout_s) as ranks, enough_memory(config):
         facts = ranks.main_decides(lambda: setup.resolve(config, ranks))
         assert config.data.shards is not None
@@ -62,6 +70,11 @@ def train(
         if ranks.is_main:
             setup.show(config, facts, out, previous)
         if dry_run:
+            from dist_sketch.training import forecast
+
+            found = forecast.told(config, facts, out, dry_run_steps, ranks)
+            if ranks.is_main:
+                setup.show_lines(found)
             return 0
         if previous and setup.finished(previous, config):
             if ranks.is_main:
@@ -70,13 +83,15 @@ def train(
             return 0
         lock = folders.Lock(out)  # held until this process ends
         facts["run_id"] = ranks.main_decides(lambda: setup.claim(out, config, facts, lock))
-        run = Run(config, out, ranks, facts, stop or StopRequest())
+        run = Run(config, out, ranks, facts, stop or StopRequest(), page)
         try:
             code = loop(run)
+            run.watch.note("the end")
         except Exception as e:
             run.failed(e)
             raise
         finally:
+            run.watch.close()
             run.loader.close()
         run.stop.ignore()  # everything is saved, and the process is about to end
         return code
@@ -101,24 +116,33 @@ def loop(run: Run) -> int:
                     must_stop, read = run.log.read(state), state.step
                 progress.show(state.step, state.epoch, epochs, run.log.latest)
                 if end_of_epoch:
-                    finish_epoch(run)
+                    finish_epoch(run, progress)
                 if must_stop:
                     return stop_here(run, progress)
                 if run.checkpoint_due(end_of_epoch):
                     run.save()
+                elif (interval := run.config.train.check_interval_steps) > 0 and state.step % interval == 0:
+                    run.check_weights()
     from dist_sketch.training import closing  # its filters take half a second to import; a start need not wait for that
 
     drawing_step = closing.choose_noise_removal(run)
+    if drawing_step is None:
+        return stop_here(run, progress)
     run.write_status("finished", draws=drawing_step)
     run.tracker.close()
+    if run.ranks.is_main:
+        closing.say_what_is_there(run, drawing_step)
     return 0
 
 
 def stop_here(run: Run, progress: ProgressBar) -> int:
     """Saves the run at its present step, because it was asked to stop, or cannot go on. Returns the exit code."""
-    run.save()
+    if not 0 < run.state.step == run.saved_step:  # after the last epoch it is saved, and then holds what draws
+        run.save()
     run.raise_trouble()
     run.write_status("stopped")
+    if not run.stop.by_keyboard:
+        run.tracker.wandb.preempting()
     run.tracker.close(exit_code=STOPPED)
     progress.console.print(f"stopped at step {run.state.step}; the same command goes on from there")
     return STOPPED
@@ -132,29 +156,34 @@ def train_batch(run: Run, batch: Batch) -> None:
         tell(f"warning: left out: {message}")
     line, sketch = to_float(batch.line), to_float(batch.sketch)
     measured = run.step(line, sketch, decision, bad=len(batch.bad), stop=run.asks_to_stop, good=batch.good)
-    run.log.add(decision, state.epoch, measured, batch.keys)
+    run.log.add(decision, state.epoch, measured, batch)
     state.step, state.batch = state.step + 1, state.batch + 1
 
 
-def finish_epoch(run: Run) -> None:
+def finish_epoch(run: Run, progress: ProgressBar) -> None:
     """Logs the epoch's means, scores the validation pairs and draws samples where due; then counts the epoch."""
     state, c = run.state, run.config.train
     done = state.epoch + 1
     about = {"epoch": state.epoch, "images": state.step * run.config.data.batch_size}
-    run.tracker.log("epoch", state.step, about | state.epoch_means())
+    means, scores = state.epoch_means(), dict[str, float]()
+    run.tracker.log("epoch", state.step, about | means)
 
     def due(interval_epochs: int) -> bool:
         return interval_epochs > 0 and (done == c.epochs or done % interval_epochs == 0)
 
     with run.step.averaged():
+        run.watch.note(f"the validation after step {state.step}")
         if due(c.validate_interval_epochs):
             scores = run.validation.scores(run.step.drawing, c.validate_limit)
             run.tracker.log("val", state.step, about | scores)
             state.note_scores(scores, run.config.checkpoint.choose)
+        run.watch.note(f"the samples after step {state.step}")
         if due(c.sample_interval_epochs):
             path = run.out / "samples" / f"step-{state.step:08d}.png"
             run.ranks.main_decides(lambda: run.validation.picture(run.step.drawing, c.sample_count, path))
             nth, count = (-(-epochs // c.sample_interval_epochs) for epochs in (done, c.epochs))
             if wandb_run.is_shown(nth, count) and path.is_file():  # no file if no validation pair can be read
                 run.tracker.wandb.picture("samples", state.step, about["images"], path)
+    progress.epoch_done(state.step, state.epoch, c.epochs, means, scores)
+    run.tracker.show()
     state.epoch, state.batch, state.sums, state.counts = done, 0, {}, {}

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ import torch
 from dist_sketch.core import fileio
 from dist_sketch.core.config import Config, TrackConfig, to_dict
 from dist_sketch.core.errors import SharedError, UserError
+from dist_sketch.core.hang_watch import HangWatch
 from dist_sketch.core.ranks import Ranks, lost_peer
 from dist_sketch.core.saved import read_status
 from dist_sketch.core.signals import STOP_SIGNALS, StopRequest
 from dist_sketch.data.batches import training_batches
 from dist_sketch.data.loader import Batch, NoBatch
+from dist_sketch.data.selection import chosen
 from dist_sketch.data.shards import Shards
+from dist_sketch.data.store import Access
 from dist_sketch.model import checkpoint
-from dist_sketch.tracking.tracker import Speed, Tracker, drop_later_lines
+from dist_sketch.tracking.live_page import WritePage
+from dist_sketch.tracking.speed import Speed
+from dist_sketch.tracking.tracker import Tracker, drop_later_lines
 from dist_sketch.tracking.wandb_run import WandbRun, dataset
-from dist_sketch.training import beginning
+from dist_sketch.training import beginning, equal_weights
 from dist_sketch.training.step import Step
 from dist_sketch.training.step_log import RunState, StepLog
 from dist_sketch.training.validation import Validation
@@ -32,12 +38,22 @@ PATIENCE_S = 5.0  # how long to wait for a batch after a request to stop
 class Run:
     """One attempt at a run: from its start, or its newest checkpoint, to its end or a request to stop."""
 
-    def __init__(self, config: Config, out: Path, ranks: Ranks, facts: dict[str, Any], stop: StopRequest):
+    def __init__(
+        self,
+        config: Config,
+        out: Path,
+        ranks: Ranks,
+        facts: dict[str, Any],
+        stop: StopRequest,
+        page: WritePage | None = None,
+    ):
         assert config.data.shards is not None
         self.config, self.out, self.ranks, self.facts, self.stop = config, out, ranks, facts, stop
         self.trouble = ""  # why this rank cannot go on for long; a sentence
         self.total_steps: int = facts["steps"]
         self.saved_step = 0  # the step of the newest checkpoint
+        self.watch = HangWatch(out, ranks.rank, ranks.world_size, config.train.hang_dump_s)
+        self.equal_at = 0  # the last step at which all ranks are known to have had equal weights
         stop.listen(*STOP_SIGNALS, signal.SIGINT, orphaned=signal.SIGTERM)
         torch.manual_seed(config.train.seed)  # the same weights on every rank
         self.step = Step(config, ranks, facts["precision"], self.total_steps)
@@ -45,13 +61,13 @@ class Run:
         self.state = self._resume()
         settings = {"config": to_dict(config), "facts": facts}
         ranks.main_decides(lambda: fileio.write_json(out / "config.json", settings))
-        shards = Shards(config.data.shards, "train")
+        shards = chosen(Shards(config.data.shards, "train", Access.of(config.data)), config.data.where)
         self.loader = training_batches(
             shards, config.data, ranks, config.train.seed, self._waits_for_batch, self._in_trouble
         )
         c = config.train
         fid = None if not c.validate_fid else 2048 if config.checkpoint.choose == "kid" else 64
-        self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad, fid)
+        self.validation = Validation(shards, config.data.channels, ranks, config.data.skip_bad, fid, config.data.where)
         if ranks.is_main:
             drop_later_lines(out, self.state.step)
         log = WandbRun(
@@ -62,9 +78,10 @@ class Run:
             settings={**settings["config"], "facts": facts},
             uses=[dataset(config.data.shards, facts["manifest_sha256"])],
         )
-        self.tracker = Tracker(out, log, is_main=ranks.is_main)
+        self.tracker = Tracker(out, log, is_main=ranks.is_main, page=page)
+        self.watch.alarm = partial(log.alert, f"{out.name} makes no progress")
         self.speed = Speed(ranks, self.state.step)
-        self.log = StepLog(config, out, ranks, self.tracker, self.speed, self.total_steps)
+        self.log = StepLog(config, out, ranks, self.tracker, self.speed, self.step)
         if ranks.is_main and ranks.device.type == "cuda":
             print(f"how the steps run: {self.step.way}")
 
@@ -74,7 +91,7 @@ class Run:
         if folder is None:
             self.facts |= beginning.begin(self.config, self.step.modules(), self.ranks)
             return RunState()
-        self.saved_step = checkpoint.step_of(folder)
+        self.saved_step = self.equal_at = checkpoint.step_of(folder)
         saved = checkpoint.load(folder, self.step.modules(), self.ranks)
         with checkpoint.believed(folder / "state.pt"):
             place = saved["place"]
@@ -112,6 +129,7 @@ class Run:
         """
         batches = self.loader.epoch(self.state.epoch, self.state.batch)
         while True:
+            self.watch.note(f"the batch of step {self.state.step + 1}")
             began = time.perf_counter()
             try:
                 batch = next(batches)
@@ -125,6 +143,7 @@ class Run:
                 yield None
                 return
             self.speed.waited_s += time.perf_counter() - began
+            self.watch.note(f"step {self.state.step + 1}")
             yield batch
 
     def _waits_for_batch(self, waited_s: float) -> None:
@@ -157,8 +176,16 @@ class Run:
             return True
         return step % interval == 0 if interval else end_of_epoch
 
+    def check_weights(self) -> None:
+        """Compares the networks over the ranks; a difference ends the run on all of them."""
+        if self.config.train.check_interval_steps >= 0:
+            equal_weights.check(self.step.modules(), self.ranks, self.state.step, self.equal_at)
+            self.equal_at = self.state.step
+
     def save(self) -> None:
         """Writes a checkpoint of the current step."""
+        self.check_weights()
+        self.watch.note(f"the checkpoint of step {self.state.step}")
         with self.step.averaged() as own_statistics:
             saved: dict[str, Any] = {"step": self.step.state_dict(), "place": asdict(self.state)}
             saved["statistics"] = self.ranks.gather_to_main(self.ranks.to_host(own_statistics))
@@ -172,6 +199,7 @@ class Run:
         self.tracker.status(
             state=state,
             **more,
+            **({"slow": "; ".join(map(str, self.speed.slow))} if self.speed.slow else {}),
             way=self.step.way,
             step=self.state.step,
             saved=self.saved_step,
@@ -182,9 +210,11 @@ class Run:
         )
 
     def failed(self, error: Exception) -> None:
-        """Writes the reason into `status.json`."""
+        """Writes the reason into `status.json`, and tells it to the user through W&B."""
+        reason = lost_peer(error) or f"{type(error).__name__}: {error}"
         try:
-            self.write_status("failed", reason=lost_peer(error) or f"{type(error).__name__}: {error}")
+            self.write_status("failed", reason=reason)
         except UserError:
             return  # the disk is full; the first error is about to be printed anyway
+        self.tracker.wandb.alert(f"{self.out.name} failed", reason)
         self.tracker.close(exit_code=1)

@@ -9,15 +9,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from dist_sketch.core import saved
-from dist_sketch.core.config import Config, difference, items
+from dist_sketch.core.config import Config, items
+from dist_sketch.core.config_rules import difference
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock, refuse_foreign, tidy
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.words import plain
-from dist_sketch.data.loader import check_batch, steps_an_epoch
 from dist_sketch.data.manifest import manifest_hash, read_manifest
+from dist_sketch.data.order import check_batch, length, steps_an_epoch
+from dist_sketch.data.selection import chosen, refuse_none, weights
 from dist_sketch.data.shards import Shards
+from dist_sketch.data.store import Access
 from dist_sketch.metrics import inception
 from dist_sketch.model import networks
 from dist_sketch.tracking.tracker import revision, versions
@@ -34,30 +37,41 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
     """
     if config.data.shards is None:
         raise UserError("data.shards is not set: give --data.shards FOLDER, made by `dist-sketch pack`")
-    shards = Shards(config.data.shards, "train")
+    packed = Shards(config.data.shards, "train", Access.of(config.data))
+    choose, where = config.checkpoint.choose, config.data.where
+    shards = chosen(packed, where)
+    refuse_none(shards, packed, where)
+    needs_val = packed.paired.get("val") and (where or choose != "last")
+    packed_val = Shards(config.data.shards, "val", packed.access) if needs_val else None
+    count = len(chosen(packed_val, where)) if packed_val else 0  # of validation pairs
     if not shards.has_sketch:
         raise UserError(f"{config.data.shards}: its training split has lines without sketches; pack pairs")
     if config.train.sync_batchnorm and ranks.device.type == "cpu":
         raise UserError("train.sync_batchnorm = true: CPUs have no synchronized BatchNorm; use norm = 'instance'")
-    if (choose := config.checkpoint.choose) != "last":
+    if choose != "last":
         needed = 2 if choose == "kid" else 1  # one picture has no distribution
-        count = len(Shards(config.data.shards, "val")) if shards.paired.get("val") else 0
         if min(count, config.train.validate_limit or count) < needed:
             raise UserError(
                 f"checkpoint.choose = {choose!r}: needs {needed} validation pair(s) at least; {config.data.shards} has "
-                f"{count}, and train.validate_limit is {config.train.validate_limit}"
+                f"{count}{' that data.where chooses' if where else ''}, and train.validate_limit is "
+                f"{config.train.validate_limit}"
             )
         if choose == "kid" and inception.find() is None:
             raise UserError(f"checkpoint.choose = 'kid': no weights of FID's network on this machine; {inception.WAYS}")
-    check(config, shards, ranks.world_size)
-    steps = steps_an_epoch(len(shards), config.data.batch_size)
+    places = check(config, shards, ranks.world_size)
+    pairs = {"pairs": len(shards)}
+    if where:
+        pairs |= {"pairs_packed": len(packed), "val_pairs": count, "val_pairs_packed": len(packed_val or ())}
+    if config.data.weights:
+        pairs["pairs_an_epoch"] = places
+    steps = steps_an_epoch(places, config.data.batch_size)
     manifest = read_manifest(config.data.shards)
     return {
         "size": shards.size,
         "data": manifest["recipe"],
         "license": manifest["license"],
         "manifest_sha256": manifest_hash(config.data.shards),
-        "pairs": len(shards),
+        **pairs,
         "steps_an_epoch": steps,
         "steps": steps * config.train.epochs,
         "world_size": ranks.world_size,
@@ -69,17 +83,19 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def check(config: Config, shards: Shards, world_size: int) -> None:
-    """Checks that `world_size` ranks can train on these shards with this configuration.
+def check(config: Config, shards: Shards, world_size: int) -> int:
+    """Checks that `world_size` ranks can train on these pairs with this configuration; returns the places of an epoch.
 
     Raises:
         UserError: they cannot.
     """
-    check_batch(config.data.batch_size, world_size, len(shards))
+    places = length(len(shards), weights(shards, config.data.weights))
+    check_batch(config.data.batch_size, world_size, places)
     share = config.data.batch_size // world_size
     if share % config.train.accumulate:
         raise UserError(f"train.accumulate = {config.train.accumulate}: does not divide the {share} pair(s) of a rank")
     networks.check_config(config, shards.size, share // config.train.accumulate)
+    return places
 
 
 def previous_attempt(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
@@ -160,10 +176,18 @@ def show(config: Config, facts: dict[str, Any], out: Path, previous: dict[str, A
     default = dict(items(Config()))
     lines = {"out": out} | {k: v for k, v in items(config) if v != default[k]}
     lines |= {k: v for k, v in facts.items() if k not in ("versions", "manifest_sha256", "began_with")}
-    text = "\n".join(f"[bold]{k:28}[/bold] {escape(plain(str(v)))}" for k, v in lines.items())
-    Console(soft_wrap=True, highlight=False).print(text)
+    for key in ("pairs", "val_pairs"):
+        if (packed := lines.pop(f"{key}_packed", None)) is not None:
+            lines[key] = f"{facts[key]:,} of {packed:,}, chosen by data.where"
+    show_lines(lines)
     if previous and config.optim.decay and previous["epochs"] < config.train.epochs:
         print(
             f"warning: the learning rates were planned to reach 0 after {previous['epochs']} epochs and now reach it "
             f"after {config.train.epochs}: the result differs from a run of {config.train.epochs} epochs from the start"
         )
+
+
+def show_lines(lines: dict[str, Any]) -> None:
+    """Prints names and values in two columns."""
+    text = "\n".join(f"[bold]{k:28}[/bold] {escape(plain(str(v)))}" for k, v in lines.items())
+    Console(soft_wrap=True, highlight=False).print(text)

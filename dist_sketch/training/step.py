@@ -17,8 +17,6 @@ asks the device for nothing.
 """
 
 import copy
-import math
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -30,24 +28,13 @@ from dist_sketch.core.config import Config
 from dist_sketch.core.precision import exact_float32
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.model import losses, networks
-from dist_sketch.training.graphs import State, StepGraphs, why_eager
+from dist_sketch.training import first_bad
+from dist_sketch.training.graphs import Snapshot, State, StepGraphs, why_eager
 from dist_sketch.training.learner import Learner, nonfinite
+from dist_sketch.training.measures import NAMES, Measured, Measures
 from dist_sketch.training.policy import Decision
 
-# What a step measures: means over this rank's pairs, gradient norms, counts and flags.
-MEANS = ("loss/d_real", "loss/d_fake", "loss/g", "loss/g_bce", "loss/g_l1", "loss/g_ssim", "d/real", "d/fake")
-NORMS = ("norm/d", "norm/g")  # gradient norms; equal on all ranks
-COUNTS = ("pairs", "nonfinite", "bad", "stop")
-NAMES = (*MEANS, *NORMS, *COUNTS)
-
 REAL, FAKE = 1.0, 0.0  # the targets of D
-
-
-class Measured(NamedTuple):
-    """What a step measured; still on the device."""
-
-    reduced: Tensor  # the values of `NAMES`, summed over the ranks: float64 (len(NAMES),)
-    own_nonfinite: Tensor  # whether a loss on this rank was not finite: bool ()
 
 
 class Inputs:
@@ -75,18 +62,6 @@ class MicroBatch(NamedTuple):
     weight: Tensor  # of each pair in the mean over the rank's share of the batch: (B,)
 
 
-class Measures:
-    """What the turns of a step find out, by name."""
-
-    def __init__(self) -> None:
-        self.pairs: dict[str, list[Tensor]] = defaultdict(list)  # values of each pair, one tensor a micro-batch
-        self.norms: dict[str, Tensor] = {}
-
-    def add(self, name: str, values: Tensor) -> None:
-        """Takes one value for each pair of a micro-batch, (B,)."""
-        self.pairs[name].append(values.detach())
-
-
 class Step:
     """Both networks and everything that changes them.
 
@@ -109,6 +84,7 @@ class Step:
     ):
         assert total or not config.optim.decay
         self.config, self.ranks, self.total, self._layout = config, ranks, total, layout
+        self.precision = precision
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         exact_float32()
         self.g, self.d = self._build(networks.generator(config)), self._build(networks.discriminator(config))
@@ -180,6 +156,23 @@ class Step:
         measured = self._graphs(decision.train_d, decision.train_g)
         self.steps += 1
         return measured
+
+    def first_bad(self, line: Tensor, sketch: Tensor, decision: Decision, good: Tensor | None) -> str:
+        """Repeats a step without its consequences, and names the first value in it that is not finite.
+
+        All ranks call it together, each with its own pairs, as `__call__`. Dropout is drawn anew, and on GPUs some
+        steps may have been made since, so the repeated step can be good: then the answer is empty.
+        """
+        assert self._inputs is not None
+        self._inputs.fill(line, sketch, good, 0, False)
+        before, learners = Snapshot(self._state(), self.ranks.device), (self.learner_g, self.learner_d)
+        scales = [learner.scaler.state_dict() for learner in learners]
+        with first_bad.watched({"generator": self.g, "discriminator": self.d}) as first:
+            self._compute(decision.train_d, decision.train_g)
+        before.restore()
+        for learner, scale in zip(learners, scales, strict=True):
+            learner.scaler.load_state_dict(scale)
+        return first.place
 
     def _compute(self, train_d: bool, train_g: bool) -> Measured:
         """The step on `_inputs`. A CUDA graph can hold it: nothing here depends on a value that the device computes."""
@@ -375,17 +368,3 @@ def learning_rate_factor(decay: float, step: int, total: int) -> float:
     It is 1, then falls linearly to 0 over the last fraction `decay` (0 to 1) of the run.
     """
     return min(1.0, max(0, total - step) / (decay * total)) if decay else 1.0
-
-
-def read(reduced: Tensor) -> dict[str, float]:
-    """A step's reduced values as plain numbers: means over the global batch, norms, counts. Waits for the device.
-
-    `overflow_d` and `overflow_g` are 1 if all losses were finite, but that network's gradients were not.
-    """
-    values = dict(zip(NAMES, reduced.tolist(), strict=True))
-    pairs = values["pairs"] or math.nan
-    means = {n: values[n] / pairs for n in MEANS}
-    means["loss/d"] = means["loss/d_real"] + means["loss/d_fake"]
-    for net in "dg":
-        means[f"overflow_{net}"] = float(not values["nonfinite"] and not math.isfinite(values[f"norm/{net}"]))
-    return values | means

@@ -14,11 +14,16 @@ from dist_sketch.core.config import Config
 from dist_sketch.core.errors import SharedError, UserError
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.toml_dataclass import from_dict
+from dist_sketch.core.words import tell
+from dist_sketch.data.loader import Batch
+from dist_sketch.data.pixels import to_float
 from dist_sketch.metrics.definitions import METRICS
 from dist_sketch.model import checkpoint
-from dist_sketch.tracking.tracker import Speed, Tracker
+from dist_sketch.tracking.speed import Slow, Speed
+from dist_sketch.tracking.tracker import Tracker
+from dist_sketch.training.measures import MEANS, NORMS, Measured, read
 from dist_sketch.training.policy import Decision, PolicyState, observe
-from dist_sketch.training.step import Measured, learning_rate_factor, read
+from dist_sketch.training.step import Step, learning_rate_factor
 
 # Counts of a `RunState` that each line of the log holds
 SKIPPED = ("policy_d", "policy_g", "nonfinite", "overflow_d", "overflow_g", "bad")
@@ -103,22 +108,25 @@ class UnreadStep(NamedTuple):
     decision: Decision
     epoch: int
     measured: Measured
-    keys: list[str]  # of this rank's pairs
+    batch: Batch  # this rank's pairs
 
 
 class StepLog:
     """The host's view of the steps."""
 
-    def __init__(self, config: Config, out: Path, ranks: Ranks, tracker: Tracker, speed: Speed, total_steps: int):
+    def __init__(self, config: Config, out: Path, ranks: Ranks, tracker: Tracker, speed: Speed, step: Step):
         self._config, self._out, self._ranks = config, out, ranks
-        self._tracker, self._speed, self._total_steps = tracker, speed, total_steps
+        self._tracker, self._speed, self._total_steps = tracker, speed, step.total
+        self._slow: list[Slow] = []  # told last
+        self._first_bad, self._bad_place = step.first_bad, ""  # of the newest row of bad steps
+        self._overflows_are_faults = step.precision != "fp16"  # whose scale is too large now and then
         self._interval = config.train.sync_interval_steps or (16 if ranks.device.type == "cuda" else 1)
         self._unread: list[UnreadStep] = []
         self.latest: dict[str, float] = {}  # values of the newest step that was read
 
-    def add(self, decision: Decision, epoch: int, measured: Measured, keys: list[str]) -> None:
+    def add(self, decision: Decision, epoch: int, measured: Measured, batch: Batch) -> None:
         """Takes a step that was just made; nothing is read yet."""
-        self._unread.append(UnreadStep(decision, epoch, measured, keys))
+        self._unread.append(UnreadStep(decision, epoch, measured, batch))
 
     def due(self, step: int) -> bool:
         """Whether it is time to read the steps, after `step` of them (`train.sync_interval_steps`)."""
@@ -150,22 +158,47 @@ class StepLog:
                 loss_g=values["loss/g"],
                 decision=unread.decision,
             )
-            if values["nonfinite"]:
-                self._name_bad_pairs(unread, step)
+            if values["nonfinite"] or (self._overflows_are_faults and values["overflow_d"] + values["overflow_g"]):
+                self._name_what_is_bad(unread, values, step, repeat=not state.void_in_a_row)
             self._guard(state, values, step)
             self._log(state, values | speed, unread, step)
             must_stop |= values["stop"] > 0
         self._unread.clear()
+        self._name_slow_ranks(state.step)
         return must_stop
 
-    def _name_bad_pairs(self, unread: UnreadStep, step: int) -> None:
-        """Logs the pairs of a step whose loss was not finite, of those ranks on which it was not."""
-        found = self._ranks.gather(unread.keys if bool(unread.measured.own_nonfinite) else [])
-        keys = {str(rank): own for rank, own in enumerate(found) if own}
-        self._tracker.log("nonfinite", step + 1, {"epoch": unread.epoch, "keys": keys})
+    def _name_slow_ranks(self, step: int) -> None:
+        """Says for which ranks the others wait, when these are others than before."""
+        slow = self._speed.slow
+        if [s.rank for s in slow] != [s.rank for s in self._slow]:
+            self._slow = slow
+            self._tracker.log("slow", step, {"ranks": [s._asdict() for s in slow]})
+            tell(f"warning: the ranks wait: {'; '.join(map(str, slow))}" if slow else "no rank is slow any more")
+
+    def _name_what_is_bad(self, unread: UnreadStep, values: dict[str, float], step: int, repeat: bool) -> None:
+        """Logs what is not finite in a step: the losses, and on which ranks for which pairs.
+
+        Args:
+            repeat: find the place by repeating the step; only for the first of several such steps in a row.
+        """
+        batch, own_bad, place = unread.batch, bool(unread.measured.own_nonfinite), ""
+        if repeat:
+            place = self._first_bad(to_float(batch.line), to_float(batch.sketch), unread.decision, batch.good)
+        found = self._ranks.gather((batch.keys if own_bad else [], place))
+        keys = {str(rank): own for rank, (own, _) in enumerate(found) if own}
+        places = {str(rank): own for rank, (_, own) in enumerate(found) if own}
+        terms = [name for name in (*MEANS, *NORMS) if not math.isfinite(values[name])]
+        line = {"epoch": unread.epoch, "keys": keys, "terms": terms, "first": places}
+        self._tracker.log("nonfinite", step + 1, line)
+        if repeat:
+            told = [f"rank {rank}: {place}" for rank, place in places.items()]
+            self._bad_place = f"{', '.join(terms)}; first in {'; '.join(told) or 'a part that was good when repeated'}"
         if self._ranks.is_main:
             where = "; ".join(f"rank {rank}: {', '.join(own)}" for rank, own in keys.items())
-            print(f"warning: step {step + 1}: a loss is not finite, the step is skipped ({where})")
+            what = "a loss" if keys else "a gradient"
+            pairs = f"; pairs: {where}" if where else ""
+            first = f": {self._bad_place}" if repeat else ""
+            print(f"warning: step {step + 1}: {what} is not finite, the step is skipped{first}{pairs}")
 
     def _guard(self, state: RunState, values: dict[str, float], step: int) -> None:
         """Counts what went wrong in a step, and stops the run where it was too much."""
@@ -185,9 +218,9 @@ class StepLog:
             before = step + 1 - state.void_in_a_row
             good = self._ranks.main_decides(lambda: checkpoint.find(self._out, until=before))
             raise SharedError(
-                f"step {step + 1}: losses or gradients were not finite {state.void_in_a_row} times in a row; "
-                f"last good checkpoint: {good or 'none'}; metrics.jsonl names the pairs (kind nonfinite); lower "
-                "optim.lr_g and optim.lr_d, or use train.precision = 'no'"
+                f"step {step + 1}: losses or gradients were not finite {state.void_in_a_row} times in a row; last good "
+                f"checkpoint: {good or 'none'}; the first time it was {self._bad_place}; metrics.jsonl names the pairs "
+                "(kind nonfinite); lower optim.lr_g and optim.lr_d, or use train.precision = 'no'"
             )
 
     def _log(self, state: RunState, values: dict[str, float], unread: UnreadStep, step: int) -> None:

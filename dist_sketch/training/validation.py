@@ -16,6 +16,7 @@ from dist_sketch.core.precision import full_float32
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.core.words import tell
 from dist_sketch.data import pixels
+from dist_sketch.data.selection import chosen
 from dist_sketch.data.shards import BadSample, Sample, Shards
 from dist_sketch.metrics import fid_kid, inception
 from dist_sketch.metrics.scorer import EACH
@@ -86,12 +87,21 @@ class Validation:
         skip_bad: number of unreadable samples that may be left out of a scoring.
         fid: 64: also score FID-64 if every rank's machine has FID's weights; 2048: also FID-2048 and KID, which need
             them.
+        where: of the validation split only the pairs for which this is true, as `data.where` of the training pairs.
 
     Raises:
         UserError: `fid` is 2048 and a rank's machine has no weights of FID's network; raised on all ranks.
     """
 
-    def __init__(self, training: Shards, channels: int, ranks: Ranks, skip_bad: int = 0, fid: int | None = None):
+    def __init__(
+        self,
+        training: Shards,
+        channels: int,
+        ranks: Ranks,
+        skip_bad: int = 0,
+        fid: int | None = None,
+        where: str = "",
+    ):
         self._ranks, self._channels, self._skip_bad, self._fid = ranks, channels, skip_bad, fid
         if fid == 2048 and not all(ranks.gather(inception.find() is not None)):
             raise SharedError(f"checkpoint.choose = 'kid': a rank's machine has no Inception weights; {inception.WAYS}")
@@ -99,14 +109,15 @@ class Validation:
         self._real: dict[int, Features] = {}  # features of the real sketches, kept because these do not change
         self._training = self._shards = training
         self.name = "val"  # stands before the names of the scores
-        if training.paired.get("val"):
-            self._shards = Shards(training.folder, "val")
+        split = chosen(Shards(training.folder, "val", training.access), where) if training.paired.get("val") else None
+        if split is not None and len(split):
+            self._shards = split
         else:
-            self.name = "seen"
+            self.name, of_them = "seen", f" for which data.where = {where!r} is true" if where else ""
             if ranks.is_main:
                 print(
-                    f"warning: {training.folder} has no validation pairs: pairs that the run trains on are scored, as "
-                    f"{self.name}/ssim and the like, which says nothing about new faces"
+                    f"warning: {training.folder} has no validation pairs{of_them}: pairs that the run trains on are "
+                    f"scored, as {self.name}/ssim and the like, which says nothing about new faces"
                 )
 
     def scores(self, generator: nn.Module, limit: int) -> dict[str, float]:
@@ -114,7 +125,7 @@ class Validation:
 
         And FID and KID of them, as far as they are wanted and there are weights for them.
 
-        They are named `val/ssim` and so on; `seen/ssim` if there is no validation split.
+        They are named `val/ssim` and so on; `seen/ssim` if there are no validation pairs.
 
         Raises:
             UserError: more unreadable samples than are allowed; raised on all ranks.
@@ -126,13 +137,12 @@ class Validation:
         features: list[tuple[int, Features, Features]] = []
         places = self._ranks.share(min(limit or len(self._shards), len(self._shards)))
         with drawing(generator, self._ranks.device) as draw:
-            for i in places:
-                try:
-                    _, fake, real = self._drawn(draw, self._shards, i)
-                except BadSample as e:
-                    tell(f"warning: left out: {e}")
+            for i, sample in self._shards.stream(places, self._channels):
+                if isinstance(sample, BadSample):
+                    tell(f"warning: left out: {sample}")
                     sums[-1] += 1
                     continue
+                _, fake, real = _drawn(draw, sample)
                 fake, real = pixels.to_rgb(fake), pixels.to_rgb(real)
                 if self._inception is not None and self._fid:
                     if i not in self._real:
@@ -159,26 +169,24 @@ class Validation:
         if rows:
             write_atomic(path, pixels.encode(torch.cat(rows, dim=1)))
 
-    def draw(self, generator: nn.Module, count: int) -> list[DrawnPair]:
-        """The first `count` pairs that can be read, drawn."""
+    def draw(self, generator: nn.Module, count: int) -> Iterator[DrawnPair]:
+        """Draws the first `count` pairs that can be read, one after the other."""
         with drawing(generator, self._ranks.device) as draw:
-            return list(islice(self._readable(draw, self._shards, range(len(self._shards))), count))
+            yield from islice(self._readable(draw, self._shards, range(len(self._shards))), count)
 
-    def draw_training_pairs(self, generator: nn.Module, count: int) -> list[DrawnPair]:
-        """Up to `count` training pairs that can be read, spread over the split, drawn."""
+    def draw_training_pairs(self, generator: nn.Module, count: int) -> Iterator[DrawnPair]:
+        """Draws up to `count` training pairs that can be read, spread over the split, one after the other."""
         count = min(count, len(self._training))
         places = (i * len(self._training) // count for i in range(count))
         with drawing(generator, self._ranks.device) as draw:
-            return list(self._readable(draw, self._training, places))
+            yield from self._readable(draw, self._training, places)
 
     def _readable(self, draw: Draw, shards: Shards, places: Iterable[int]) -> Iterator[DrawnPair]:
-        for i in places:
-            try:
-                yield self._drawn(draw, shards, i)
-            except BadSample:  # scoring, or training, has reported it
-                continue
+        for _, sample in shards.stream(places, self._channels):
+            if not isinstance(sample, BadSample):  # scoring, or training, has reported it
+                yield _drawn(draw, sample)
 
-    def _drawn(self, draw: Draw, shards: Shards, i: int) -> DrawnPair:
-        sample = shards.read(i, self._channels)
-        assert sample.sketch is not None
-        return sample, draw(sample.line[None])[0], sample.sketch
+
+def _drawn(draw: Draw, sample: Sample) -> DrawnPair:
+    assert sample.sketch is not None
+    return sample, draw(sample.line[None])[0], sample.sketch

@@ -35,8 +35,8 @@ from dist_sketch.data.shards import Shards
 from dist_sketch.inference import infer as inference
 from dist_sketch.inference.options import InferOptions
 from dist_sketch.metrics import fid_kid, inception
+from dist_sketch.training.measures import read
 from dist_sketch.training.policy import BOTH
-from dist_sketch.training.step import read
 
 CPU = torch.device("cpu")
 FAST = resolve_precision("auto", CPU) == "bf16"  # AMX or AVX-512 BF16
@@ -118,8 +118,8 @@ def test_the_step_of_a_preset(cli: Run, tmp_path: Path) -> None:
 
 
 def test_the_index_is_small(printed: tuple[str, dict[str, Any]]) -> None:
-    # a key of 7 digits, shard, offset, length, SHA-256
-    assert of(printed, "loader")["index of 2,000 pairs"]["value"] == 7 * 4 + 4 + 8 + 8 + 32
+    # a key of 7 digits with its end, the place of its end, shard, offset, length, SHA-256
+    assert of(printed, "loader")["index of 2,000 pairs"]["value"] == 7 + 1 + 8 + 4 + 8 + 8 + 32
 
 
 def test_a_locked_network_sends_nothing(printed: tuple[str, dict[str, Any]], alone: Ranks) -> None:

@@ -184,12 +184,12 @@ def test_hyphen_and_underscore_are_the_same(tmp_path: Path, call: Call, data: Pa
 def test_our_own_fault_is_a_traceback_and_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dist_sketch.data import pack
+    from dist_sketch.data import verify
 
     def broken(_: Path) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pack, "verify", broken)
+    monkeypatch.setattr(verify, "verify", broken)
     monkeypatch.setattr(sys, "argv", ["dist-sketch", "verify", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -416,12 +416,12 @@ def rights_of_a_user() -> Iterator[None]:
 def test_what_to_do_depends_on_the_reason(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str, name: str | bytes
 ) -> None:
-    from dist_sketch.data import pack
+    from dist_sketch.data import verify
 
     def refuse(_: Path) -> None:
         raise OSError(number, os.strerror(number), name)
 
-    monkeypatch.setattr(pack, "verify", refuse)
+    monkeypatch.setattr(verify, "verify", refuse)
     code, _, error = call("verify", tmp_path)
     assert (code, len(error.splitlines())) == (2, 1)
     assert error.startswith(f"error: /some/where: {os.strerror(number)}; ")
@@ -431,13 +431,13 @@ def test_what_to_do_depends_on_the_reason(
 def test_a_full_disk_is_a_sentence_though_the_system_does_not_name_the_file(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dist_sketch.data import pack
+    from dist_sketch.data import verify
 
     def fill(_: Path) -> None:
         with open("/dev/full", "wb", buffering=0) as f:
             f.write(b"more than fits")
 
-    monkeypatch.setattr(pack, "verify", fill)
+    monkeypatch.setattr(verify, "verify", fill)
     code, _, error = call("verify", tmp_path)
     assert (code, "No space left on device; make room" in error) == (2, True)
 

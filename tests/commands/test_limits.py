@@ -8,7 +8,7 @@ import pytest
 from dist_sketch.__main__ import main
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.errors import UserError
-from dist_sketch.inference.parts import Part
+from dist_sketch.core.part import Part
 
 
 @pytest.mark.parametrize(

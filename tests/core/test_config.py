@@ -19,6 +19,7 @@ from dist_sketch import __main__ as command_line
 from dist_sketch.core import config as cfg
 from dist_sketch.core import fileio
 from dist_sketch.core.config import Config
+from dist_sketch.core.config_rules import difference, validate
 from dist_sketch.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,7 @@ LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "data.workers": ([0], [-1]),
     "data.freehand": ([0, 64], [-1, 65]),
     "data.skip_bad": ([0], [-1]),
+    "data.cache_mb": ([0.0], [-1.0, math.nan, math.inf]),
     "data.memory_mb": ([0.0], [-1.0, math.nan, math.inf]),
     "data.device_memory_mb": ([0.0], [-1.0, math.nan, math.inf]),
     "data.stall_timeout_s": ([0.0, 1e7], [-1.0, 1.1e7, 1e300, math.nan, math.inf]),
@@ -78,6 +80,8 @@ LIMITS: dict[str, tuple[list[float], list[float]]] = {
     "train.nonfinite_limit": ([1], [0]),
     "train.sync_interval_steps": ([0], [-1]),
     "train.accumulate": ([1], [0]),
+    "train.hang_dump_s": ([0.0, 1e7], [-1.0, 1.1e7, 1e300, math.nan, math.inf]),
+    "train.check_interval_steps": ([-1], [-2]),
     "train.rank_timeout_s": ([0.1, 1e7], [0.0, 1.1e7, 1e300, math.nan, math.inf]),
     "train.validate_interval_epochs": ([0], [-1]),
     "train.validate_limit": ([0], [-1]),
@@ -144,7 +148,7 @@ def toml(path: Path, text: str) -> Path:
 
 def test_defaults_are_the_papers() -> None:
     assert {k: DEFAULTS[k] for k in PAPER} == PAPER
-    assert cfg.validate(Config()) == Config()
+    assert validate(Config()) == Config()
     assert parse().settings == cfg.load(None) == Config()
 
 
@@ -260,41 +264,45 @@ def test_every_number_has_limits_here() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, (_, bad) in LIMITS.items() for v in bad])
 def test_a_number_out_of_its_range_is_a_sentence(key: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"^{key} = {re.escape(repr(value))}: must be \w+"):
-        cfg.validate(with_(**{key.replace(".", "__"): value}))
+    with pytest.raises(UserError, match=rf"^{key} = {re.escape(repr(value))}: must be -?\w+"):
+        validate(with_(**{key.replace(".", "__"): value}))
 
 
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, (good, _) in LIMITS.items() for v in good])
 def test_a_number_at_its_limit_passes_and_survives_config_json(key: str, value: float, tmp_path: Path) -> None:
     # With D's threshold at 0 the thresholds of the two nets cannot cross.
     config = with_(**{"conditional__loss_threshold": 0.0, key.replace(".", "__"): value})
-    assert cfg.validate(config) is config
+    assert validate(config) is config
     fileio.write_json(tmp_path / "config.json", cfg.to_dict(config))
     assert cfg.from_dict(Config, fileio.read_json(tmp_path / "config.json"), "config.json") == config
 
 
 def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(UserError, match=r"must be above loss_threshold \* hysteresis = 3, or both networks"):
-        cfg.validate(with_(conditional__loss_threshold=2.0))
+        validate(with_(conditional__loss_threshold=2.0))
     equal = {"conditional__loss_threshold": 1.0, "conditional__hysteresis": 2.0}
     with pytest.raises(UserError, match=r"must be above loss_threshold \* hysteresis = 2, "):
-        cfg.validate(with_(**equal, conditional__g_threshold=2.0))
-    cfg.validate(with_(**equal, conditional__g_threshold=2.01))
+        validate(with_(**equal, conditional__g_threshold=2.0))
+    validate(with_(**equal, conditional__g_threshold=2.01))
     with pytest.raises(UserError, match=r"^generator.noise = 1: is an input of the detail block; also set"):
-        cfg.validate(with_(generator__noise=1))
+        validate(with_(generator__noise=1))
     with pytest.raises(UserError, match=r"^generator.enhance = 8: goes on from the detail block; also set"):
-        cfg.validate(with_(generator__enhance=8))
+        validate(with_(generator__enhance=8))
     with pytest.raises(UserError, match=r"^optim.inner = 0.5: is for the U-Net in an enhancer; set generator.enhance"):
-        cfg.validate(with_(optim__inner=0.5))
+        validate(with_(optim__inner=0.5))
     with pytest.raises(UserError, match=r"^generator.network = 'baseline': has no width and no detail; remove"):
-        cfg.validate(with_(generator__network="baseline", generator__width=32, generator__detail=8))
+        validate(with_(generator__network="baseline", generator__width=32, generator__detail=8))
+    with pytest.raises(UserError, match=r"^data.where = 'style = 1': is no expression over labels"):
+        validate(with_(data__where="style = 1"))
+    with pytest.raises(UserError, match=r"^data.weights = 'style \* 2': cannot have 'style \* 2' in it"):
+        validate(with_(data__weights="style * 2"))
     with pytest.raises(UserError, match=r"^train.sync_batchnorm = true: norm = 'none' has no batch statistics"):
-        cfg.validate(with_(train__sync_batchnorm=True, norm="none"))
+        validate(with_(train__sync_batchnorm=True, norm="none"))
     for change in ({"timer_net": "g"}, {"timer_unit": "steps"}):
         changes = {f"conditional__{k}": v for k, v in change.items()}
-        cfg.validate(with_(**changes))
+        validate(with_(**changes))
         with pytest.raises(UserError, match=r"^conditional.mode = 'paper': "):
-            cfg.validate(with_(conditional__mode="paper", **changes))
+            validate(with_(conditional__mode="paper", **changes))
 
 
 def test_a_configuration_cannot_be_changed_in_place() -> None:
@@ -348,13 +356,14 @@ def test_help_tells_every_setting_with_the_papers_names(capsys: pytest.CaptureFi
 
 def test_difference_names_what_would_make_another_run() -> None:
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, str: lambda v: v + "x"}
-    may_change = {"data.shards", "data.workers", "data.memory_mb", "data.skip_bad", "data.stall_timeout_s"}
+    may_change = {"data.cache_mb", "train.hang_dump_s", "train.check_interval_steps"}
+    may_change |= {"data.shards", "data.workers", "data.memory_mb", "data.skip_bad", "data.stall_timeout_s"}
     may_change |= {"data.device_memory_mb", "loss.d_backward", "checkpoint.interval_steps", "checkpoint.keep"}
     may_change |= {"train.epochs", "train.nonfinite_limit", "train.rank_timeout_s"}
-    assert cfg.difference(Config(), Config()) == []
+    assert difference(Config(), Config()) == []
     for key, value in DEFAULTS.items():
         changed = Path("elsewhere") if value is None else other[type(value)](value)
-        lines = cfg.difference(Config(), with_(**{key.replace(".", "__"): changed}))
+        lines = difference(Config(), with_(**{key.replace(".", "__"): changed}))
         free = key in may_change or key.startswith("track.")
         reason = " (BatchNorm's statistics would be those of other micro-batches)" * (key == "train.accumulate")
         assert lines == ([] if free else [f"{key}: {value} -> {changed}{reason}"])
@@ -363,7 +372,7 @@ def test_difference_names_what_would_make_another_run() -> None:
 @pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 1), (2, 4)])
 @pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
 def test_micro_batches_may_change_where_no_statistics_depend_on_them(norm: str, old: int, new: int) -> None:
-    lines = cfg.difference(with_(norm=norm, train__accumulate=old), with_(norm=norm, train__accumulate=new))
+    lines = difference(with_(norm=norm, train__accumulate=old), with_(norm=norm, train__accumulate=new))
     assert [line.partition(" (")[0] for line in lines] == [f"train.accumulate: {old} -> {new}"] * (norm == "batch")
 
 
@@ -377,7 +386,7 @@ def test_a_run_of_before_is_read_where_its_gone_settings_said_nothing() -> None:
 
 
 def test_epochs_may_only_grow() -> None:
-    assert cfg.difference(with_(train__epochs=3), with_(train__epochs=2)) == ["train.epochs: 3 -> 2 (may only grow)"]
+    assert difference(with_(train__epochs=3), with_(train__epochs=2)) == ["train.epochs: 3 -> 2 (may only grow)"]
 
 
 # Files that users name
@@ -409,7 +418,7 @@ def test_an_unknown_name_lists_those_there_are(name: str) -> None:
 def test_every_preset_is_valid(path: Path) -> None:
     for name in (path.stem, str(path)):
         config = parse("--config", name).settings
-        assert cfg.validate(config) != Config()
+        assert validate(config) != Config()
     assert path.read_text().startswith("# ")
 
 

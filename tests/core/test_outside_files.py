@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dist_sketch.core import config as cfg
 from dist_sketch.core import saved
 from dist_sketch.core.config import Config, GeneratorConfig, to_dict
+from dist_sketch.core.config_rules import validate
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import LARGE, SMALL, flat, read_json, read_toml, write_json
 from dist_sketch.core.words import csv_cell, plain
@@ -255,7 +256,7 @@ def test_every_configuration_that_is_accepted_can_be_read_again(
     try:
         number = type(kind)(value)
         object.__setattr__(getattr(config, section), name, number)
-        cfg.validate(config)
+        validate(config)
     except (UserError, ValueError, OverflowError):  # the last two: no whole number
         return
     write_json(folder / "config.json", {"config": to_dict(config)})

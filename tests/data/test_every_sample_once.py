@@ -25,13 +25,16 @@ import webdataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.manifests import put_index
 from torch.utils.data import DistributedSampler
 
 from dist_sketch.core.config import DataConfig
 from dist_sketch.core.precision import full_float32
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pack, recipe
-from dist_sketch.data.loader import Batch, Loader, order
+from dist_sketch.data.loader import Batch, Loader
+from dist_sketch.data.manifest import read_index, read_manifest
+from dist_sketch.data.order import order
 from dist_sketch.data.shards import Shards
 from dist_sketch.data.verify import verify
 from dist_sketch.training.validation import Validation
@@ -109,10 +112,10 @@ class Packed:
         self.manifest = pack.pack(
             recipe.load(str(folder / "source")), folder / "whole", size=64, shard_count=MOST_IN_A_SHARD, workers=1
         )
-        index = self.manifest["splits"]["train"]["index"]
-        self.keys: list[str] = index["key"]
+        index = read_index(folder / "whole", self.manifest, "train")
+        self.keys = list(index.keys)
         tars = [(folder / "whole" / s["file"]).read_bytes() for s in self.manifest["splits"]["train"]["shards"]]
-        places = zip(index["shard"], index["offset"], index["length"], strict=True)
+        places = zip(index.shards, index.offsets, index.lengths, strict=True)
         self.blocks = [tars[shard][offset : offset + length] for shard, offset, length in places]
 
     def laid_out(self, a_shard: list[int], only: Iterable[int] | None = None) -> Path:
@@ -122,15 +125,14 @@ class Packed:
             return folder
         folder.mkdir(exist_ok=True)
         kept = set(range(sum(a_shard)) if only is None else only)
-        index: dict[str, list[Any]] = {column: [] for column in ("key", "shard", "offset", "length", "sha256")}
+        blocks = self.blocks[: sum(a_shard)]
+        hashes = [hashlib.sha256(block).hexdigest() for block in blocks]
+        index = put_index(folder, self.keys[: len(blocks)], list(map(len, blocks)), hashes)
         shards = []
         for number, size in enumerate(a_shard):
             tar, wiped = b"", b""
             for i in range(sum(a_shard[:number]), sum(a_shard[: number + 1])):
                 block = self.blocks[i]
-                row = (self.keys[i], number, len(tar), len(block), hashlib.sha256(block).hexdigest())
-                for column, value in zip(index, row, strict=True):
-                    index[column].append(value)
                 tar += block
                 wiped += block if i in kept else bytes(len(block))
             end = bytes(1024 + -(len(tar) + 1024) % 10240)  # as tar ends
@@ -288,8 +290,8 @@ def test_the_rest_of_an_epoch_is_found_by_index_on_any_number_of_ranks(
     assert in_order(head) + in_order(tail) == in_order(whole)
     assert [len(shares) for shares in tail] == [plan.steps - first] * plan.others
     assert in_order(tail) == [packed.keys[i] for i in rest]
-    index = json.loads((wiped / "manifest.json").read_text())["splits"]["train"]["index"]
-    places = [(index["shard"][i], index["offset"][i], index["length"][i]) for i in rest]
+    index = read_index(wiped, read_manifest(wiped), "train")
+    places = [(index.shards[i], index.offsets[i], index.lengths[i]) for i in rest]
     assert sorted(reads()) == sorted(places)
 
 

@@ -15,6 +15,7 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.data import freehand, pack, recipe
 from dist_sketch.data.loader import Loader
 from dist_sketch.data.manifest import read_manifest
+from dist_sketch.data.prepare import Pictures
 from dist_sketch.data.shards import Shards
 from dist_sketch.data.verify import verify
 
@@ -121,8 +122,8 @@ def test_pack_draws_the_first_version_of_each_line(cli: Run, tmp_path: Path) -> 
             assert other.sketch is not None
             assert torch.equal(one.sketch, other.sketch)
     assert verify(tmp_path / "drawn") == {"train": 2, "val": 2}
-    assert pack.holds(tmp_path / "drawn", recipe.load(str(source)), 64, freehand=7)
+    assert pack.holds(tmp_path / "drawn", recipe.load(str(source)), Pictures(size=64, freehand=7))
     with pytest.raises(UserError, match=r"drawn: holds shards packed with freehand 7; --force replaces them$"):
-        pack.holds(tmp_path / "drawn", recipe.load(str(source)), 64)
+        pack.holds(tmp_path / "drawn", recipe.load(str(source)), Pictures(size=64))
     with pytest.raises(UserError, match=r"^freehand = -1: must be 0 or more$"):
         pack.pack(recipe.load(str(source)), tmp_path / "other", freehand=-1)

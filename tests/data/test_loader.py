@@ -1,4 +1,3 @@
-import json
 import multiprocessing
 import os
 import random
@@ -17,109 +16,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import face
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
+from support.manifests import Columns, change_training
 
 from dist_sketch.core.config import DataConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.data import loader, pack, recipe
-from dist_sketch.data.loader import Batch, Loader, check_batch, order, steps_an_epoch
+from dist_sketch.data.loader import Batch, Loader
+from dist_sketch.data.manifest import read_index, read_manifest
+from dist_sketch.data.order import order
 from dist_sketch.data.shards import BadSample, Shards
 
 DATA = DataConfig(batch_size=4, workers=0)
-
-
-@st.composite
-def plans(draw: st.DrawFn) -> tuple[int, int, int]:
-    """(pairs, ranks, global batch) that `check_batch` accepts."""
-    ranks = draw(st.integers(1, 9))
-    batch = ranks * draw(st.integers(1, 5))
-    return draw(st.integers(batch, 200)), ranks, batch
-
-
-def share(
-    plan: tuple[int, int, int], rank: int, seed: int, epoch: int, shuffle: bool, first_step: int = 0
-) -> list[Any]:
-    """The places that `rank` reads: one list for each step."""
-    count, ranks, batch = plan
-    places = loader.PlaceSampler(count, DataConfig(batch_size=batch, shuffle=shuffle), seed, rank, ranks)
-    places.epoch, places.first_step = epoch, first_step
-    return list(places)
-
-
-@settings(deadline=None)
-@given(plans(), st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.booleans())
-def test_ranks_share_an_epoch_exactly(plan: tuple[int, int, int], seed: int, epoch: int, shuffle: bool) -> None:
-    count, ranks, batch = plan
-    check_batch(batch, ranks, count)
-    shares = [share(plan, rank, seed, epoch, shuffle) for rank in range(ranks)]
-    steps = steps_an_epoch(count, batch)
-    assert steps >= 1
-    assert [len(s) for s in shares] == [steps] * ranks
-    assert {len(b) for s in shares for b in s} == {batch // ranks}
-    assert {e for s in shares for b in s for e, _ in b} == {epoch}
-    seen = [i for step in zip(*shares, strict=True) for b in step for _, i in b]
-    # No overlap, only the last incomplete batch is left out, and the global batches are those of a single process.
-    assert len(set(seen)) == len(seen) == steps * batch > count - batch
-    assert seen == order(count, seed, epoch, shuffle)[: steps * batch].tolist()
-    assert sorted(order(count, seed, epoch, shuffle)) == list(range(count))
-
-
-@settings(deadline=None)
-@given(plans(), st.integers(0, 2**32), st.integers(0, 100), st.data())
-def test_the_rest_of_an_epoch_is_its_tail_on_any_number_of_ranks(
-    plan: tuple[int, int, int], seed: int, epoch: int, data: st.DataObject
-) -> None:
-    count, ranks, batch = plan
-    first = data.draw(st.integers(0, steps_an_epoch(count, batch)))
-    for rank in range(ranks):
-        assert share(plan, rank, seed, epoch, True, first) == share(plan, rank, seed, epoch, True)[first:]
-    others = data.draw(st.sampled_from([r for r in range(1, batch + 1) if batch % r == 0]))
-    tails = [share((count, others, batch), rank, seed, epoch, True, first) for rank in range(others)]
-    seen = [i for step in zip(*tails, strict=True) for b in step for _, i in b]
-    assert seen == order(count, seed, epoch, True)[first * batch : count // batch * batch].tolist()
-
-
-@settings(deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 10**6), st.integers(30, 300))
-def test_order_is_a_pure_function_of_seed_and_epoch(seed: int, epoch: int, count: int) -> None:
-    shuffled = order(count, seed, epoch, True).tolist()
-    torch.rand(1), np.random.rand(), random.random()
-    assert order(count, seed, epoch, True).tolist() == shuffled
-    assert shuffled != order(count, seed, epoch + 1, True).tolist()
-    assert shuffled != order(count, seed + 1, epoch, True).tolist()
-    assert shuffled != list(range(count))
-    assert order(count, seed, epoch, False).tolist() == order(count, seed + 1, epoch + 1, False).tolist()
-    assert order(count, seed, epoch, False).tolist() == list(range(count))
-
-
-def test_the_order_of_a_seed_stays_what_it_was() -> None:
-    # A run that was started with an older release must continue in the same order.
-    assert order(10, 0, 0, True).tolist() == [6, 5, 1, 7, 3, 0, 4, 8, 2, 9]
-    assert order(10, 7, 3, True).tolist() == [1, 0, 4, 9, 3, 7, 8, 2, 5, 6]
-
-
-@given(st.integers(1, 100), st.integers(1, 100), st.integers(0, 200))
-def test_check_batch_lets_pass_what_works_and_proposes_what_would(batch: int, ranks: int, count: int) -> None:
-    if batch % ranks == 0 and batch <= count:
-        check_batch(batch, ranks, count)
-        return
-    with pytest.raises(UserError, match=f"^data.batch_size = {batch}: ") as e:
-        check_batch(batch, ranks, count)
-    proposals = [int(w) for w in str(e.value).split("use ")[1].replace(" or less", "").split(" or ")]
-    assert proposals
-    for proposed in proposals:
-        assert proposed <= count if batch % ranks == 0 else proposed % ranks == 0 and abs(proposed - batch) < ranks
-
-
-def test_check_batch_sentences() -> None:
-    with pytest.raises(UserError, match=r"does not divide by 3 ranks; use 9 or 6$"):
-        check_batch(8, 3, 100)
-    with pytest.raises(UserError, match=r"does not divide by 4 ranks; use 4$"):
-        check_batch(2, 4, 100)
-    with pytest.raises(UserError, match=r"the training split has only 7 pairs; use 7 or less$"):
-        check_batch(8, 2, 7)
 
 
 # Real shards: 13 pairs, five to a shard, 64 px.
@@ -325,29 +233,32 @@ def test_a_split_without_a_readable_pair_is_a_sentence(shards: Path, tmp_path: P
 def test_a_manifest_that_tears_pairs_apart_is_seen(shards: Path, tmp_path: Path, side: str) -> None:
     # The hashes are right, but the bytes are not the pair that the index names.
     shutil.copytree(shards, tmp_path / "shards")
-    path = tmp_path / "shards" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    index = manifest["splits"]["train"]["index"]
+    folder = tmp_path / "shards"
+
+    def swap(index: Columns, _: Any) -> None:
+        index["key"][:2] = index["key"][1::-1]
+
     if side == "line":
-        index["key"][0], index["key"][1] = index["key"][1], index["key"][0]
+        change_training(folder, swap)
     else:  # a shard of lines without sketches replaces the pairs
-        manifest["splits"]["train"]["index"] = lines_alone(tmp_path)
-    path.write_text(json.dumps(manifest))
+        other = lines_alone(tmp_path)
+        change_training(folder, lambda index, _: index.update(other))
     with pytest.raises(BadSample, match=r"train-000000.tar: sample '\d'"):
-        Shards(tmp_path / "shards", "train").read(0, 3)
+        Shards(folder, "train").read(0, 3)
 
 
-def lines_alone(tmp_path: Path) -> dict[str, Any]:
+def lines_alone(tmp_path: Path) -> Columns:
     """Packs the lines without sketches over the shards; returns their index."""
     (tmp_path / "lines/val_line").mkdir(parents=True)
     for n in range(1, 14):
         face(n)[0].save(tmp_path / "lines/val_line" / f"{n}.png")
     pack.pack(recipe.load(str(tmp_path / "lines")), tmp_path / "other", size=64, shard_count=5, workers=1)
-    other = json.loads((tmp_path / "other/manifest.json").read_text())["splits"]
-    ((_, part),) = other.items()
-    for number, shard in enumerate(part["shards"]):
-        shutil.copy(tmp_path / "other" / shard["file"], tmp_path / "shards" / f"train-{number:06d}.tar")
-    return dict(part["index"])
+    for shard in (tmp_path / "other").glob("val-*.tar"):
+        shutil.copy(shard, tmp_path / "shards" / shard.name.replace("val", "train"))
+    manifest = read_manifest(tmp_path / "other")
+    rows = read_index(tmp_path / "other", manifest, "val").rows()
+    keys, _, _, lengths, hashes = map(list, zip(*rows, strict=True))
+    return {"key": keys, "length": lengths, "sha256": hashes}
 
 
 def test_no_such_split(shards: Path) -> None:

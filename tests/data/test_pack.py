@@ -19,7 +19,8 @@ from PIL import Image
 from webdataset import WebDataset
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.data.manifest import MANIFEST, manifest_hash, read_manifest
+from dist_sketch.data.index import Index
+from dist_sketch.data.manifest import MANIFEST, manifest_hash, read_index, read_manifest
 from dist_sketch.data.pack import pack
 from dist_sketch.data.recipe import load
 from dist_sketch.data.shards import Shards
@@ -47,6 +48,10 @@ def do(root: Path, out: Path, **options: Any) -> dict[str, Any]:
     return pack(load(str(root)), out, **{"size": 64, "workers": 1, **options})
 
 
+def index_of(folder: Path, split: str = "train") -> Index:
+    return read_index(folder, read_manifest(folder), split)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
@@ -70,28 +75,32 @@ def copy(packed: tuple[Path, Path], tmp_path: Path) -> Path:
 
 def test_manifest(packed: tuple[Path, Path]) -> None:
     manifest = read_manifest(packed[1])
-    assert (manifest["format"], manifest["size"], manifest["recipe"]) == (1, 64, "folder")
+    assert (manifest["format"], manifest["size"], manifest["recipe"]) == (2, 64, "folder")
     assert (manifest["license"], manifest["skipped"]) == ("not stated", [])
     train = manifest["splits"]["train"]
     assert (train["count"], train["has_sketch"]) == (9, True)
-    assert train["index"]["key"] == ["1", "2", "10", "%25", "Zoë", "a%2Eb", "n" * 150, "with space", "人物"]
+    index = index_of(packed[1])
+    assert list(index.keys) == ["1", "2", "10", "%25", "Zoë", "a%2Eb", "n" * 150, "with space", "人物"]
     assert [s["file"] for s in train["shards"]] == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
     assert [s["count"] for s in train["shards"]] == [4, 4, 1]
-    assert train["index"]["shard"] == [0] * 4 + [1] * 4 + [2]
+    assert index.shards.tolist() == [0] * 4 + [1] * 4 + [2]
     for shard in train["shards"]:
         data = (packed[1] / shard["file"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
-    assert manifest["splits"]["val"]["index"]["key"] == ["7", "8"]
+    assert list(index_of(packed[1], "val").keys) == ["7", "8"]
     assert sorted(contents(packed[1])) == [
+        "README.md",
         "manifest.json",
+        "preview.png",
         *(f"train-00000{i}.tar" for i in range(3)),
+        "train-index.safetensors",
         "val-000000.tar",
+        "val-index.safetensors",
     ]
 
 
 def test_each_span_is_a_tar_of_its_sample(packed: tuple[Path, Path]) -> None:
-    index = read_manifest(packed[1])["splits"]["train"]["index"]
-    for key, shard, offset, length, digest in zip(*index.values(), strict=True):
+    for key, shard, offset, length, digest in index_of(packed[1]).rows():
         block = (packed[1] / f"train-{shard:06d}.tar").read_bytes()[offset : offset + length]
         assert hashlib.sha256(block).hexdigest() == digest
         with tarfile.open(fileobj=io.BytesIO(block)) as tar:
@@ -121,7 +130,7 @@ def test_stock_webdataset_sees_the_same_pairs(packed: tuple[Path, Path]) -> None
     for split, names in (("train", ODD), ("val", ["7", "8"])):
         files = sorted(str(p) for p in packed[1].glob(f"{split}-*.tar"))
         samples = list(WebDataset(files, shardshuffle=False).decode("pil"))
-        assert [s["__key__"] for s in samples] == read_manifest(packed[1])["splits"][split]["index"]["key"]
+        assert [s["__key__"] for s in samples] == list(index_of(packed[1], split).keys)
         assert {s["json"]["name"] for s in samples} == set(names)
         for sample in samples:
             assert sample["line.png"].size == sample["sketch.png"].size == (64, 64)
@@ -140,6 +149,12 @@ def test_two_packings_are_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert manifest_hash(tmp_path / "a") == hashlib.sha256((tmp_path / "b/manifest.json").read_bytes()).hexdigest()
     assert verify(tmp_path / "b") == {"train": 70}
+
+
+def test_the_processes_that_pack_start_without_torch() -> None:
+    code = "import sys, dist_sketch.data.prepare; print({'torch', 'webdataset'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def test_shard_size_by_bytes(tmp_path: Path) -> None:
@@ -235,7 +250,7 @@ def test_what_is_no_file_is_left_out_like_a_damaged_one(tmp_path: Path) -> None:
     (root / "train_line" / "5.png").symlink_to("/dev/zero")
     manifest = do(root, tmp_path / "out", skip_bad=4)
     assert [s["file"] for s in manifest["skipped"]] == [f"train_line/{i}.png" for i in (2, 3, 4, 5)]
-    assert manifest["splits"]["train"]["index"]["key"] == ["1"]
+    assert list(index_of(tmp_path / "out").keys) == ["1"]
 
 
 def test_a_shard_that_is_no_file_or_much_longer_is_named(copy: Path) -> None:
@@ -258,7 +273,7 @@ def test_skip_bad(tmp_path: Path) -> None:
     manifest = do(root, tmp_path / "out", skip_bad=3)
     assert [s["file"] for s in manifest["skipped"]] == files
     assert read_manifest(tmp_path / "out") == manifest
-    assert manifest["splits"]["train"]["index"]["key"] == ["1"]
+    assert list(index_of(tmp_path / "out").keys) == ["1"]
     assert verify(tmp_path / "out") == {"train": 1}
 
 
@@ -406,9 +421,9 @@ def test_force_keeps_logs_that_are_not_sent(tmp_path: Path) -> None:
 def test_killed_packing_leaves_no_shards(tmp_path: Path) -> None:
     root = source(tmp_path / "data", [str(i) for i in range(60)])
     code = (
-        "import sys, time; from pathlib import Path; from dist_sketch.data import pack, recipe\n"
-        "read = pack.read_image\n"
-        "pack.read_image = lambda path: (time.sleep(0.1), read(path))[1]\n"
+        "import sys, time; from pathlib import Path; from dist_sketch.data import pack, prepare, recipe\n"
+        "read = prepare.read_image\n"
+        "prepare.read_image = lambda *file: (time.sleep(0.1), read(*file))[1]\n"
         "pack.pack(recipe.load(sys.argv[1]), Path(sys.argv[2]), size=64, shard_count=1, workers=1)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, root, tmp_path / "out"], stderr=subprocess.DEVNULL)
@@ -449,9 +464,8 @@ def failing(folder: Path) -> list[str]:
 
 
 def test_verify_flipped_byte(copy: Path) -> None:
-    index = read_manifest(copy)["splits"]["train"]["index"]
     data = bytearray((copy / "train-000001.tar").read_bytes())
-    data[index["offset"][5] + 2000] ^= 1
+    data[index_of(copy).offsets[5] + 2000] ^= 1
     (copy / "train-000001.tar").write_bytes(data)
     assert failing(copy) == ["train-000001.tar: key a%2Eb: its bytes have another SHA-256"]
 
@@ -464,9 +478,8 @@ def test_verify_flipped_byte_behind_the_samples(copy: Path) -> None:
 
 
 def test_verify_truncated_missing_and_extra(copy: Path) -> None:
-    index = read_manifest(copy)["splits"]["train"]["index"]
     data = (copy / "train-000000.tar").read_bytes()
-    cut = index["offset"][2]  # between two samples, where tar itself notices nothing
+    cut = int(index_of(copy).offsets[2])  # between two samples, where tar itself notices nothing
     (copy / "train-000000.tar").write_bytes(data[:cut])
     (copy / "train-000001.tar").unlink()
     (copy / "train-000009.tar").write_bytes(data)
@@ -500,16 +513,12 @@ def test_read_manifest_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format=2), "has format 2, but this version reads 1: pack the images again"),
+        (lambda m: m.update(format=3), "has format 3, but this version reads 2: pack the images again"),
         (lambda m: m.pop("format"), "is damaged"),
         (lambda m: m.pop("splits"), "is damaged"),
         (lambda m: m.update(splits=[1]), "is damaged"),
-        (lambda m: m["splits"]["train"]["index"]["key"].pop(), "is damaged"),
-        (lambda m: m["splits"]["train"]["index"]["key"].__setitem__(0, "2"), "is damaged"),
-        (lambda m: m["splits"]["train"]["index"]["offset"].__setitem__(1, 512), "is damaged"),
-        (lambda m: m["splits"]["train"]["index"]["length"].__setitem__(3, 10**9), "is damaged"),
-        (lambda m: m["splits"]["train"]["index"]["shard"].__setitem__(8, 7), "is damaged"),
-        (lambda m: m["splits"]["train"]["index"]["sha256"].__setitem__(0, "xyz"), "is damaged"),
+        (lambda m: m["splits"]["train"]["index"].pop("file"), "is damaged"),
+        (lambda m: m["splits"]["train"]["index"].update(sha256="xyz"), "is damaged"),
         (lambda m: m["splits"]["train"]["shards"][0].update(file="../train-000000.tar"), "is damaged"),
         (lambda m: m["splits"]["train"]["shards"][0].update(count=3), "is damaged"),
     ],

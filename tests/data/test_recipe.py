@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.data.inputs import inputs
 from dist_sketch.data.recipe import (
     FilePair,
     Problem,
     encode_key,
-    inputs,
     load,
     natural,
     pairs,
@@ -179,6 +179,13 @@ def test_val_fraction_is_stable(tmp_path: Path) -> None:
     assert {n for n, s in split.items() if s == "val"} < {n for n, s in more.items() if s == "val"}
     assert {p.split for p in pairs(load(str(tmp_path), val_fraction=1.0))[0]} == {"val"}
     assert {p.split for p in pairs(load(str(tmp_path)))[0]} == {"train"}
+    # A test split takes other pairs, and leaves the validation split as it is
+    three = {p.name: p.split for p in pairs(load(str(tmp_path), val_fraction=0.25, test_fraction=0.3))[0]}
+    assert {n for n, s in three.items() if s == "val"} == {n for n, s in grown.items() if s == "val"}
+    assert 10 <= list(three.values()).count("test") <= 32
+    assert {p.split for p in pairs(load(str(tmp_path), val_fraction=0.25, test_fraction=0.75))[0]} == {"val", "test"}
+    with pytest.raises(UserError, match=r"fraction 0\.\d+: must be from 0 to 1, also together with others"):
+        load(str(tmp_path), val_fraction=0.5, test_fraction=0.75)
 
 
 # --- load ---
@@ -195,7 +202,7 @@ def test_folder_without_val_sketches(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["photos"], "has no folders train_line and train_sketch"),
+        (["photos"], r"in no known layout; looked for:\n  folders: train_line/ and train_sketch/"),
         (["train_line"], "has train_line but no train_sketch"),
         (["train_line", "train_sketch", "val_sketch"], "has val_sketch but no val_line"),
     ],

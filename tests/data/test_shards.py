@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.manifests import Columns, change_training
 
 from dist_sketch.core.config import DataConfig
 from dist_sketch.data.loader import Loader
@@ -171,17 +172,15 @@ def forged(shards: Path, tmp_path: Path) -> Callable[[bytes], Path]:
     def forge(block: bytes) -> Path:
         folder = tmp_path / "shards"
         shutil.copytree(shards, folder)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        part = manifest["splits"]["train"]
-        index, shard = part["index"], folder / part["shards"][1]["file"]
-        first = index["shard"].index(1)
-        content = block + shard.read_bytes()[index["length"][first] :]
-        moved = len(block) - index["length"][first]
-        index["offset"] = [o + moved * (s == 1 and o > 0) for o, s in zip(index["offset"], index["shard"], strict=True)]
-        index["length"][first], index["sha256"][first] = len(block), hashlib.sha256(block).hexdigest()
-        shard.write_bytes(content)
-        part["shards"][1] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+        def change(index: Columns, listed: list[dict[str, Any]]) -> None:
+            first, shard = listed[0]["count"], folder / listed[1]["file"]
+            content = block + shard.read_bytes()[index["length"][first] :]
+            index["length"][first], index["sha256"][first] = len(block), hashlib.sha256(block).hexdigest()
+            shard.write_bytes(content)
+            listed[1] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+        change_training(folder, change)
         return folder
 
     return forge
@@ -190,7 +189,7 @@ def forged(shards: Path, tmp_path: Path) -> Callable[[bytes], Path]:
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_sample_is_a_sentence_and_costs_itself_alone(forged: Callable[[bytes], Path], kind: str) -> None:
     read = Shards(forged(BAD[kind]), "train")
-    bad = int(np.flatnonzero(read.keys == "6")[0])
+    bad = list(read.keys).index("6")
     with pytest.raises(BadSample, match=r"train-000001.tar: sample '6'") as e:
         read.read(bad, 3)
     assert len(str(e.value).splitlines()) == 1
@@ -203,7 +202,7 @@ def test_a_bad_sample_is_a_sentence_and_costs_itself_alone(forged: Callable[[byt
 def test_the_forgery_is_read_if_nothing_is_wrong(forged: Callable[[bytes], Path]) -> None:
     """So that the tests above see what they are about."""
     read = Shards(forged(sample()), "train")
-    assert read.read(int(np.flatnonzero(read.keys == "6")[0]), 1).source_size == (80, 80)
+    assert read.read(list(read.keys).index("6"), 1).source_size == (80, 80)
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])

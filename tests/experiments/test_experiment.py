@@ -33,6 +33,7 @@ from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock
 from dist_sketch.data import pack, recipe
+from dist_sketch.data.manifest import manifest_hash
 from dist_sketch.experiments import measures, planning, presets
 from dist_sketch.experiments.claims import Values, judge
 from dist_sketch.experiments.presets import Claim
@@ -279,6 +280,27 @@ def test_data_that_cannot_be_scored_are_refused(shards: Path, folder: Path) -> N
         plan(shards)
 
 
+def test_a_test_split_is_scored_where_there_is_one(pairs: Path, shards: Path, folder: Path) -> None:
+    assert not any("--split" in words for words in plan(shards))
+    manifest = pack.pack(recipe.load(str(pairs), test_fraction=0.4), folder / "three", size=64, workers=1)
+    assert manifest["settings"]["test_fraction"] == 0.4
+    assert manifest["splits"]["train"]["count"] + manifest["splits"]["test"]["count"] == 13
+    words = [w for w in plan(folder / "three", "--only", "table2") if w[1] == "infer"]
+    assert words
+    assert all(w[w.index("--split") + 1] == "test" for w in words)
+
+
+def test_trainings_get_longer_only_with_epochs(shards: Path, folder: Path) -> None:
+    first = trainings(plan(shards, "--epochs", 7, "--only", "table2"))["pix2pix-s0"]
+    (folder / "exp/runs/pix2pix-s0").mkdir(parents=True)
+    saved = {"config": cfg.to_dict(first), "facts": {"manifest_sha256": manifest_hash(shards)}}
+    (folder / "exp/runs/pix2pix-s0/config.json").write_text(json.dumps(saved))
+    kept = trainings(plan(shards, "--only", "table2", "--seeds", 2))
+    assert {config.train.epochs for config in kept.values()} == {7}  # also of those that are not there yet
+    longer = trainings(plan(shards, "--only", "table2", "--epochs", 9))
+    assert {config.train.epochs for config in longer.values()} == {9}
+
+
 def test_the_folder_of_an_experiment_is_no_page(shards: Path, folder: Path) -> None:
     with pytest.raises(UserError, match=r"^page\.html: --out is the folder for all runs .* a name such as page$"):
         parse(["experiment", "paper", "--data", str(shards), "--out", "page.html", "--dry-run"])()
@@ -360,6 +382,11 @@ def test_lines_run_in_turn_and_a_second_start_does_what_is_missing(shards: Path,
     assert log.startswith("$ ")
     assert log.endswith("this is b-s1-infer\n")
     assert done.stdout.endswith("PAGE\n")
+    told = [line for line in done.stdout.splitlines() if ": done in " in line]
+    assert len(told) == len(ALL)
+    assert told[0].endswith(" so far; time left: not known before a line of each kind is done")
+    assert all(re.search(r"; [\w ]+ so far; about [\w ]+ left$", line) for line in told[1:-1])
+    assert re.search(r"; [\w ]+ so far$", told[-1])
     again = run(shards)
     assert (again.returncode, calls()) == (0, [])
     assert again.stdout.count("done before") == len(ALL)
@@ -822,7 +849,7 @@ def stop_and_go_on(folder: Path, cli: Run, options: list[str]) -> None:
     row = next(line for line in markdown.splitlines() if "pix2pix+CT+NR" in line and "1.34" in line)
     assert f"{np.mean(ssim):.3f} ± {np.std(ssim, ddof=1):.3f}".replace("-", "−") in row
     assert "| 2 |" in row
-    page = (folder / "exp/compare.html").read_text()
+    page = (folder / "exp/compare.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
     for text in ("Table 2", "Fig. 6", "Avg_FID (the paper)", "30 to 40 %", "Student", "5-layer convolution network"):
         assert text in page
     assert "Table 1" not in page

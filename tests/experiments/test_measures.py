@@ -9,6 +9,7 @@ import pytest
 
 from dist_sketch.experiments import measures, page
 from dist_sketch.experiments.presets import Claim
+from dist_sketch.metrics.definitions import OPTIMISTIC
 
 
 def write(run: Path, losses: list[float | None]) -> None:
@@ -50,3 +51,12 @@ def test_a_verdict_names_the_seeds_that_it_does_without(tmp_path: Path) -> None:
     ((_, word, measured),) = page._claims(plan).rows
     assert word == "held"
     assert measured.endswith("below 2 (no value: CT, seed 2)")
+
+
+def test_scores_of_pairs_that_chose_the_weights_are_marked() -> None:
+    scores: dict[str, Any] = {"n": 3, "baselines": {}}
+    result: Any = SimpleNamespace(name="a-s0", scores=scores, infer={"chosen_on_these": True})
+    part: Any = SimpleNamespace(scores=[])
+    assert page._context(part, [result]) == [f"a-s0: {OPTIMISTIC}"]
+    result.infer = {}
+    assert page._context(part, [result]) == []

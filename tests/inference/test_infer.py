@@ -24,8 +24,8 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock
 from dist_sketch.core.saved import read_finished_infer
 from dist_sketch.data import pack, recipe
-from dist_sketch.data.loader import order
-from dist_sketch.data.manifest import read_manifest
+from dist_sketch.data.manifest import read_index, read_manifest
+from dist_sketch.data.order import order
 from dist_sketch.data.shards import Sample
 from dist_sketch.inference.infer import _draw, infer, merge
 from dist_sketch.inference.options import InferOptions
@@ -119,12 +119,12 @@ def test_any_number_of_ranks_draws_and_scores_every_input_once(
     options = ("infer", "--run", run, "--input", source, "--out", tmp_path / "o", "--batch-size", 2)
     done = cli_ranks(ranks, *options, **FOREIGN)
     assert done.returncode == 0, done.stderr
-    split = read_manifest(source)["splits"]["val"]
-    assert json.loads((tmp_path / "o" / "infer.json").read_text())["names"] == split["index"]["key"]
+    keys = list(read_index(source, read_manifest(source), "val").keys)
+    assert json.loads((tmp_path / "o" / "infer.json").read_text())["names"] == keys
     assert pictures(tmp_path / "o", *FOLDERS) == pictures(alone[n], *FOLDERS)
     found = scores(tmp_path / "o")
-    assert found["n"] == split["count"] == n
-    assert [image["name"] for image in found["images"]] == split["index"]["key"]
+    assert found["n"] == len(keys) == n
+    assert [image["name"] for image in found["images"]] == keys
     assert found["settings"]["missing"] == {}  # FID and KID too
     assert_same_scores(found, scores(alone[n]))
 
@@ -582,11 +582,12 @@ def test_training_pairs_that_cannot_be_read_are_left_out_of_the_reference(
     settings = json.loads((own / "config.json").read_text())
     settings["config"]["data"]["shards"] = str(data)
     (own / "config.json").write_text(json.dumps(settings))
-    train = read_manifest(data)["splits"]["train"]
-    index, places = train["index"], order(train["count"], 0, 0, shuffle=True)[:5]
+    manifest = read_manifest(data)
+    train, index = manifest["splits"]["train"], read_index(data, manifest, "train")
+    places = order(train["count"], 0, 0, shuffle=True)[:5]
     for place in places[[0, 3]]:
-        with open(data / train["shards"][index["shard"][place]]["file"], "r+b") as file:
-            file.seek(index["offset"][place] + 600)
+        with open(data / train["shards"][index.shards[place]]["file"], "r+b") as file:
+            file.seek(index.offsets[place] + 600)
             file.write(b"damage")
     done = cli_ranks(2, "infer", "--run", own, "--input", data, "--out", target)
     for _ in range(2):
@@ -596,7 +597,7 @@ def test_training_pairs_that_cannot_be_read_are_left_out_of_the_reference(
         assert found["baselines"]["reference"]["fid_2048"] > 0
         assert found["raw"]["ssim"] == pytest.approx(scores(out)["raw"]["ssim"])
         for place, sentence in zip(sorted(places[[0, 3]]), found["settings"]["reference_left_out"], strict=True):
-            assert f"sample {index['key'][place]!r} is not what the manifest says" in sentence
+            assert f"sample {index.keys[place]!r} is not what the manifest says" in sentence
             assert sentence in done.stdout
         assert "left out of the other real sketches, because they cannot be read: 2" in done.stdout
         done = cli("evaluate", target)

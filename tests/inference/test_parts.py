@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_sketch.core.errors import UserError
+from dist_sketch.core.part import Part
 from dist_sketch.inference import parts
-from dist_sketch.inference.parts import Part
 
 ABOUT: dict[str, Any] = {"run": "a", "step": 4, "mode": {"precision": "no"}}
 
@@ -87,7 +87,7 @@ def test_a_missing_or_damaged_part_is_named(tmp_path: Path) -> None:
     for k in (1, 3):
         parts.save(tmp_path, Part(k, 3), [str(k)], None)
     assert parts.load(tmp_path)[1:] == (["1", "b", "3"], None)
-    file = Part(3, 3).file(tmp_path)
+    file = parts.file_of(tmp_path, Part(3, 3))
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"3-of-3\.pt: is damaged"):
         parts.load(tmp_path)

@@ -21,6 +21,8 @@ from conftest import TINY, write_pairs
 from support.jobs import last_step, processes
 from support.scores import assert_same_scores
 
+from dist_sketch.slurm.rank_logs import describe
+
 pytestmark = pytest.mark.slurm
 
 # Two nodes, two processes on each.
@@ -211,6 +213,25 @@ def test_a_node_dies_or_is_cut_off_and_comes_back(lab: Lab, shards: Path, leaves
     assert (lab.state(job), lab.show(job, "Restarts")) == ("CANCELLED", restarts)
     assert "requeue" not in lab.log(job).split("resumed from")[-1]
     assert not list(processes(run))
+
+
+def test_a_rank_that_hangs_is_named_with_its_node(lab: Lab, shards: Path) -> None:
+    run = lab.folder / "hangs"
+    job = train(lab, shards, run, *TRAIN, "--train.epochs", 1000, "--train.hang-dump-s", 3)
+    lab.wait_for(lambda: last_step(run) >= 3, "step 3", job)
+    stopped = rank(run, 3)
+    assert stopped is not None
+    os.kill(stopped, signal.SIGSTOP)
+    lab.wait_for((run / "hang.json").exists, "the report of the rank that hangs", job)
+    text = json.loads((run / "hang.json").read_text())["text"]
+    assert re.search(rf"rank 3 on {lab.nodes[1]} does not answer \(.*\); its last word: [a-z]", text), text
+    assert text in describe(run)
+    assert f"rank 2 on {lab.nodes[1]}: no progress for " in (run / "logs" / "rank-00002.log").read_text()
+    os.kill(stopped, signal.SIGCONT)
+    step = last_step(run)
+    lab.wait_for(lambda: last_step(run) > step + 2 and not (run / "hang.json").exists(), "further steps", job)
+    lab("scancel", job)
+    assert lab.wait(job) == "CANCELLED"
 
 
 def test_two_jobs_start_at_the_same_moment_on_the_same_nodes(lab: Lab, shards: Path) -> None:

@@ -119,6 +119,26 @@ def test_settings_are_words(scripts: Scripts, kind: str, odd: str) -> None:
     assert not (scripts.folder / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "task", "expected"),
+    [
+        ([], {}, []),
+        ([], {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MAX": "8"}, ["--part", "2/8"]),
+        (["parts=9"], {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MAX": "8"}, ["--part", "2/9"]),
+        (["merge=1"], {}, ["--merge"]),
+    ],
+)
+def test_a_task_packs_its_part(
+    scripts: Scripts, settings: list[str], task: dict[str, str], expected: list[str]
+) -> None:
+    done = scripts.run("pack", "source=a", "out=b", *settings, "--size", "64", **task)
+    assert done.returncode == 0, done.stderr
+    words = scripts.words()
+    assert words[words.index("dist-sketch") :] == (
+        ["dist-sketch", "pack", "a", "--out", "b", "--workers", "1", "--keep", *expected, "--size", "64"]
+    )
+
+
 def test_modules_are_names(scripts: Scripts) -> None:
     """Several, and a * stays a *."""
     loads = f'module() {{ printf "%s|" "$@" > "{scripts.folder}/modules"; }}'

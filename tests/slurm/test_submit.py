@@ -3,6 +3,7 @@ test_cluster."""
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -108,6 +109,16 @@ def test_an_inference_in_parts_is_merged() -> None:
     assert drawn == ["--array=1-4", "--nodes=2", script, *settings, "--batch-size", "4"]
     one = ["--nodes=1", "--gpus-per-node=0", "--job-name=merge"]
     assert merged == [*one, script, *settings, "merge=1"]
+
+
+def test_packing_in_parts_is_merged_before_the_training() -> None:
+    words = ("chain", "pack", "--array=1-4", "source=f", "out=s", "--size", "64", "then", "train", "out=r")
+    calls = submit.sbatch_calls(submit.read_requests(words))
+    assert [name for name, _ in calls] == ["pack", "merge", "train"]
+    script, settings = str(SLURM / "pack.sbatch"), ["source=f", "out=s"]
+    assert calls[0][1] == ["--array=1-4", script, *settings, "--size", "64"]
+    assert calls[1][1] == ["--nodes=1", "--job-name=merge", script, *settings, "merge=1", "--size", "64"]
+    assert calls[2][1] == [str(SLURM / "train.sbatch"), "out=r", "shards=s"]
 
 
 def test_a_merge_takes_only_common_options() -> None:
@@ -268,6 +279,12 @@ def test_what_doctor_sees_of_the_others(shards: Path, tmp_path: Path) -> None:
     out = f"out={tmp_path / 'o'}"
     assert checks("pack", f"source={faces}", out)["source"].found == "3 pairs"
     assert checks("pack", f"source={tmp_path / 'no'}", out)["source"].state == "bad"
+    for name in ("trainA", "trainB", "photo", "sketch"):
+        shutil.copytree(faces / "train_line", tmp_path / "two" / name)
+    two = f"source={tmp_path / 'two'}"
+    assert "--layout NAME" in checks("pack", two, out)["source"].found
+    assert checks("pack", two, out, "--layout", "A-B")["source"].found == "3 pairs"
+    assert checks("pack", two, out, "--layout", "nonsense")["options"].state == "bad"
     found = checks("infer", f"run={tmp_path / 'no'}", f"input={shards}", out)
     assert (found["run"].state, found["shards"].state) == ("bad", "good")
     found = checks("experiment", "name=paper", f"data={shards}", out, "--only", "table2")
@@ -277,6 +294,7 @@ def test_what_doctor_sees_of_the_others(shards: Path, tmp_path: Path) -> None:
     infer = (f"run={tmp_path / 'no'}", f"input={shards}", out)
     for array, state in (("1-8%2", "good"), ("0-7", "bad"), ("3", "bad")):
         assert checks("infer", f"--array={array}", *infer)["array"].state == state
+        assert checks("pack", f"--array={array}", f"source={faces}", out)["array"].state == state
     assert checks("infer", "--array=3", *infer[:2], "parts=8", out)["array"].state == "note"
     assert checks("infer", *infer, "--batch-size", "4")["options"].state == "good"
     assert checks("infer", *infer, "--nonsense")["options"].state == "bad"

@@ -6,8 +6,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from dist_sketch.bench.step import batch
-from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config
+from dist_sketch.core.config_rules import validate
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.training.policy import BOTH, Decision
 from dist_sketch.training.step import Step
@@ -32,7 +32,7 @@ def ranks(device: str) -> Ranks:
 
 def build(config: Config, on: Ranks, precision: str, *, capture: bool = True) -> Step:
     torch.manual_seed(0)
-    return Step(cfg.validate(config), on, precision, total=100, capture=capture)
+    return Step(validate(config), on, precision, total=100, capture=capture)
 
 
 def pairs(config: Config, size: int, device: torch.device, first: int = 0) -> tuple[Tensor, Tensor]:

@@ -51,3 +51,17 @@ def at(place: str, act: Callable[[], None]) -> None:
         return call(*arguments, **more)
 
     setattr(owner, name, acting)
+
+
+def spoils(step: int) -> None:
+    """The lines of a training's step number `step` (from 1) are not finite."""
+    from dist_sketch.training.step import Step
+
+    call, made = Step.__call__, 0
+
+    def spoilt(self: Step, line: Any, *arguments: Any, **more: Any) -> Any:
+        nonlocal made
+        made += 1
+        return call(self, line * float("nan") if made == int(step) else line, *arguments, **more)
+
+    Step.__call__ = spoilt  # type: ignore[method-assign]

@@ -1,5 +1,7 @@
 """Reads our HTML pages as a browser would."""
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -43,6 +45,16 @@ class Parsed(HTMLParser):
         if self._in_cell:
             cells = self.tables[-1][-1]
             cells[-1] = f"{cells[-1]}{data}".lstrip()
+
+
+def assert_only_our_script_runs(html: str) -> None:
+    """The browser runs one script, the one whose hash the page's policy allows."""
+    (code,) = re.findall(r"<script>(.*?)</script>", html, flags=re.S)
+    assert sum(tag == "script" and "type" not in attributes for tag, attributes in Parsed(html).tags) == 1
+    (policy,) = (a["content"] for tag, a in Parsed(html).tags if a.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert "default-src 'none'" in policy
 
 
 def assert_self_contained(html: str) -> None:

@@ -9,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Run
+from PIL import Image
 from support.forks import wait_until
 from support.jobs import children
 from support.wandb_server import KEY, Server
 
 from dist_sketch.core.config import TrackConfig
-from dist_sketch.tracking.wandb_file import BLOCK, CHUNK, HEADER_BYTES, keep_whole_records, whole_bytes
+from dist_sketch.tracking.wandb_file import BLOCK, CHUNK, HEADER_BYTES, keep_whole_records, media, whole_bytes
 from dist_sketch.tracking.wandb_run import WandbRun, fragments
 
 STEPS = 150  # of each attempt; more than one block of its file
@@ -147,6 +149,29 @@ def test_a_damaged_attempt_is_sent_as_far_as_it_goes_and_so_are_the_others(
         assert steps(server) == arrived
         Path(f"{file}.damaged").unlink()  # as the message says
         assert cli("sync", run, **server.env).returncode == 0
+
+
+def test_pictures_that_are_gone_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Run) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run, sketch = tmp_path / "run", np.zeros((8, 8, 3), np.uint8)
+    with WandbRun(run, TrackConfig(wandb="offline", timeout_s=120), job="train", run_id="abcd", settings={}) as log:
+        for step in (1, 2):
+            Image.fromarray(sketch + step).save(tmp_path / "samples.png")
+            log.picture("samples", step, step, tmp_path / "samples.png")
+            log.table("pairs", ("name", "drawn"), [["1", sketch]])
+    (fragment,) = fragments(run)
+    found = sorted(media(file_of(run, 0)))
+    assert [name for name in found if (fragment.folder / "files" / name).is_file()] == found
+    assert len(found) == 4
+    picture = next(fragment.folder.rglob("samples_2_*.png"))
+    picture.unlink()
+    with Server() as server:
+        sent = cli("sync", run, **server.env)
+        assert len(server.runs) == 1
+    assert "with 3 pictures and tables" in sent.stdout
+    assert sent.returncode == 2
+    name = picture.relative_to(fragment.folder / "files")
+    assert sent.stderr == f"error: {fragment.folder}: 1 of 4 pictures and tables are gone, as {name}\n"
 
 
 def a_pipe(file: Path) -> None:

@@ -1,4 +1,3 @@
-import io
 import json
 import math
 import os
@@ -12,16 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from support import ranked
 
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import LARGE
 from dist_sketch.core.ranks import Ranks
-from dist_sketch.tracking.tracker import Speed, Tracker, drop_later_lines, read_metrics, revision, versions
+from dist_sketch.tracking.speed import Speed
+from dist_sketch.tracking.tracker import Tracker, drop_later_lines, read_metrics, revision, versions
 from dist_sketch.tracking.wandb_run import WandbRun
-from dist_sketch.training.progress import ProgressBar
 
 
 def tracker(run: Path, *, step: int = 0, is_main: bool = True) -> Tracker:
@@ -234,43 +232,10 @@ def test_memory_is_this_process_s() -> None:
     """In a process of its own: it is a peak, and tests before this one may have had a higher one."""
     script = """
 import torch
-from dist_sketch.tracking.tracker import memory_mb
+from dist_sketch.tracking.speed import memory_mb
 before = memory_mb(torch.device("cpu"))
 kept = torch.ones(30_000_000)
 print(memory_mb(torch.device("cpu")) - before)
 """
     more = float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
     assert 100 < more < 200  # MB, of 120
-
-
-# The progress bar
-
-
-def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, is_main: bool) -> str:
-    out = io.StringIO()
-    monkeypatch.setattr(
-        "dist_sketch.training.progress.Console", lambda **k: Console(file=out, force_terminal=terminal, width=120, **k)
-    )
-    with ProgressBar(6, 8, 2, is_main) as progress:
-        for step in (3, 4, 5, 6):
-            values = {"loss/d": 1.25, "loss/g": 2.5, "loss/g_l1": 0.125} if step > 3 else {}
-            progress.show(step, (step - 1) // 3, 2, values)
-        progress.console.print("saved step 6")
-    return out.getvalue()
-
-
-def test_a_log_file_gets_a_line_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = shown(monkeypatch, terminal=False, is_main=True).splitlines()
-    assert [" ".join(s.split()) for s in said if s] == [
-        "epoch 1/2 step 3",
-        "epoch 2/2 step 4 D 1.250 G 2.500 L1 0.1250",
-        "saved step 6",
-    ]
-
-
-def test_a_terminal_gets_a_bar_and_other_ranks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    bar = shown(monkeypatch, terminal=True, is_main=True)
-    for part in ("epoch 2/2", "6/6", "images/s", "D 1.250 G 2.500"):
-        assert part in bar
-    for terminal in (True, False):
-        assert shown(monkeypatch, terminal=terminal, is_main=False) == ""

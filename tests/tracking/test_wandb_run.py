@@ -21,6 +21,7 @@ from conftest import face
 from dist_sketch.core.config import TrackConfig
 from dist_sketch.tracking import wandb_run
 from dist_sketch.tracking.tracker import Tracker, drop_later_lines, read_metrics
+from dist_sketch.tracking.wandb_file import records
 from dist_sketch.tracking.wandb_run import Artifact, Fragment, WandbRun, fragments, is_shown
 
 OFFLINE = TrackConfig(wandb="offline", group="tests", timeout_s=0.5)  # for a W&B that misbehaves
@@ -94,6 +95,18 @@ def test_images_are_the_axis(tmp_path: Path) -> None:
     records = [json.loads(line) for line in printed.splitlines()]
     metrics = [r["metric"] for r in records if r["type"] == "metric"]
     assert {m.get("glob_name") or m.get("name"): m.get("step_metric") for m in metrics}["*"] == "images", metrics
+
+
+def test_a_preempted_run_and_an_alert_are_told(tmp_path: Path) -> None:
+    track = TrackConfig(wandb="offline", timeout_s=120)
+    with WandbRun(tmp_path, track, job="train", run_id="one", settings={}) as log:
+        log.alert("run failed", "rank 1 is gone")
+        log.preempting()
+    found = [record for _, record in records(next(fragments(tmp_path)[0].folder.glob("*.wandb")))]
+    assert sum(b"run failed" in r and b"rank 1 is gone" in r for r in found) == 1
+    command = [WANDB, "leet", "inspect", "--json", fragments(tmp_path)[0].folder]
+    printed = subprocess.run(command, capture_output=True, check=True).stdout
+    assert {"alert", "preempting"} <= {json.loads(line)["type"] for line in printed.splitlines()}
 
 
 def test_a_job_in_a_block_is_finished_when_the_block_is_left(tmp_path: Path) -> None:

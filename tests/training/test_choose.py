@@ -18,6 +18,7 @@ from conftest import TINY
 from support.forks import Forks, wait_until
 
 from dist_sketch.core import config as cfg
+from dist_sketch.core.config_rules import validate
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.metrics import inception
@@ -32,13 +33,14 @@ BEST = 2 * STEPS
 def lowest_kid_after(epoch: str) -> None:
     """Hook: KID is the distance to the end of this epoch."""
     from dist_sketch.training import loop, validation
+    from dist_sketch.training.progress import ProgressBar
     from dist_sketch.training.run import Run
 
     finish, now = loop.finish_epoch, [0]
 
-    def finish_epoch(run: Run) -> None:
+    def finish_epoch(run: Run, progress: ProgressBar) -> None:
         now[0] = run.state.epoch
-        finish(run)
+        finish(run, progress)
 
     loop.finish_epoch = finish_epoch
     for name in ("_inception", "_features"):  # these take seconds, and no test here needs them
@@ -49,13 +51,14 @@ def lowest_kid_after(epoch: str) -> None:
 def highest_scoot_after(epoch: str) -> None:
     """Hook: SCOOT falls with the distance to the end of this epoch; FID's network is on no disk."""
     from dist_sketch.training import loop, validation
+    from dist_sketch.training.progress import ProgressBar
     from dist_sketch.training.run import Run
 
     finish, now = loop.finish_epoch, [0]
 
-    def finish_epoch(run: Run) -> None:
+    def finish_epoch(run: Run, progress: ProgressBar) -> None:
         now[0] = run.state.epoch
-        finish(run)
+        finish(run, progress)
 
     loop.finish_epoch = finish_epoch
     inception.find = lambda *_: None
@@ -198,7 +201,7 @@ def test_a_choice_needs_its_validation(shards: Path, choose: Any, change: dict[s
         train=replace(config.train, **change),
     )
     if message is None:
-        assert setup.resolve(cfg.validate(config), Ranks())["pairs"] == 13
+        assert setup.resolve(validate(config), Ranks())["pairs"] == 13
     else:
         with pytest.raises(UserError, match=f"^checkpoint.choose = {message}"):
-            setup.resolve(cfg.validate(config), Ranks())
+            setup.resolve(validate(config), Ranks())

@@ -265,7 +265,11 @@ def test_a_disk_that_refuses_is_a_sentence_and_costs_nothing(
         name, path = reference.operations[at - 1]
         where = f"{how} from operation {at} ({name} {path}): "
         ended = forks.run(*options, "--out", run, hook=("watch", run, f"{run}.log", at, how))
-        if ((path == ".lock" and name == "write") or name in ("unlink", "rmdir")) and how == "hiccup":
+        page, expected = "index.html" in path, reference.outcome
+        needless = page or (path == ".lock" and name == "write") or name in ("unlink", "rmdir")
+        if page and how == "hiccup":  # `dist-sketch report RUN` makes it later
+            expected = expected._replace(files=expected.files - {"index.html"})
+        if needless and how == "hiccup":
             wrong = [f"is no reason to fail: {ended}"] * (ended.code != 0)  # nothing depends on these files
         else:
             wrong = _no_sentence(ended, run)
@@ -275,7 +279,7 @@ def test_a_disk_that_refuses_is_a_sentence_and_costs_nothing(
                 wrong += [f"status.json: {status}"] * (status["state"] != "failed" or str(run) not in status["reason"])
         wrong += half_files(run)
         again = forks.run(*options, "--out", run)
-        wrong += differences(run, reference.outcome) if again.code == 0 else [f"does not go on: {again}"]
+        wrong += differences(run, expected) if again.code == 0 else [f"does not go on: {again}"]
         shutil.rmtree(run)
         return where + "; ".join(wrong) if wrong else ""
 

@@ -19,8 +19,9 @@ from dist_sketch.core.config import Config
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.training import graphs
 from dist_sketch.training.graphs import StepGraphs, why_eager
+from dist_sketch.training.measures import Measured, read
 from dist_sketch.training.policy import BOTH, Decision
-from dist_sketch.training.step import Measured, Step, read
+from dist_sketch.training.step import Step
 
 LOCK_D, LOCK_G = Decision(False, True, "D locked"), Decision(True, False, "G locked")
 SEQUENCE = (BOTH, LOCK_D, BOTH, LOCK_G, LOCK_G, LOCK_D, BOTH)

@@ -67,7 +67,7 @@ def test_a_run_leaves_what_is_promised(finished: Path) -> None:
     assert status(finished)["state"] == "finished"
     assert status(finished)["step"] == 3 * STEPS
     names = {p.name for p in finished.iterdir()}
-    files = {".lock", "config.json", "denoise.json", "metrics.jsonl", "status.json"}
+    files = {".lock", "config.json", "denoise.json", "index.html", "metrics.jsonl", "status.json"}
     assert names == files | {"checkpoints", "samples"}
     newest = finished / "checkpoints" / f"step-{3 * STEPS:08d}"
     assert {p.name for p in newest.iterdir()} == {
@@ -335,7 +335,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, cli: Run, options: tuple[Any, ..
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        (("--data.batch-size", 14), "the training split has only 13 pairs"),
+        (("--data.batch-size", 14), "an epoch has only 13 pairs"),
         (("--data.shards", "/nowhere"), "/nowhere"),
         (("--norm", "instance"), "the bottleneck is 1 x 1 and has no variance"),
         (("--config", "nowhere"), "a name in launch/ (there: demo, finetune, paper, portrait, portrait-256)"),
@@ -414,6 +414,9 @@ def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, cli_ranks: Run, 
         named = [key for keys in record["keys"].values() for key in keys]
         assert len(set(named)) == len(named) == 4
         assert set(record["keys"]) == {"0", "1"}
+        assert "loss/g" in record["terms"]
+    assert {where.split(" of the ")[1] for where in records[0]["first"].values()} == {"generator"}
+    assert f"first in rank 0: {records[0]['first']['0']}" in sentence
     assert status(run)["state"] == "failed"
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dist_sketch.core import config as cfg
 from dist_sketch.core.config import ConditionalConfig, Config
+from dist_sketch.core.config_rules import validate
 from dist_sketch.core.errors import UserError
 from dist_sketch.training import policy
 from dist_sketch.training.policy import BOTH, Decision, PolicyState, decide, observe
@@ -125,7 +126,7 @@ def test_the_paper_reads_the_mean_of_the_epoch_not_its_end() -> None:
 
 
 def test_the_paper_preset_s_policy_is_the_paper_s() -> None:
-    config = cfg.validate(cfg.load("paper"))
+    config = validate(cfg.load("paper"))
     assert (config.conditional.mode, config.conditional.timer, config.conditional.loss_threshold) == ("paper", 2, 0.02)
 
 
@@ -262,7 +263,7 @@ def configs(draw: st.DrawFn) -> ConditionalConfig:
         longest_lock_steps=draw(st.integers(0, 8)),
     )
     try:
-        cfg.validate(Config(conditional=config))
+        validate(Config(conditional=config))
     except UserError:
         assume(False)
     return config

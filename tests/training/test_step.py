@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import re
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DataConfig, GeneratorConfig
+from dist_sketch.core.config_rules import validate
 from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.model import losses
-from dist_sketch.training import step as stepping
+from dist_sketch.training.measures import MEANS, NAMES, read
 from dist_sketch.training.policy import BOTH, Decision
-from dist_sketch.training.step import NAMES, Step, learning_rate_factor, read
+from dist_sketch.training.step import Step, learning_rate_factor
 
 LOCK_D = Decision(False, True, "D locked")
 LOCK_G = Decision(True, False, "G locked")
@@ -165,7 +166,7 @@ def settings(**changes: Any) -> Config:
     for name, value in changes.items():
         value = replace(getattr(config, name), **value) if isinstance(value, dict) else value
         config = replace(config, **{name: value})
-    return cfg.validate(config)
+    return validate(config)
 
 
 def build(config: Config, ranks: Ranks, precision: str = "no", seed: int = 0, total: int = 0) -> Step:
@@ -428,6 +429,40 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(
     with torch.no_grad():
         for net in (step.g, step.ema):
             assert copy.deepcopy(net).eval()(batch()[0].float()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("poison", "place"),
+    [
+        ("batch", r"the output of down\.0\S* \(Conv2d\) of the generator"),
+        ("weight", r"the weight \S+ of the discriminator"),
+        ("gradient", r"the gradient at the output of \S+ \(\w+\) of the generator"),
+        ("nothing", "^$"),
+    ],
+)
+def test_the_first_value_that_is_not_finite_is_named(ranks: Ranks, poison: str, place: str) -> None:
+    """The repeated step leaves no trace: the next one is as if it had not been."""
+    ended = []
+    for looks in (False, True):
+        step, (line, sketch) = build(settings(), ranks), batch()
+        go(step, batch(seed=1))
+        if looks:
+            weight = next(step.d.parameters())
+            kept = weight.detach().clone()
+            hook = step.learner_g.module.register_forward_hook(
+                lambda _, __, out: out.register_hook(lambda g: g * float("inf") if poison == "gradient" else g) and None
+            )
+            if poison == "weight":
+                weight.data[0] = float("nan")
+            found = step.first_bad(
+                poisoned((line, sketch), 0, float("nan"))[0] if poison == "batch" else line, sketch, BOTH, None
+            )
+            assert re.search(place, found), found
+            hook.remove()
+            weight.data.copy_(kept)
+        go(step, batch(seed=2))
+        ended.append([*weights(step.g), *weights(step.d), *statistics(step)])
+    assert equal(*ended)
 
 
 def test_the_step_after_a_skipped_one_is_as_if_it_had_not_been(ranks: Ranks) -> None:
@@ -756,7 +791,7 @@ def test_a_loaded_step_goes_on_bit_for_bit(ranks: Ranks, precision: str) -> None
 
 
 def test_read_takes_means_over_pairs() -> None:
-    sums = torch.tensor([float(i + 1) for i in range(len(stepping.MEANS))] + [7.0, 8.0, 4.0, 0.0, 0.0, 0.0])
+    sums = torch.tensor([float(i + 1) for i in range(len(MEANS))] + [7.0, 8.0, 4.0, 0.0, 0.0, 0.0])
     values = read(sums.double())
     assert values["loss/d_real"] == 0.25
     assert values["loss/d"] == 0.25 + 0.5

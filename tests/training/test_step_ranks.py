@@ -14,12 +14,13 @@ import torch.distributed as dist
 from support.ranked import Result, run
 from torch import Tensor, nn
 
-from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config, DataConfig, GeneratorConfig, LossConfig, OptimConfig, TrainConfig
+from dist_sketch.core.config_rules import validate
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.model.networks import BatchNorm
+from dist_sketch.training.measures import NAMES, read
 from dist_sketch.training.policy import BOTH, Decision
-from dist_sketch.training.step import NAMES, Step, read
+from dist_sketch.training.step import Step
 
 LOCK_D = Decision(False, True, "D locked")
 LOCK_G = Decision(True, False, "G locked")
@@ -39,7 +40,7 @@ def settings(
     ema: float = 0.0,
     lr_d: float = 2e-4,
 ) -> Config:
-    return cfg.validate(
+    return validate(
         Config(
             data=DataConfig(batch_size=batch_size),
             train=TrainConfig(accumulate=accumulate),
@@ -329,7 +330,7 @@ def test_synchronized_batch_norm_takes_the_place_of_the_plain_one(
     alone: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small, synchronized = GeneratorConfig(width=8), TrainConfig(sync_batchnorm=True)
-    config = cfg.validate(Config(data=DataConfig(batch_size=BATCH), train=synchronized, generator=small))
+    config = validate(Config(data=DataConfig(batch_size=BATCH), train=synchronized, generator=small))
 
     def norms(step: Step) -> set[type[nn.Module]]:
         return {type(m) for net in step.modules().values() for m in net.modules() if "BatchNorm" in type(m).__name__}

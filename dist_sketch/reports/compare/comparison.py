@@ -9,13 +9,14 @@ from typing import Any
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import step_in, write_atomic
 from dist_sketch.core.words import plain
+from dist_sketch.metrics.definitions import OPTIMISTIC
 from dist_sketch.reports.by_label import COLUMNS, label_groups
 from dist_sketch.reports.compare import plot, tables
 from dist_sketch.reports.compare.results import Result, read_all
 from dist_sketch.reports.compare.scores import RULE, Group, comparable, differences, groups
 from dist_sketch.reports.compare.tables import Cell
 from dist_sketch.reports.ours import refuse_others
-from dist_sketch.reports.page import OPTIMISTIC, VARIANT_FOLDERS, conjoin, embed, find_picture, render
+from dist_sketch.reports.page import VARIANT_FOLDERS, conjoin, embed, find_picture, render, scripts
 
 MAX_ROWS = 200  # of a table on the page
 MAX_SAID = 20  # verdicts on the page
@@ -100,7 +101,7 @@ def write(
         "files": [file.name for file in (markdown, *files)],
     }
     files[markdown] = render("compare.md.j2", **content)
-    html = render("compare.html.j2", **content)
+    html = render("compare.html.j2", **content, **scripts())
     refuse_others(page, *files)
     write_atomic(page, html)  # first, because its mark is also that of the others
     for file, text in files.items():
@@ -148,7 +149,8 @@ def verdicts(results: list[Result], seed_groups: list[Group]) -> list[tuple[str,
             w for w in (unscored, r.unfinished, r.unvalidated, r.no_curves) if w and f"{r.name} {w}" not in reasons
         ]
         said += [("warn", f"{r.name} {conjoin(wrong)}.")] if wrong else []
-        said += [("warn", f"{r.name}: {OPTIMISTIC}")] if r.infer.get("chosen_on_these") else []
+        in_training = r.kind == "run" and r.config.get("checkpoint.choose", "last") != "last"
+        said += [("warn", f"{r.name}: {OPTIMISTIC}")] if in_training or r.infer.get("chosen_on_these") else []
     return said
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_sketch.core.config import FREE, REMOVED, Config, to_dict
+from dist_sketch.core.config import REMOVED, Config, to_dict
+from dist_sketch.core.config_rules import FREE
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import flat
 from dist_sketch.core.saved import read_finished_infer, read_scores, read_settings, read_status
@@ -67,7 +68,7 @@ class Result:
         """A predicate that says why a run has no scores of its own validation; empty if it has."""
         if self.kind == "output" or not any("seen/ssim" in r for r in self.records if r["kind"] == "val"):
             return ""
-        return "was scored only on pairs that it trained on, because its data have no validation split"
+        return "was scored only on pairs that it trained on, because it had no validation pairs"
 
 
 def read(path: Path) -> Result:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from scipy import special, stats
 
-from dist_sketch.core.config import FREE
+from dist_sketch.core.config_rules import FREE
 from dist_sketch.metrics.definitions import METRICS
 from dist_sketch.reports.compare.results import Result, without
 from dist_sketch.reports.page import number
@@ -63,6 +63,7 @@ def _conditions(result: Result) -> dict[str, Any]:
             "another data set": facts.get("manifest_sha256"),
             "size in px": facts.get("size"),
             "channels": config.get("data.channels"),
+            "data.where": config.get("data.where"),
             "train.validate_limit": config.get("train.validate_limit"),
         }
     scores, infer = result.scores, result.infer

@@ -214,6 +214,7 @@ def _settings(result: Result) -> dict[str, Any]:
     found = {k: v for k, v in result.config.items() if k != "data.shards" and not k.startswith("track.")}
     found |= {k: v for k, v in flat(result.facts) if k not in found and not k.startswith(HIDDEN_FACTS)}
     infer = {k: result.infer.get(k) for k in ("step", "split", "size", "output_size", "format", "mode", "denoise")}
+    infer["where"] = result.infer.get("where") or "all pairs"
     return found | {f"infer: {k}": v for k, v in flat(infer) if result.kind == "output"}
 
 
