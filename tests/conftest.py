@@ -1,6 +1,7 @@
 """What most test files share: small data sets, and the command line as a user calls it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,18 @@ def cli_ranks(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return forks.run_ranks(tmp_path_factory.mktemp("cli"), processes, *arguments, env=variables)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window, as playwright drives it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        options = {"executable_path": shutil.which("chromium"), "args": ["--no-sandbox", "--disable-gpu"]}
+        browser = driver.chromium.launch(**options)  # type: ignore[arg-type]
+        yield browser
+        browser.close()
 
 
 def launch(processes: int, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:

@@ -71,7 +71,8 @@ class HangWatch:
     def __init__(self, out: Path, rank: int, world_size: int, after_s: float):
         self._out, self._rank, self._world_size, self._after_s = out, rank, world_size, after_s
         self._host, self._pause_s = socket.gethostname(), min(after_s / LOOKS, LONGEST_PAUSE_S)
-        self._doing, self._told = Doing(0, "the start", time.monotonic()), -1  # number of what was told as a hang
+        self._doing = Doing(0, "the start", time.monotonic())
+        self._told: Doing | None = None  # what was told as a hang, until it goes on
         self._heard: dict[int, Heard] = {}
         self.alarm: Callable[[str], None] = lambda text: None
         """Is also called with what is said about a hang, on the rank that writes it down."""
@@ -86,6 +87,10 @@ class HangWatch:
     def note(self, what: str) -> None:
         """This rank goes on, with `what`."""
         self._doing = Doing(self._doing.number + 1, what, time.monotonic())
+
+    def still(self) -> None:
+        """This rank goes on with the same; to be called in work that only some of the ranks do."""
+        self._doing = self._doing._replace(since=time.monotonic())
 
     def close(self) -> None:
         """Ends the watch. A rank that hangs to the end leaves the file as it is."""
@@ -115,8 +120,8 @@ class HangWatch:
             doing = self._doing
             waits_s = time.monotonic() - doing.since
             self._has_gone_on()
-            if waits_s >= self._after_s and self._told == -1:
-                self._told = doing.number
+            if waits_s >= self._after_s and self._told is None:
+                self._told = doing
                 self._say(f"no progress for {waits_s:.0f} s in: {doing.what}. The Python stacks of this rank:")
                 faulthandler.dump_traceback(sys.stderr)
                 self._ask_nccl()
@@ -133,8 +138,8 @@ class HangWatch:
 
     def _has_gone_on(self) -> None:
         """Says so, and takes the file back, if this rank has gone on since it hung."""
-        if self._told not in (-1, self._doing.number):
-            self._told = -1
+        if self._told not in (None, self._doing):
+            self._told = None
             self._say(f"goes on: {self._doing.what}")
             self._take_back()
 

@@ -105,12 +105,18 @@ def named(words: Sequence[Place]) -> list[Place]:
 
 
 def open_source(
-    source: Place | Sequence[Place], split: str, *, fit: Fit | None = None, invert: bool = False, where: str = ""
+    source: Place | Sequence[Place],
+    split: str,
+    *,
+    fit: Fit | None = None,
+    usual: Fit = "squash",
+    invert: bool = False,
+    where: str = "",
 ) -> Source:
     """Opens shards (in a folder or at an address), a folder of images (with or without splits), or image files.
 
     Args:
-        fit: how a page that is not square becomes one; None: squash, or as the shards were packed.
+        fit: how a page that is not square becomes one; None: as the shards were packed, and of images as `usual` says.
         invert: the lines are white on black, and get dark on white.
         where: of shards only the pairs for which this is true of their labels.
 
@@ -156,7 +162,7 @@ def open_source(
     pairs = _pairs_of(files) if files else inputs(path, split)
     listed = path.is_dir() and not files
     passed_over = recipe.passed_over(input_recipe(path, split)) if listed else {}
-    how = fit or "squash"
+    how = fit or usual
 
     def read_files(numbers: Sequence[int], size: int, channels: int) -> Iterator[Sample | BadImage]:
         for i in numbers:

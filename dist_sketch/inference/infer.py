@@ -66,7 +66,14 @@ def infer(run: Path, source: Place | Sequence[Place], out: Path, options: InferO
         raise SharedError(f"--batch-size {options.batch_size}: must be at least 1")
     check_count(options.workers, 0)
     part = Part.parse(options.part) if options.part else None
-    inputs = open_source(source, options.split, fit=options.fit, invert=options.invert, where=options.where)
+    inputs = open_source(
+        source,
+        options.split,
+        fit=options.fit,
+        usual=pretrained.fit_of(run),
+        invert=options.invert,
+        where=options.where,
+    )
     with (
         Lock(out) as lock,
         worker_map(options.workers, len(inputs)) as run_in_workers,

@@ -36,7 +36,7 @@ class InferOptions:
     fit: Fit | None = None
     """How pages that are not square become the network's square. squash: the aspect ratio is not kept, as in the paper;
     pad: with margins in the tone of the page's border, which are cut off the drawing again; crop: the largest square in
-    the middle. Default: squash; shards: as they were packed. Choose what the generator's shards were packed with."""
+    the middle. Default: as the shards were packed that the generator has learnt from."""
     invert: bool = False
     """The lines are light on dark: draw from their negatives."""
     step: int | None = None

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -55,6 +55,21 @@ def download(name: str, files: list[str], **options: Any) -> Path:
     if not (folder / files[0]).is_file():
         raise UserError(f"{name}: the Hub's repository holds no generator of dist_sketch (no {files[0]})")
     return folder
+
+
+def may_upload(name: str) -> HfApi:
+    """The way to the Hub for an upload as `name`; to be called within `hub_errors`.
+
+    Raises:
+        UserError: the name is not of this user, or of an organisation of theirs.
+    """
+    api = HfApi(library_name="dist_sketch")
+    me = api.whoami()
+    mine = [me["name"], *(group["name"] for group in me.get("orgs", []))]
+    if name.split("/")[0] not in mine:
+        places = ", ".join(f"{user}/..." for user in mine)
+        raise UserError(f"{name}: {me['name']}, who is logged in, can upload to {places}")
+    return api
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, TypedDict, overload
+from typing import Any, NotRequired, Self, TypedDict, overload
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
@@ -85,6 +85,7 @@ class NetworkFacts(TypedDict):
     """The facts without which there is no network."""
 
     size: saved.Side
+    fit: NotRequired[Fit]  # if it is not squash
 
 
 def _facts(contents: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -93,6 +94,16 @@ def _facts(contents: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / SETTINGS}: is not the configuration of a run or of an exported generator")
     checked(NetworkFacts, facts, f"{folder / SETTINGS}: facts")
     return dict(facts)
+
+
+def fit_of(run: Path) -> Fit:
+    """How the pages became squares that the generator of a run or an export has learnt from.
+
+    Raises:
+        UserError: the folder has no generator.
+    """
+    fit: Fit = _facts(saved.read_settings(run), run).get("fit", "squash")
+    return fit
 
 
 class SketchGenerator(
@@ -118,6 +129,7 @@ class SketchGenerator(
         self.saved, self.calibration = contents, calibration
         self.config = saved.config_of(contents, folder)
         self.size: int = facts["size"]
+        self.fit: Fit = facts.get("fit", "squash")
         self.step: int = facts.get("step", 0)
         self.chosen: bool = facts.get("chosen", False)
         self.denoise = DenoiseConfig()
@@ -135,11 +147,11 @@ class SketchGenerator(
 
     @overload
     def draw(
-        self, image: Pictures, *, size: Size = ..., denoise: bool = ..., fit: Fit = ..., invert: bool = ...
+        self, image: Pictures, *, size: Size = ..., denoise: bool = ..., fit: Fit | None = ..., invert: bool = ...
     ) -> list[Image]: ...
     @overload
     def draw(
-        self, image: Picture, *, size: Size = ..., denoise: bool = ..., fit: Fit = ..., invert: bool = ...
+        self, image: Picture, *, size: Size = ..., denoise: bool = ..., fit: Fit | None = ..., invert: bool = ...
     ) -> Image: ...
     def draw(
         self,
@@ -147,7 +159,7 @@ class SketchGenerator(
         *,
         size: Size = "network",
         denoise: bool = True,
-        fit: Fit = "squash",
+        fit: Fit | None = None,
         invert: bool = False,
     ) -> Image | list[Image]:
         """Draws portraits from line pictures, on the device of the generator: the pictures that `infer` writes.
@@ -156,7 +168,8 @@ class SketchGenerator(
             image: a picture of any mode, a path, or a list of these. It is turned as its EXIF says.
             size: of the portrait: "network" (`self.size` px), "source" (as the line), or px of the long side.
             denoise: remove noise as the run has chosen (`self.denoise`).
-            fit: how a page that is not square becomes the network's square: "squash", "pad" or "crop".
+            fit: how a page that is not square becomes the network's square: "squash", "pad" or "crop"; None: as the
+                pages did that the generator has learnt from (`self.fit`).
             invert: the lines are light on dark.
 
         Returns:
@@ -172,7 +185,7 @@ class SketchGenerator(
             channels=self.config.data.channels,
             size=size,
             clean=self.denoise if denoise else None,
-            how=fit,
+            how=fit or self.fit,
             invert=invert,
         )
         return found if isinstance(image, list | tuple) else found[0]

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from dist_sketch.core import fileio
 from dist_sketch.core.errors import UserError
 from dist_sketch.model import pretrained
-from dist_sketch.model.from_hub import hub_errors
+from dist_sketch.model.from_hub import hub_errors, may_upload
 from dist_sketch.model.pretrained import ADDED, CARD, CARD_MARKER, FILES, ONNX, PAGE, SketchGenerator
 from dist_sketch.model.weights import SCALE
 from dist_sketch.reports.model_card import card, license_id
@@ -133,12 +133,7 @@ def gather_space(
 
 def _ready(name: str, kinds: Iterable[Kind]) -> HfApi:
     """The way to the Hub, when nothing forbids the upload."""
-    api = HfApi(library_name="dist_sketch")
-    me = api.whoami()
-    mine = [me["name"], *(group["name"] for group in me.get("orgs", []))]
-    if name.split("/")[0] not in mine:
-        places = ", ".join(f"{user}/..." for user in mine)
-        raise UserError(f"{name}: {me['name']}, who is logged in, can upload to {places}")
+    api = may_upload(name)
     for kind in kinds:
         _check_contents(api, name, kind)
     return api

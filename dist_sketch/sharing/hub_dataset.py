@@ -9,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.places import Address
 from dist_sketch.data.manifest import MANIFEST, files_of, read_manifest
-from dist_sketch.model.from_hub import hub_errors
+from dist_sketch.model.from_hub import hub_errors, may_upload
 
 KIND = "dataset"
 
@@ -26,12 +26,7 @@ def check(name: str) -> None:
     if "/" not in name:
         raise UserError(f"{name}: the name of a data set is user/name, as in {name}/faces")
     with hub_errors(f"{name}: cannot be uploaded"):
-        api = HfApi(library_name="dist_sketch")
-        me = api.whoami()
-        mine = [me["name"], *(group["name"] for group in me.get("orgs", []))]
-        if name.split("/")[0] not in mine:
-            places = ", ".join(f"{user}/..." for user in mine)
-            raise UserError(f"{name}: {me['name']}, who is logged in, can upload to {places}")
+        api = may_upload(name)
         try:
             there = set(api.list_repo_files(name, repo_type=KIND)) - {".gitattributes"}
         except RepositoryNotFoundError:

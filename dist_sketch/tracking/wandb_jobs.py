@@ -19,6 +19,7 @@ from dist_sketch.model import pretrained
 from dist_sketch.tracking.tracker import revision, versions
 from dist_sketch.tracking.wandb_run import MOST_ROWS, Artifact, WandbRun, dataset, fragments, new_id
 
+SAMPLE_COLUMNS = ("name", "line", "drawn", "real", "ssim")  # of the table of a training's samples
 COLUMNS = ("name", "line", "raw", "denoised", "real", "raw/ssim", "denoised/ssim", "raw/l1", "denoised/l1")
 
 
@@ -76,6 +77,12 @@ def pair_row(name: str, line: Tensor, raw: Tensor, denoised: Tensor, real: Tenso
     images = [pixels.to_rgb(i) for i in (line, raw, denoised, real)]
     scores = [score(image, images[3]) for score in (ssim, l1) for image in images[1:3]]
     return [name, *(i.permute(1, 2, 0).numpy() for i in images), *scores]
+
+
+def sample_row(name: str, line: Tensor, drawn: Tensor, real: Tensor) -> list[Any]:
+    """A row of the table of samples (SAMPLE_COLUMNS)."""
+    images = [pixels.to_rgb(i) for i in (line, drawn, real)]
+    return [name, *(i.permute(1, 2, 0).numpy() for i in images), ssim(images[1], images[2])]
 
 
 def packed(shards: Path, track: TrackConfig, manifest: dict[str, Any], seconds: float) -> None:

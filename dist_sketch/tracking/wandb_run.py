@@ -146,13 +146,19 @@ class WandbRun:
         """Logs an image file; `images` is its place on the STEP_AXIS."""
         self._call(lambda: self._run.log({name: self._wandb.Image(str(path)), STEP_AXIS: images}, step=step), "picture")
 
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Logs the first MOST_ROWS rows of a table; an array in a cell, uint8 (H, W[, 3]), is shown as an image."""
+    def table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int | None = None, images: int = 0
+    ) -> None:
+        """Logs the first MOST_ROWS rows of a table; an array in a cell, uint8 (H, W[, 3]), is shown as an image.
+
+        Tables of one name and several steps become one with a slider. `images` is then its place on the STEP_AXIS.
+        """
 
         def send() -> None:
             image = self._wandb.Image
             cells = [[image(v) if hasattr(v, "shape") else v for v in row] for row in rows[:MOST_ROWS]]
-            self._run.log({name: self._wandb.Table(columns=list(columns), data=cells)})
+            axis = {} if step is None else {STEP_AXIS: images}
+            self._run.log({name: self._wandb.Table(columns=list(columns), data=cells), **axis}, step=step)
 
         self._call(send, "table")
 

@@ -78,6 +78,7 @@ def calibrated(run: Run, done: Callable[[int], None]) -> DenoiseConfig:
 
     def told(pairs: int) -> None:
         refuse_to_go_on(run)
+        run.watch.still()
         done(pairs)
 
     raw, real = list[Tensor](), list[Tensor]()

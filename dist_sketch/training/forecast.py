@@ -1,10 +1,7 @@
 """What a training will take: parameters, disk and time, as far as they can be known before it runs."""
 
-import math
 import time
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from dist_sketch.data.selection import chosen
 from dist_sketch.data.shards import BadSample, Shards
 from dist_sketch.data.store import Access
 from dist_sketch.model import networks
-from dist_sketch.tracking.tracker import read_metrics
+from dist_sketch.tracking.tracker import read_metrics, seconds_a_step
 from dist_sketch.training.policy import PolicyState, decide
 from dist_sketch.training.step import Step
 from dist_sketch.training.validation import Validation
@@ -26,7 +23,6 @@ from dist_sketch.training.validation import Validation
 ADAM_COPIES = 3  # a weight and its two moments
 LINE_BYTES = 700  # of metrics.jsonl, for each logged step
 WARM_UP_STEPS = 3  # that are slower than the others, and not measured
-BREAK = 3  # times the usual duration: such an epoch had a break in it
 
 
 def parameters(config: Config) -> list[int]:
@@ -119,11 +115,7 @@ def _time(
 def earlier_speed(out: Path) -> tuple[int, float | None]:
     """The steps of the run that is there, and its seconds a step with all that an epoch does; None if unknown."""
     records = read_metrics(out)
-    ends = [r for r in records if r["kind"] == "epoch" and isinstance(r.get("time"), int | float)][-8:]
-    spans = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairwise(ends) if b["step"] > a["step"]]
-    usual = median(spans) if spans else math.nan
-    whole = [s for s in spans if 0 < s <= BREAK * usual]
-    return max((r["step"] for r in records), default=0), fmean(whole) if whole else None
+    return max((r["step"] for r in records), default=0), seconds_a_step(records)
 
 
 def measured(config: Config, facts: dict[str, Any], steps: int, ranks: Ranks, training: Shards) -> tuple[float, float]:

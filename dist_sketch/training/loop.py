@@ -13,9 +13,9 @@ from dist_sketch.core.signals import StopRequest
 from dist_sketch.core.words import tell
 from dist_sketch.data.loader import Batch
 from dist_sketch.data.pixels import to_float
-from dist_sketch.tracking import wandb_run
 from dist_sketch.tracking.live_page import WritePage
 from dist_sketch.training import beginning, setup
+from dist_sketch.training.epoch_end import finish_epoch
 from dist_sketch.training.memory import enough_memory
 from dist_sketch.training.policy import decide
 from dist_sketch.training.progress import ProgressBar
@@ -158,32 +158,3 @@ def train_batch(run: Run, batch: Batch) -> None:
     measured = run.step(line, sketch, decision, bad=len(batch.bad), stop=run.asks_to_stop, good=batch.good)
     run.log.add(decision, state.epoch, measured, batch)
     state.step, state.batch = state.step + 1, state.batch + 1
-
-
-def finish_epoch(run: Run, progress: ProgressBar) -> None:
-    """Logs the epoch's means, scores the validation pairs and draws samples where due; then counts the epoch."""
-    state, c = run.state, run.config.train
-    done = state.epoch + 1
-    about = {"epoch": state.epoch, "images": state.step * run.config.data.batch_size}
-    means, scores = state.epoch_means(), dict[str, float]()
-    run.tracker.log("epoch", state.step, about | means)
-
-    def due(interval_epochs: int) -> bool:
-        return interval_epochs > 0 and (done == c.epochs or done % interval_epochs == 0)
-
-    with run.step.averaged():
-        run.watch.note(f"the validation after step {state.step}")
-        if due(c.validate_interval_epochs):
-            scores = run.validation.scores(run.step.drawing, c.validate_limit)
-            run.tracker.log("val", state.step, about | scores)
-            state.note_scores(scores, run.config.checkpoint.choose)
-        run.watch.note(f"the samples after step {state.step}")
-        if due(c.sample_interval_epochs):
-            path = run.out / "samples" / f"step-{state.step:08d}.png"
-            run.ranks.main_decides(lambda: run.validation.picture(run.step.drawing, c.sample_count, path))
-            nth, count = (-(-epochs // c.sample_interval_epochs) for epochs in (done, c.epochs))
-            if wandb_run.is_shown(nth, count) and path.is_file():  # no file if no validation pair can be read
-                run.tracker.wandb.picture("samples", state.step, about["images"], path)
-    progress.epoch_done(state.step, state.epoch, c.epochs, means, scores)
-    run.tracker.show()
-    state.epoch, state.batch, state.sums, state.counts = done, 0, {}, {}

@@ -68,6 +68,7 @@ def resolve(config: Config, ranks: Ranks) -> dict[str, Any]:
     manifest = read_manifest(config.data.shards)
     return {
         "size": shards.size,
+        **({"fit": shards.fit} if shards.fit != "squash" else {}),
         "data": manifest["recipe"],
         "license": manifest["license"],
         "manifest_sha256": manifest_hash(config.data.shards),

@@ -163,11 +163,13 @@ class Validation:
             found |= self._ranks.main_decides(lambda: _distances(parts or []))
         return {f"{self.name}/{metric}": score for metric, score in found.items()}
 
-    def picture(self, generator: nn.Module, count: int, path: Path) -> None:
-        """Writes rows of line | drawn | real for the first `count` pairs that can be read."""
-        rows = [torch.cat((s.line, raw, real), dim=2) for s, raw, real in self.draw(generator, count)]
-        if rows:
+    def picture(self, generator: nn.Module, count: int, path: Path) -> list[DrawnPair]:
+        """Writes rows of line | drawn | real for the first `count` pairs that can be read, and returns these."""
+        pairs = list(self.draw(generator, count))
+        if pairs:
+            rows = [torch.cat((s.line, raw, real), dim=2) for s, raw, real in pairs]
             write_atomic(path, pixels.encode(torch.cat(rows, dim=1)))
+        return pairs
 
     def draw(self, generator: nn.Module, count: int) -> Iterator[DrawnPair]:
         """Draws the first `count` pairs that can be read, one after the other."""

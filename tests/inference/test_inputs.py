@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run, face, write_pairs
+from conftest import SMALL, Run, face, write_pairs
 from PIL import Image, ImageOps
 from support.scores import assert_same_scores
 
 from dist_sketch.data.looks import WHY_INPUT
+from dist_sketch.model.pretrained import SketchGenerator
 
 GENERATOR = ("--run", "portrait-128", "--workers", 0)
 FOLDERS = ("line", "raw", "sketch", "real")
@@ -116,6 +117,21 @@ def test_shards_are_drawn_as_they_were_packed(tmp_path: Path, cli: Run, tall: Pa
     refused = cli("infer", *GENERATOR, "--input", shards, "--out", tmp_path / "other", "--fit", "crop")
     assert refused.returncode == 2
     assert f"--fit crop: {shards} was packed with --fit pad" in refused.stderr
+
+
+def test_a_generator_draws_as_its_shards_were_packed(tmp_path: Path, cli: Run, tall: Path) -> None:
+    shards, run, line = tmp_path / "shards", tmp_path / "run", tall / "val_line" / "2.png"
+    assert cli("pack", tall, "--out", shards, "--size", 64, "--fit", "pad").returncode == 0
+    options = ("--data.batch-size", 1, "--train.epochs", 1, "--norm", "none", "--train.validate-limit", 1)
+    trained = cli("train", "--data.shards", shards, *SMALL, *options, "--out", run)
+    assert trained.returncode == 0, trained.stderr
+    out = tmp_path / "drawn.png"
+    done = cli("infer", "--run", run, "--input", line, "--out", out, "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    assert WHY_INPUT["shape"] not in done.stdout
+    assert Image.open(out).size == SketchGenerator.load(run).draw(line).size == (48, 64)
+    squashed = cli("infer", "--run", run, "--input", line, "--out", out, "--workers", 0, "--fit", "squash")
+    assert (squashed.returncode, Image.open(out).size) == (0, (64, 64))
 
 
 def test_shards_of_another_size_are_said(tmp_path: Path, cli: Run, shards: Path) -> None:

@@ -41,6 +41,7 @@ from dist_sketch.reports.compare.scores import (
     differences,
     groups,
     holm,
+    least_sure,
     mean_sd,
     mean_text,
     score,
@@ -857,6 +858,25 @@ def test_chance_alone_moves_few_pages() -> None:
         alarms["holm"] += any(e.sign for e in holm(effects).values())
     assert 0.3 < alarms["alone"] / pages < 0.38  # 1 - 0.95^8
     assert 0.03 < alarms["holm"] / pages < 0.07
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_of_differences_that_are_just_sure_half_are_found_or_more(seeds: int) -> None:
+    """One of eight scores differs by `least_sure`; the others differ by chance only."""
+    random = np.random.default_rng(seeds)
+    power = {}
+    for times in (0.0, 0.5, 1.0, 2.0):
+        hits = 0
+        for _ in range(300):
+            drawn = random.normal(size=(8, 2, seeds))
+            drawn[0, 0] += times * least_sure(seeds, seeds, 8)
+            effects = {i: t_test(*both.tolist()) for i, both in enumerate(drawn)}
+            hits += bool(holm(effects)[0].sign)
+        power[times] = hits / 300
+    assert power[0.0] < 0.04
+    assert power[0.0] < power[0.5] < power[1.0] < power[2.0]
+    assert 0.4 < power[1.0] < 0.75
+    assert power[2.0] > 0.75
 
 
 def test_chance_alone_moves_few_verdicts(template: Result) -> None:

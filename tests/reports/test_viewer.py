@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from dist_sketch.core.config import Config, to_dict
 from dist_sketch.core.fileio import write_json
@@ -22,15 +21,6 @@ HOSTILE = "<img src=x onerror=alert(1)> ä%?#'\""
 NAMES = ["1", HOSTILE, "10", "2"]
 SHADES = {"line": 250, "raw": 100, "sketch": 120, "real": 170}
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        options = {"executable_path": shutil.which("chromium"), "args": ["--no-sandbox", "--disable-gpu"]}
-        browser = driver.chromium.launch(**options)  # type: ignore[arg-type]
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

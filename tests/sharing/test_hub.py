@@ -7,9 +7,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -17,6 +15,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
+from support.hub_server import TOKEN, serving
 from torch import nn
 
 from dist_sketch.__main__ import parse
@@ -28,7 +27,6 @@ from dist_sketch.model import checkpoint, networks, pretrained
 from dist_sketch.model.pretrained import CARD_MARKER, SketchGenerator
 from dist_sketch.sharing import onnx_file, page
 
-TOKEN = "hf_good"
 LINES = Path(__file__).parents[2] / "launch" / "lines"
 
 
@@ -40,7 +38,7 @@ class Hub:
         self.made: list[dict[str, Any]] = []
         self.requests: list[tuple[str, str]] = []
 
-    def answer(self, method: str, path: str, token: str, body: bytes) -> tuple[int, Any]:
+    def answer(self, method: str, path: str, token: str, asked: str, body: bytes) -> tuple[int, Any]:
         """Status, and a JSON value or a file's bytes."""
         path, _, _ = path.partition("?")
         self.requests.append((method, path))
@@ -104,44 +102,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A stand-in that this process and those with HF_ENDPOINT ask instead of the Hub; me is logged in."""
     stand_in = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, value = stand_in.answer(self.command, self.path, self.headers.get("Authorization", ""), body)
-            if isinstance(value, str):
-                value = {"error": value}
-            data = value if isinstance(value, bytes) else json.dumps(value).encode()
-            self.send_response(status)
-            if status > 399:
-                self.send_header("X-Error-Code", value["error"])
-                self.send_header("X-Error-Message", value["error"])
-            if isinstance(value, bytes):
-                self.send_header("X-Repo-Commit", stand_in.commit_of(self.path))
-                self.send_header("ETag", f'"{hashlib.sha1(value).hexdigest()}"')
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-
-        do_POST = do_HEAD = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    address = f"http://127.0.0.1:{web.server_port}"
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
-    yield stand_in
-    web.shutdown()
-    web.server_close()
+    with serving(stand_in, tmp_path, monkeypatch):
+        yield stand_in
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
+from support.hub_server import TOKEN, serving
 
 from dist_sketch.__main__ import parse
 from dist_sketch.core.errors import UserError
@@ -22,7 +21,6 @@ from dist_sketch.data.shards import BadSample, Shards
 from dist_sketch.data.verify import verify
 from dist_sketch.sharing import hub_dataset
 
-TOKEN = "hf_good"
 Files = dict[str, bytes]
 
 
@@ -83,49 +81,17 @@ class Hub:
             }
         return 501, f"the stand-in does not know {method} {path}"
 
+    def commit_of(self, path: str) -> str:
+        return "0" * 40
+
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     stand_in = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            told = [self.headers.get(name, "") for name in ("Authorization", "Range")]
-            status, value = stand_in.answer(self.command, self.path, *told, body)
-            value = {"error": value} if isinstance(value, str) else value
-            data = value if isinstance(value, bytes) else json.dumps(value).encode()
-            self.send_response(status)
-            if status > 399:
-                self.send_header("X-Error-Code", value["error"])
-                self.send_header("X-Error-Message", value["error"])
-            if isinstance(value, bytes):
-                self.send_header("X-Repo-Commit", "0" * 40)
-                self.send_header("ETag", f'"{hashlib.sha1(value).hexdigest()}"')
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-
-        do_POST = do_HEAD = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    address = f"http://127.0.0.1:{web.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv(node_cache.VARIABLE, str(tmp_path / "cache"))
-    yield stand_in
-    web.shutdown()
-    web.server_close()
+    monkeypatch.setenv(node_cache.VARIABLE, str(tmp_path / "samples"))
+    with serving(stand_in, tmp_path, monkeypatch):
+        yield stand_in
 
 
 def test_shards_go_to_the_hub_and_come_back(

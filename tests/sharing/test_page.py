@@ -1,7 +1,6 @@
 """The page on which people draw, used in Chromium by a hand that moves a pointer."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from playwright.sync_api import Browser, FilePayload, Page, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page
 
 from dist_sketch.__main__ import parse
 from dist_sketch.core.config import DenoiseConfig, to_dict
@@ -33,15 +32,6 @@ READ = """(id) => {
 }"""
 NOSE = [(0.5, 0.3), (0.45, 0.6), (0.55, 0.6)]
 MOUTH = [(0.35, 0.75), (0.5, 0.8), (0.65, 0.75)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        options = {"executable_path": shutil.which("chromium"), "args": ["--no-sandbox", "--disable-gpu"]}
-        browser = driver.chromium.launch(**options)  # type: ignore[arg-type]
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

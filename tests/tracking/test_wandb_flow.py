@@ -103,7 +103,8 @@ def test_the_names_are_few_enough_to_read_and_grouped(attempts: Path) -> None:
     shown = summary(fragments(attempts)[-1].folder)["summary"]
     names = {n for n in shown if not n.startswith("_")}
     assert len(names) <= 40
-    assert {n for n in names if "/" not in n} == {"epoch", "images", "pairs", "samples"}
+    assert {n for n in names if "/" not in n} == {"epoch", "images", "pairs", "samples", "validation"}
+    assert shown["validation"]["ncols"] == 5  # the same table at each step: W&B shows a slider
     assert {n.partition("/")[0] for n in names if "/" in n} == {
         *("loss", "d", "norm", "lock", "lr", "speed", "skipped", "epoch", "val", "finite_steps"),
     }

@@ -13,7 +13,7 @@ from dist_sketch.metrics.definitions import OPTIMISTIC
 from dist_sketch.reports.by_label import COLUMNS, label_groups
 from dist_sketch.reports.compare import plot, tables
 from dist_sketch.reports.compare.results import Result, read_all
-from dist_sketch.reports.compare.scores import RULE, Group, comparable, differences, groups
+from dist_sketch.reports.compare.scores import RULE, Group, comparable, differences, groups, what_seeds_can_tell
 from dist_sketch.reports.compare.tables import Cell
 from dist_sketch.reports.ours import refuse_others
 from dist_sketch.reports.page import VARIANT_FOLDERS, conjoin, embed, find_picture, render, scripts
@@ -97,6 +97,7 @@ def write(
         "folders": VARIANT_FOLDERS,
         "samples": samples(seed_groups),
         "rule": RULE,
+        "power": what_seeds_can_tell(seed_groups, differences(seed_groups)),
         "losses_differ": any(str(row[0]).startswith("loss.") for row in config.rows),
         "files": [file.name for file in (markdown, *files)],
     }
