@@ -36,8 +36,8 @@ def run(report: BenchReport, folder: Path) -> None:
             "python": _python("-c", "pass"),
             "help": _python("-m", "dist_sketch", "--help"),
             "imports": _python("-c", LIBRARIES),
-            "first": _first_step(shards, out, epochs=1),
-            "resumed": _first_step(shards, out, epochs=2),
+            "first": _first_step(shards, out, report.options.quick, epochs=1),
+            "resumed": _first_step(shards, out, report.options.quick, epochs=2),
         }
         rounds.append(found)
     times = {name: [found[name] for found in rounds[warm:]] for name in rounds[0]}
@@ -55,7 +55,7 @@ def _large(report: BenchReport, folder: Path) -> None:
     for shards, count in sizes.items():
         large_set.write(shards, count, order(count, seed=0, epoch=0, shuffle=True)[: STEPS * PAIRS].tolist())
     rounds = [
-        [_until_a_step(shards, folder / f"{shards.name}{turn}") for shards in sizes]
+        [_until_a_step(shards, folder / f"{shards.name}{turn}", report.options.quick) for shards in sizes]
         for turn in range(report.options.repeats)
     ]
     name, about = f"training on {sizes[large]:,} pairs", f"{sizes[small]:,} pairs"
@@ -64,10 +64,10 @@ def _large(report: BenchReport, folder: Path) -> None:
         report.add(f"{name}: {what}", ours, theirs, unit, about)
 
 
-def _until_a_step(shards: Path, out: Path) -> tuple[float, float]:
+def _until_a_step(shards: Path, out: Path, quick: bool) -> tuple[float, float]:
     """Seconds from the start of `dist-sketch train` to the end of its first step, and the process's largest memory."""
     began, log = time.time(), out.with_suffix(".log")
-    words = ("-m", "dist_sketch", "train", *_training(shards, out, epochs=1))
+    words = ("-m", "dist_sketch", "train", *_training(shards, out, quick, epochs=1))
     with open(log, "wb") as file:
         process = subprocess.Popen((sys.executable, *words), stdout=file, stderr=subprocess.STDOUT)
     try:
@@ -93,17 +93,17 @@ def _python(*arguments: str) -> float:
     return time.perf_counter() - since
 
 
-def _first_step(shards: Path, out: Path, epochs: int) -> float:
+def _first_step(shards: Path, out: Path, quick: bool, epochs: int) -> float:
     """Seconds from the start of `dist-sketch train` until its first step has ended."""
     began = time.time()
-    _python("-m", "dist_sketch", "train", *_training(shards, out, epochs))
+    _python("-m", "dist_sketch", "train", *_training(shards, out, quick, epochs))
     (step,) = (record for record in _steps(out) if record["step"] == epochs)
     return float(step["time"]) - began
 
 
-def _training(shards: Path, out: Path, epochs: int) -> tuple[str, ...]:
-    """The arguments of a training in small batches, without anything beside its steps."""
+def _training(shards: Path, out: Path, quick: bool, epochs: int) -> tuple[str, ...]:
+    """The arguments of a training in small batches, without anything beside its steps; `quick`: of tiny networks."""
     quiet = ("--train.validate-interval-epochs", "0", "--train.sample-interval-epochs", "0", "--track.wandb", "off")
     small = ("--data.batch-size", str(PAIRS), "--data.workers", "0", "--track.log-interval-steps", "1")
-    size = ("--train.epochs", str(epochs), *small, *quiet)
-    return "--data.shards", str(shards), *size, "--out", str(out)
+    nets = ("--generator.width", "8", "--discriminator.width", "8") if quick else ()
+    return "--data.shards", str(shards), "--train.epochs", str(epochs), *small, *quiet, *nets, "--out", str(out)

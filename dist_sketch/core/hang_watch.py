@@ -20,7 +20,7 @@ from tempfile import gettempdir
 from typing import Any, NamedTuple
 
 from dist_sketch.core.errors import UserError
-from dist_sketch.core.fileio import read_json, write_json
+from dist_sketch.core.fileio import parse_json, read_json, write_json
 
 FILE = "hang.json"  # in the run's folder, from when a rank hangs until it goes on: {"time", "text"}
 PIPE = "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"  # where torch listens for a request to write what NCCL did
@@ -188,7 +188,7 @@ class HangWatch:
             if waits_s >= self._after_s / 2:
                 for rank in range(self._world_size):
                     if rank != self._rank and store.check([f"doing/{rank}"]):
-                        self._hear(rank, json.loads(store.get(f"doing/{rank}")))
+                        self._hear(rank, parse_json(store.get(f"doing/{rank}").decode()))
 
     def _hear(self, rank: int, told: list[Any]) -> None:
         if rank not in self._heard or self._heard[rank].beat != told[0]:

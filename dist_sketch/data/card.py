@@ -61,8 +61,7 @@ def write(folder: Path, manifest: dict[str, Any], description: str) -> None:
 def ours(folder: Path) -> list[str]:
     """Which of the two files in a folder are those that `write` has written, and may be replaced."""
     found = [preview.NAME] if preview.is_ours(folder / preview.NAME) else []
-    path = folder / CARD
-    return [*found, CARD] if path.is_file() and MARK.encode() in path.read_bytes() else found
+    return [*found, CARD] if preview.is_marked(folder / CARD, MARK) else found
 
 
 def text(folder: Path, manifest: dict[str, Any], description: str = "") -> str:

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from dist_sketch.core.fileio import LARGE, read_regular
 from dist_sketch.core.words import one_line
 from dist_sketch.data import pixels
 from dist_sketch.data.shards import Shards
@@ -42,7 +43,15 @@ def write(folder: Path, manifest: dict[str, Any]) -> None:
 
 def is_ours(path: Path) -> bool:
     """Whether a file is such a picture, which may be replaced."""
-    return path.is_file() and MARK.encode() in path.read_bytes()
+    return is_marked(path, MARK)
+
+
+def is_marked(path: Path, mark: str) -> bool:
+    """Whether a file is there that can be read and has this text in it."""
+    try:
+        return mark.encode() in read_regular(path, LARGE)
+    except OSError:
+        return False
 
 
 def _chosen(counts: dict[str, int]) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import TimeoutError as StillAtWork
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from threading import Event
@@ -27,6 +28,7 @@ from dist_sketch.data.store import Remote, open_file, size_of
 REMOTE_THREADS = 16  # they wait for a server most of the time
 NOTED_AFTER_S = 10.0  # a shorter work is not worth to be gone on with
 VALID_S = 24 * 3600.0  # what was found good longer ago is looked at again
+POLL_S = 1.0
 STEP = 2**22  # bytes between two movements of the bar
 
 
@@ -66,7 +68,8 @@ def verify(shards: Place) -> dict[str, int]:
         advance(total - sum(job.shard["bytes"] for job in left))
         try:
             looked_at = pool.imap(lambda job: _verify_shard(shards, job, advance, over.is_set), left)
-            for job, found in zip(left, looked_at, strict=True):
+            for job in left:
+                found = _next(looked_at)
                 problems += found
                 if not found:
                     done.add(job.shard["file"])
@@ -80,6 +83,14 @@ def verify(shards: Place) -> dict[str, int]:
         lines = listed(problems)
         raise UserError(f"{shards}: the shards differ from the manifest:{lines}\ncopy or pack them again")
     return {name: split["count"] for name, split in manifest["splits"].items()}
+
+
+def _next(results: Any) -> list[str]:
+    """The next result of `ThreadPool.imap`, waited for in short pieces: Ctrl-C is lost on a wait that just begins."""
+    while True:
+        with suppress(StillAtWork):
+            found: list[str] = results.next(POLL_S)
+            return found
 
 
 def _verify_shard(shards: Place, job: _Job, advance: Callable[[int], None], over: Callable[[], bool]) -> list[str]:

@@ -14,7 +14,7 @@ from dist_sketch.reports.page import number
 from dist_sketch.tracking.tracker import read_metrics, seconds_a_step
 
 WIDTH_IN = 5.2  # of a chart
-FEWEST_LINES = 8  # of the log, for a curve over the steps; fewer show no trend
+FEWEST_POINTS = 2  # for a line
 
 # Group -> charts over the steps: (title, digits (None: as many as it takes), curves: (key, colour, line style))
 CHARTS = {
@@ -131,8 +131,7 @@ def _validation(scored: list[dict[str, Any]]) -> list[Chart]:
 
 def _chart(panel: Panel, x: str, latest: str) -> Chart | None:
     """None if there is no line to draw yet."""
-    least = FEWEST_LINES if any(curve.noisy for curve in panel.curves) else 2
-    if max(len(curve.x) for curve in panel.curves) < least:
+    if max(len(curve.x) for curve in panel.curves) < FEWEST_POINTS:
         return None
     with style(SVG_COLOURS):
         return Chart(svg(plot([panel], x, WIDTH_IN), panel.title), latest)

@@ -1,6 +1,7 @@
 """The page of a training run, RUN/index.html: it shows how the run goes on, and later how it went."""
 
 import os
+import shlex
 import stat
 import time
 from pathlib import Path
@@ -34,7 +35,8 @@ def build(run: Path, status: dict[str, Any] | None = None) -> Path:
     if not (run / "config.json").is_file():
         raise UserError(f"{run}: {'is not the folder of a run' if run.is_dir() else 'there is no such folder'}")
     if (run / WEIGHTS).is_file():
-        raise UserError(f"{run}: is an exported generator, which has no history; draw with it (dist-sketch infer)")
+        draw = f"dist-sketch infer --run {shlex.quote(str(run))} --input SHARDS --out OUT"
+        raise UserError(f"{run}: is an exported generator, which has no history; draw with it: `{draw}`")
     page = run / PAGE
     refuse_others(page)
     status = read_status(run) if status is None else status

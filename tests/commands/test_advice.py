@@ -68,10 +68,6 @@ def test_scores_of_weights_in_8_bits(typed: Type, tmp_path: Path, out: str) -> N
     assert small < 0.6 * whole
 
 
-def the_run(folder: Path) -> str:
-    return "run"
-
-
 def an_export(folder: Path) -> str:
     return "export"
 
@@ -81,8 +77,8 @@ def the_shards(folder: Path) -> str:
 
 
 def an_odd_name(folder: Path) -> str:
-    (folder / "run").rename(folder / "it's a run")
-    return "it's a run"
+    (folder / "export").rename(folder / "it's one")
+    return "it's one"
 
 
 def what_nobody_made(folder: Path) -> str:
@@ -105,7 +101,7 @@ def a_file(folder: Path) -> str:
     return "notes.txt"
 
 
-PLACES = [the_run, an_export, an_odd_name, what_nobody_made, an_empty_folder]
+PLACES = [an_export, an_odd_name, what_nobody_made, an_empty_folder]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda f: f.__name__)
@@ -115,8 +111,7 @@ def test_a_report_of_what_is_no_drawing(typed: Type, tmp_path: Path, place: Call
     assert code == 2
     assert said.startswith(f"error: {named}: ")
     said = said.replace("infer ...", "infer --run RUN --input SHARDS")
-    run = next(f for f in ("run", "export") if (tmp_path / f).exists())
-    follow(typed, said, RUN=run, SHARDS="shards", OUT="made")
+    follow(typed, said, RUN="run", SHARDS="shards", OUT="made")
     out = "made" if (tmp_path / "made").exists() else named
     assert typed(f"dist-sketch report {out}") == (0, "")
     assert (tmp_path / out / "report.html").is_file()
@@ -124,7 +119,6 @@ def test_a_report_of_what_is_no_drawing(typed: Type, tmp_path: Path, place: Call
 
 @pytest.mark.parametrize("place", [the_shards, somebody_s_folder, a_file], ids=lambda f: f.__name__)
 def test_a_report_of_what_is_no_run_either(typed: Type, tmp_path: Path, place: Callable[[Path], str]) -> None:
-    """The advice is what `the_run` above follows."""
     named = place(tmp_path)
     code, said = typed(f"dist-sketch report {named}")
     assert code == 2

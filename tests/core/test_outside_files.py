@@ -331,14 +331,15 @@ def test_a_table_program_computes_nothing(text: str) -> None:
 # The lines of tar members and of an environment variable are no files that we read again.
 # These open files of this package, of the kernel, or what they have written or looked at just before.
 PLAIN = {
-    *("bench/loader.py", "bench/measure.py", "core/launcher.py", "core/signals.py", "data/node_memory.py"),
+    *("bench/loader.py", "bench/measure.py", "bench/start.py", "core/launcher.py", "core/signals.py"),
+    *("data/node_memory.py", "reports/page.py"),
     *("experiments/runner.py", "inference/one_file.py", "model/checkpoint.py", "reports/ours.py"),
     *("sharing/hub.py", "sharing/page.py", "sharing/runtime.py"),
     *(
         "slurm/command_line.py",
         "slurm/node_launcher.py",
         "slurm/submit.py",
-        "tracking/tracker.py",
+        "tracking/speed.py",
         "tracking/wandb_file.py",
     ),
 }

@@ -320,6 +320,16 @@ def test_an_array_runs_an_experiment_and_one_task_is_preempted(lab: Lab, shards:
     assert "--array=3 " in again
 
 
+def test_parts_that_are_packed_by_an_array_are_merged(lab: Lab, shards: Path) -> None:
+    """To the same bytes as those of one job."""
+    out = lab.folder / "packed"
+    where = (f"source={lab.folder / 'pairs'}", f"out={out}")
+    ids = lab.submit_all("pack", "--array=1-2", "--time=5", *where, "--size", 64, "--shard-count", 10)
+    assert list(ids) == ["pack", "merge"]
+    assert lab.wait(ids["merge"]) == "COMPLETED", lab.log(ids["merge"])
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in shards.iterdir()}
+
+
 def test_the_parts_of_an_array_are_merged(lab: Lab, shards: Path, chain: dict[str, int]) -> None:
     out, whole = lab.folder / "parts", lab.folder / "out"
     where = (f"run={lab.folder / 'undisturbed'}", f"input={shards}", f"out={out}")

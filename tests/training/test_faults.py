@@ -319,7 +319,7 @@ def killed(
     run = tmp_path_factory.mktemp("killed") / "run"
     at = next(n for n, (_, path) in enumerate(reference.operations, 1) if path.startswith(".denoise"))
     # keep = 2: nothing is removed
-    removals = sum(name in ("unlink", "rmdir") for name, _ in reference.operations)
+    removals = sum(name in ("unlink", "rmdir") for name, _ in reference.operations[:at])
     hook = ("watch", run, f"{run}.log", at - removals, "before")
     assert forks.run(*options, "--checkpoint.keep", 2, "--out", run, hook=hook).code == -signal.SIGKILL
     assert [p.name for p in checkpoint.folders_of(run)] == ["step-00000003", "step-00000002"]

@@ -189,7 +189,7 @@ def test_too_little_memory_for_the_check_is_no_end_of_the_run(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(graphs._Snapshot, name, full)
+    monkeypatch.setattr(graphs.Snapshot, name, full)
     assert trained(recorded, portrait()) == trained(plain, portrait())
     assert equal(all_state(recorded), all_state(plain))
     assert capsys.readouterr().out.count("the GPU's memory is too small for the graph and its check") == 1
