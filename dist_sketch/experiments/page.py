@@ -127,7 +127,7 @@ def _draw_losses(run: Path, file: Path) -> None:
 def _claims(plan: Plan) -> Section:
     """Each claim with its verdict and the values behind it."""
     cached_measure = cache(measure)  # claims share measures, and those of pictures take a while
-    rows = []
+    tests, rows = sum(map(claims.comparisons, plan.claims)), []
     for claim in plan.claims:
         values, without = [], []
         for row in claim.rows:
@@ -139,8 +139,10 @@ def _claims(plan: Plan) -> Section:
                 else:
                     seeds[run.config.train.seed] = value
             values.append(Values(label, plan.run_of(row, 0).name, seeds))
-        word, measured = claims.judge(claim, values)
+        word, measured = claims.judge(claim, values, tests)
         rows.append([claim.says, word, measured + f" (no value: {'; '.join(without)})" * bool(without)])
     columns = ["claim", "verdict", "measured here"]
-    rule = render("rule.j2", seeds=plan.seeds, confidence=CONFIDENCE, t_quantile=t_quantile)
+    sure = claims.confidence_of(max(1, tests))
+    limits = [t_quantile(freedom, sure) for freedom in (2 * plan.seeds - 2, plan.seeds - 1)] if plan.seeds > 1 else []
+    rule = render("rule.j2", seeds=plan.seeds, confidence=CONFIDENCE, tests=tests, limits=limits)
     return Section("What is claimed, and what was measured", columns, rows, [rule])

@@ -97,12 +97,13 @@ def _facts(contents: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def fit_of(run: Path) -> Fit:
-    """How the pages became squares that the generator of a run or an export has learnt from.
+    """How the pages became squares that the generator of a run or an export has learnt from; squash if it is unknown.
 
     Raises:
-        UserError: the folder has no generator.
+        UserError: the configuration in the folder is damaged.
     """
-    fit: Fit = _facts(saved.read_settings(run), run).get("fit", "squash")
+    contents = saved.read_settings(run, {})
+    fit: Fit = _facts(contents, run).get("fit", "squash") if contents else "squash"
     return fit
 
 

@@ -35,9 +35,9 @@ from dist_sketch.core.folders import Lock
 from dist_sketch.data import pack, recipe
 from dist_sketch.data.manifest import manifest_hash
 from dist_sketch.experiments import measures, planning, presets
-from dist_sketch.experiments.claims import Values, judge
+from dist_sketch.experiments.claims import Values, comparisons, judge
 from dist_sketch.experiments.presets import Claim
-from dist_sketch.reports.compare.scores import CONFIDENCE, t_quantile
+from dist_sketch.reports.compare.scores import CONFIDENCE
 from dist_sketch.reports.page import render
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -791,9 +791,38 @@ def test_a_verdict_s_sentence_holds_the_figures() -> None:
     rows = [Values("8", "a", {0: 50.0}), Values("20", "b", {0: 60.0}), Values("100", "c", {0: 45.0})]
     sentence = "FID-2048: 8 50.0, 20 60.0, 100 45.0; +20.0 % and −25.0 %: 1 of 2 steps as claimed"
     assert judge(claim, rows) == (ONE, sentence)
-    rules = [render("rule.j2", seeds=seeds, confidence=CONFIDENCE, t_quantile=t_quantile) for seeds in (1, 2)]
+    about = {"confidence": CONFIDENCE, "tests": 9, "limits": [13.4, 114.6]}
+    rules = [render("rule.j2", seeds=seeds, **about) for seeds in (1, 2)]
     assert "With one seed" in rules[0]
-    assert "a difference must exceed 4.3 standard errors (12.7 if paired)" in rules[1]
+    assert "corrected for the 9 comparisons of this table" in rules[1]
+    assert "a difference must exceed 13.4 standard errors (114.6 if paired)" in rules[1]
+
+
+def test_chance_alone_moves_few_tables_of_claims() -> None:
+    """Tables of eight claims about methods that are equal: how many hold or refute one of them."""
+    random = np.random.default_rng(0)
+    claim = Claim(says="", measure="fid_2048", rows=["a", "b"], expect="lower")
+    assert comparisons(claim) == 1
+    tables, moved = 400, {1: 0, 8: 0}
+    for _ in range(tables):
+        drawn = [[Values("", f"w{i}", dict(enumerate(row))) for i, row in enumerate(random.normal(50, 1, (2, 3)))]
+                 for _ in range(8)]  # fmt: skip
+        for tests in moved:
+            moved[tests] += any(judge(claim, rows, tests)[0] in ("held", "not held") for rows in drawn)
+    assert moved[8] / tables < 0.08
+    assert 0.25 < moved[1] / tables < 0.42  # 1 - 0.95^8
+
+
+@pytest.mark.parametrize(
+    ("claim", "count"),
+    [
+        ({"expect": "same", "limit": 1.0, "rows": ["a", "b", "c"]}, 3),
+        ({"expect": "higher", "rows": ["a", "b", "c"]}, 2),
+        ({"expect": "below", "limit": 1.0, "rows": ["a"]}, 1),
+    ],
+)
+def test_comparisons_are_counted(claim: dict[str, Any], count: int) -> None:
+    assert comparisons(Claim(says="", measure="fid_2048", **claim)) == count
 
 
 # Real trainings
