@@ -942,7 +942,7 @@ def test_a_page_of_many_runs_compiles_each_template_once(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(jinja2.Environment, "compile", counted)
     for i in range(50):
-        render("rule.j2", seeds=1 + i % 2, confidence=0.95, t_quantile=scores_module.t_quantile)
+        render("rule.j2", seeds=1 + i % 2, confidence=0.95, tests=i, limits=[4.3, 12.7])
     assert compiled["rule.j2"] <= 1
 
 
