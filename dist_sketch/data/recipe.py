@@ -145,15 +145,6 @@ def _shares(recipe: Recipe) -> dict[str, float]:
     return {"val": recipe.val_fraction, "test": recipe.test_fraction}
 
 
-def _is_table(path: Path) -> bool:
-    """Whether it is a file with a table of pairs."""
-    return path.is_file() and path.suffix.lower() in tables.SUFFIXES
-
-
-def _table_recipe(path: Path) -> Recipe:
-    return Recipe(name="table", root=path.parent, splits={"train": Folders(table=path.name)})
-
-
 def folder_recipe(root: Path, layout: LayoutName | None = None, direction: Direction = "AtoB") -> Recipe:
     """The recipe of a folder; also if all lies in one folder inside of it, as in many archives.
 
