@@ -210,9 +210,28 @@ def noise_features(plane: Array) -> NDArray[np.float64]:
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     ring = np.minimum((radius / 0.7072 * 6).astype(int), 5)
     rings = ndimage.mean(np.log(power + 1e-3), ring, np.arange(2, 6))  # the two lowest bands hold the picture itself
-    residual = np.abs(plane - ndimage.median_filter(plane, size=3, mode="nearest"))
+    residual = np.abs(plane - median_3x3(plane))
     isolated = np.abs(plane - despeckle(plane, 2.0))
     specks = [np.log((a > t).mean() + e) for a, e in ((residual, 1e-3), (isolated, 1e-4)) for t in (8, 32)]
     depth = page_tone(plane) - plane
     edges = [np.log(max(float(np.rot90(depth, k)[: max(2, height // 32)].mean()), 0) + 4) for k in range(4)]
     return np.array([rings, specks, edges])
+
+
+def median_3x3(plane: Array) -> Array:
+    """The median of each pixel (H, W) and its eight neighbours; the edge is repeated.
+
+    It is that of the largest of three columns' lowest values, the middle one of their middle values, and the smallest
+    of their highest values (Paeth 1990): whole planes are compared, in a tenth of the time of scipy's filter.
+    """
+
+    def middle(a: Array, b: Array, c: Array) -> Array:
+        found: Array = np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
+        return found
+
+    rows = np.pad(plane, 1, mode="edge")
+    above, here, below = rows[:-2], rows[1:-1], rows[2:]
+    low = np.minimum(np.minimum(above, here), below)
+    high = np.maximum(np.maximum(above, here), below)
+    lows, middles, highs = ((p[:, :-2], p[:, 1:-1], p[:, 2:]) for p in (low, middle(above, here, below), high))
+    return middle(np.maximum.reduce(lows), middle(*middles), np.minimum.reduce(highs))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dist_sketch.core.config import DenoiseConfig
 from dist_sketch.core.errors import UserError
-from dist_sketch.inference.calibration import TRIALS, calibrate
+from dist_sketch.inference.calibration import TRIALS, calibrate, median_3x3
 from dist_sketch.model.denoise import denoise, page_tone
 
 OFF = DenoiseConfig(gray=False, filter="none", shadows=False)
@@ -369,3 +369,9 @@ def test_calibrate_takes_nothing_where_everything_harms():
     assert all(r["allowed"] == (r["ssim"] == 1) for r in rows)
     assert [r["allowed"] for r in rows if r["filter"] == "bilateral"] == [False] * 8
     assert (chosen.gray, chosen.filter, chosen.shadows) == (True, "none", False)
+
+
+@given(seed=st.integers(0, 999), height=st.integers(1, 9), width=st.integers(1, 9), levels=st.sampled_from([2, 256]))
+def test_median_of_nine_pixels(seed: int, height: int, width: int, levels: int):
+    plane = np.random.default_rng(seed).integers(0, levels, (height, width)).astype(np.float32)
+    assert np.array_equal(median_3x3(plane), ndimage.median_filter(plane, size=3, mode="nearest"))

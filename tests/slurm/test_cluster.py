@@ -22,6 +22,7 @@ from support.jobs import last_step, processes
 from support.scores import assert_same_scores
 
 from dist_sketch.slurm.rank_logs import describe
+from dist_sketch.tracking.speed import SLOW_FOR_S
 
 pytestmark = pytest.mark.slurm
 
@@ -215,7 +216,7 @@ def test_a_node_dies_or_is_cut_off_and_comes_back(lab: Lab, shards: Path, leaves
     assert not list(processes(run))
 
 
-def test_a_rank_that_hangs_is_named_with_its_node(lab: Lab, shards: Path) -> None:
+def test_a_rank_that_hangs_and_then_is_slow_is_named_with_its_node(lab: Lab, shards: Path) -> None:
     run = lab.folder / "hangs"
     job = train(lab, shards, run, *TRAIN, "--train.epochs", 1000, "--train.hang-dump-s", 3)
     lab.wait_for(lambda: last_step(run) >= 3, "step 3", job)
@@ -230,6 +231,19 @@ def test_a_rank_that_hangs_is_named_with_its_node(lab: Lab, shards: Path) -> Non
     os.kill(stopped, signal.SIGCONT)
     step = last_step(run)
     lab.wait_for(lambda: last_step(run) > step + 2 and not (run / "hang.json").exists(), "further steps", job)
+
+    def told_while_it_stumbles() -> bool:
+        """Stops the rank for a second, lets it run for half of one, and looks whether it was called slow."""
+        os.kill(stopped, signal.SIGSTOP)
+        time.sleep(1)
+        os.kill(stopped, signal.SIGCONT)
+        time.sleep(0.5)
+        return any(line.startswith('{"kind": "slow"') for line in (run / "metrics.jsonl").read_text().splitlines())
+
+    lab.wait_for(told_while_it_stumbles, "slow rank", job, 4 * SLOW_FOR_S)
+    slow = rf"rank 3 on {lab.nodes[1]} takes \d+\.\d\d times as long as the median rank"
+    assert re.search(f"warning: the ranks wait: .*{slow}", lab.log(job))
+    lab.wait_for(lambda: re.search(slow, describe(run)) is not None, "slow rank in `logs`", job)
     lab("scancel", job)
     assert lab.wait(job) == "CANCELLED"
 
