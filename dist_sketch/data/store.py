@@ -30,6 +30,7 @@ BLOCK = 2**23  # bytes of the largest request
 GAP = 2**16  # bytes between two ranges that are fetched with them, because another request takes longer
 REQUEST_S = 30.0  # for one request
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0  # between two tries
+UNKNOWN_S = 20.0  # the most patience with a server that has never answered: its name is more likely wrong
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "https": "aiohttp", "http": "aiohttp", "hf": "huggingface_hub"}
 CREDENTIALS = {
     "s3": "AWS_PROFILE or ~/.aws/credentials; FSSPEC_S3_ANON=true for public data",
@@ -109,6 +110,7 @@ class _Connection(NamedTuple):
 
 # Nothing is ever removed: a forked process must not finalize a pool whose threads it does not have.
 _connections: dict[tuple[int, Address], _Connection] = {}
+_answered: set[Address] = set()  # those that this process, or the one that it was forked from, has had an answer from
 
 
 class Remote:
@@ -223,11 +225,14 @@ class Remote:
         where, began = f"{self.address}/{name}".rstrip("/"), time.monotonic()
         for number in itertools.count():
             try:
-                return request(self._connection().system)
+                found = request(self._connection().system)
+                _answered.add(self.address)
+                return found
             except UserError:
                 raise
             except Exception as e:  # each library has its own errors
-                status = _status(e)
+                if (status := _status(e)) is not None:
+                    _answered.add(self.address)
                 if status == 404:
                     raise FileNotFoundError(errno.ENOENT, "there is no such file", where) from e
                 if status == 416:  # the file ends before this range
@@ -235,9 +240,11 @@ class Remote:
                 if (why := _refusal(e, status, self.address.scheme)) is not None:
                     raise NoAnswer(f"{where}: {why}") from e
                 pause = min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-                if time.monotonic() - began + pause > self.patience_s:
+                known = self.address in _answered or self.patience_s == math.inf
+                if time.monotonic() - began + pause > (self.patience_s if known else min(UNKNOWN_S, self.patience_s)):
                     tries = f"{number + 1} tries in {time.monotonic() - began:.0f} s, the last: {_short(e)}"
-                    raise NoAnswer(f"{where}: the server does not answer ({tries}); start again when it does") from e
+                    more = "start again when it does" if known else "is the address right, and is the server up?"
+                    raise NoAnswer(f"{where}: the server does not answer ({tries}); {more}") from e
                 time.sleep(pause)
         raise AssertionError
 

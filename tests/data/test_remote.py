@@ -147,6 +147,14 @@ def test_a_server_that_does_not_answer_is_a_sentence(web: RangeServer, fault: in
         list(read.stream([0], 3))
 
 
+def test_a_wrong_address_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's patience is for a server that has answered once."""
+    monkeypatch.setattr(store, "UNKNOWN_S", 0.5)
+    monkeypatch.setattr(store, "LONGEST_PAUSE_S", 0.2)
+    with pytest.raises(NoAnswer, match=r"does not answer \(\d+ tries in .*; is the address right, and is the .*\?$"):
+        read_file(Address("http://127.0.0.1:9/faces"), "manifest.json")
+
+
 def test_a_server_that_is_killed_in_an_epoch(shards: Path) -> None:
     with serving(shards) as server:
         read = Shards(Address(server.address), "train", SHORT)
