@@ -126,7 +126,14 @@ class PackCommand:
         upload.look(address, self.force)
         with tempfile.TemporaryDirectory(prefix="dist_sketch-") as home:
             self._pack(Path(home) / "shards")
-            upload.upload(Path(home) / "shards", address)
+            try:
+                upload.upload(Path(home) / "shards", address)
+            except UserError as e:
+                kept = Path(tempfile.mkdtemp(prefix="dist_sketch-packed-")) / "shards"
+                (Path(home) / "shards").rename(kept)
+                raise UserError(
+                    f"{e}. The packed shards are kept in {kept}: copy them there, manifest.json last"
+                ) from e
         return 0
 
     def _pack(self, folder: Path) -> int:
@@ -145,6 +152,7 @@ class PackCommand:
         if self.labels is not None:
             source = replace(source, labels=self.labels)
         if self.dry_run:
+            pack.check_settings(self.size, self.shard_mb, self.shard_count, self.skip_bad, self.freehand, self.workers)
             pack.dry_run(source, self.skip_bad)
             return 0
         pictures = Pictures(size=self.size, fit=self.fit, invert=self.invert, freehand=self.freehand)

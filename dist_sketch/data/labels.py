@@ -61,7 +61,7 @@ def warn_of_others(shards: Path, manifest: dict[str, Any], recipe: Recipe, pairs
     for name in manifest["splits"]:
         own = [pair for pair in found if pair.split == name]
         if columns(own, list(read_index(shards, manifest, name).keys)) != read_labels(shards, manifest, name):
-            source = recipe.labels or "the source, which has none"
+            source = recipe.labels or recipe.root
             tell(f"warning: {shards}: holds other labels than {source}; --force packs the pairs again")
             return
 

@@ -90,11 +90,20 @@ def _metadata(root: Path) -> dict[str, Folders]:
     for file in files:
         if (root / file).is_file():
             return {"train": Folders(table=file)}
-    found: dict[str, Folders] = {}
+    folders = _of_splits(root, lambda folder: any((folder / file).is_file() for file in files))
+    first = {folder: next(file for file in files if (root / folder / file).is_file()) for folder in folders.values()}
+    return {split: Folders(table=f"{folder}/{first[folder]}") for split, folder in folders.items()}
+
+
+def _of_splits(root: Path, holds: Callable[[Path], bool]) -> dict[str, str]:
+    """The folders named as splits that hold something; raises UserError if a split has two, as val/ and valid/."""
+    found: dict[str, str] = {}
     for folder in sub_folders(root):
-        for file in files:
-            if (split := SPLIT_WORDS.get(folder.casefold())) and (root / folder / file).is_file():
-                found.setdefault(split, Folders(table=f"{folder}/{file}"))
+        split = SPLIT_WORDS.get(folder.casefold())
+        if split is None or not holds(root / folder):
+            continue
+        if (other := found.setdefault(split, folder)) != folder:
+            raise UserError(f"{root}: {other} and {folder} could both be {split}: {RECIPE}")
     return found
 
 
@@ -140,11 +149,7 @@ def _role(folder: str, first: tuple[str, ...], second: tuple[str, ...]) -> tuple
 
 def _aligned(root: Path) -> dict[str, Folders]:
     """pix2pix's pictures of two halves, in folders of splits or in the root itself, if a picture is so wide."""
-    splits = {
-        SPLIT_WORDS[folder.casefold()]: Folders(both=folder)
-        for folder in sub_folders(root)
-        if folder.casefold() in SPLIT_WORDS and has_pictures(root / folder)
-    }
+    splits = {split: Folders(both=folder) for split, folder in _of_splits(root, has_pictures).items()}
     if not splits and has_pictures(root):
         splits = {"train": Folders(both=".")}
     return splits if all(_is_wide(root / str(folders.both)) for folders in splits.values()) else {}

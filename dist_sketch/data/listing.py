@@ -102,10 +102,10 @@ def within(root: Path, folder: str, where: str) -> Path:
     """A recipe's folder or file below the root. A link there is the user's own and is followed, wherever it leads.
 
     Raises:
-        UserError: the path leaves the root.
+        UserError: the path is absolute or leaves the root.
     """
     if "\0" in folder:
         raise UserError(f"{where}: the path {folder!r} has a character that no name can have")
     if os.path.isabs(folder) or os.path.normpath(folder).split(os.sep)[0] == os.pardir:
-        raise UserError(f"{where}: the path {folder} leaves the root {root}: link it there, or name another root")
+        raise UserError(f"{where}: the path {folder} must be relative to {root}, and not leave it; link it there")
     return root / folder

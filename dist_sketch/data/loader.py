@@ -299,7 +299,7 @@ class Loader:
         while not wait([future], POLL_S).done:
             waited_s = time.monotonic() - began
             self._waiting(waited_s)
-            if waited_s > self._data.stall_timeout_s:
+            if 0 < self._data.stall_timeout_s < waited_s:
                 self.close()
                 raise NoBatch(
                     f"{self._shards.folder}: no batch for {self._data.stall_timeout_s:g} s; does the disk answer? "

@@ -122,6 +122,8 @@ def read_manifest(shards: Place) -> dict[str, Any]:
     """
     path = shards / MANIFEST
     if not isinstance(shards, Address):
+        if shards.is_file():
+            raise UserError(f"{shards}: is a file; name its folder, {shards.parent}")
         if not shards.is_dir():
             raise UserError(f"{shards}: there is no such folder; make it with: dist-sketch pack SOURCE --out {shards}")
         if not (shards / MANIFEST).is_file():

@@ -7,6 +7,7 @@ processes of a node share the files without locks, and one that is killed while 
 import os
 import re
 import stat
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -15,22 +16,24 @@ NAME = re.compile(r"[0-9a-f]{64}\.shard")
 VARIABLE = "DIST_SKETCH_CACHE"
 LEFT_FREE = 10**9  # bytes of the disk that are left to others
 LOOKS = 100  # how often it is looked how much lies there, while as much as may lie there is written
+FULL_S = 60.0  # until it is looked again whether there is room
 
 
 class NodeCache:
-    """Fetched samples of the shards with these hashes. A disk that is full or cannot be written only means no cache.
+    """Fetched samples of a data set. A disk that is full or cannot be written only means no cache.
 
-    What lies there of other shards is removed when its room is needed, oldest first. When these shards fill the room
-    alone, what lies there stays: an epoch reads each sample once, so removing one for another would gain nothing.
+    What lies there of other data sets is removed when its room is needed, oldest first. When this data set fills the
+    room alone, what lies there stays: an epoch reads each sample once, so removing one for another would gain nothing.
 
     Args:
+        hashes: of all its shards.
         most_mb: how much the folder may hold, of all shards and processes together.
         folder: default: `home`.
     """
 
     def __init__(self, hashes: Collection[str], most_mb: float, folder: Path | None = None):
         self._own = {f"{digest}.shard" for digest in hashes}
-        self._most, self._room = int(most_mb * 1e6), 0
+        self._most, self._room, self._full_until = int(most_mb * 1e6), 0, 0.0
         self._folder = (folder or home()) if most_mb > 0 else None
         try:
             if self._folder is not None:
@@ -59,9 +62,11 @@ class NodeCache:
 
     def write(self, shard: str, offset: int, block: bytes) -> None:
         """Keeps bytes, if there is room for them."""
-        if self._folder is None or not self._has_room(len(block)):
+        if self._folder is None:
             return
         try:
+            if not self._has_room(len(block)):
+                return
             path = self._folder / f"{shard}.shard"
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
@@ -72,10 +77,12 @@ class NodeCache:
             self._folder = None
 
     def _has_room(self, needed: int) -> bool:
+        if time.monotonic() < self._full_until:
+            return False
         if self._room < needed:
             self._room = min(self._look(needed), max(self._most // LOOKS, needed))
         if self._room < needed:
-            self._room = -1
+            self._full_until = time.monotonic() + FULL_S
             return False
         self._room -= needed
         return True

@@ -28,6 +28,7 @@ from dist_sketch.data.recipe import FilePair, Problem, Recipe, pairs, passed_ove
 from dist_sketch.data.shard_writer import Block, describe, write
 from dist_sketch.data.verify import verify
 
+REPLACE = "; --force replaces them"
 # Of what a manifest's settings may lack
 DEFAULTS = {"fit": "squash", "invert": False, "freehand": "none", "direction": "AtoB", "test_fraction": 0.0}
 
@@ -75,7 +76,7 @@ def pack(
         UserError: a setting is out of range, `out` exists, more than `skip_bad` files cannot be used, or the disk is
             full; or a part is missing, damaged or of another packing.
     """
-    _check_settings(size, shard_mb, shard_count, skip_bad, freehand, workers)
+    check_settings(size, shard_mb, shard_count, skip_bad, freehand, workers)
     pictures = Pictures(size=size, fit=fit, invert=invert, freehand=freehand)
     look = partial(_look, out, force, parts=merge)
     look()
@@ -143,7 +144,7 @@ def pack_part(
     Raises:
         UserError: as `pack`; or this part is there, and damaged or of another packing (`force` replaces it).
     """
-    _check_settings(pictures.size, 1, 0, skip_bad, pictures.freehand, workers)
+    check_settings(pictures.size, 1, 0, skip_bad, pictures.freehand, workers)
     _look(out, force, parts=True)
     found, problems, _ = _listed(recipe)
     plan, folder = pack_parts.plan_of(recipe, pictures, found, problems), pack_parts.folder_of(out, part)
@@ -236,9 +237,10 @@ def _look(out: Path, force: bool, parts: bool) -> None:
         pack_parts.refuse_foreign_parts(out)
 
 
-def _check_settings(
+def check_settings(
     size: int, shard_mb: float, shard_count: int, skip_bad: int, freehand: int | None, workers: int | None
 ) -> None:
+    """Raises UserError if a setting of `pack` is out of range."""
     if size % 64 or not 64 <= size <= 2048:
         raise UserError(f"size = {size}: must be a multiple of 64 from 64 to 2048 (the networks halve it six times)")
     if not 0 < shard_mb < math.inf:
@@ -282,18 +284,20 @@ def holds(shards: Path, recipe: Recipe, pictures: Pictures) -> bool:
     try:
         verify(shards)
     except UserError as e:
-        raise UserError(f"{e}; --force replaces them") from e
+        raise UserError(f"{e}{REPLACE}") from e
     packed = {(split, key) for split in manifest["splits"] for key in read_index(shards, manifest, split).keys}
     found, _ = pairs(recipe)
     wanted = {(p.split, p.key) for p in found}
     left_out = len(manifest["skipped"])
-    if manifest["size"] != pictures.size or len(wanted - packed) > left_out or len(packed) > len(wanted):
+    if gone := packed - wanted:
+        raise UserError(f"{shards}: holds other pairs, as {'/'.join(min(gone))}, which is not there any more{REPLACE}")
+    if manifest["size"] != pictures.size or len(wanted - packed) > left_out:
         raise UserError(
             f"{shards}: holds shards of other pairs or of another size ({len(packed)} at {manifest['size']} px, "
-            f"asked for: {len(wanted)} at {pictures.size} px); --force replaces them"
+            f"asked for: {len(wanted)} at {pictures.size} px){REPLACE}"
         )
     had, asked = (DEFAULTS | s for s in (manifest["settings"], _chosen(pictures, recipe)))
     if differ := [f"{name} {had[name]}" for name, value in asked.items() if had[name] != value]:
-        raise UserError(f"{shards}: holds shards packed with {' and '.join(differ)}; --force replaces them")
+        raise UserError(f"{shards}: holds shards packed with {' and '.join(differ)}{REPLACE}")
     warn_of_others(shards, manifest, recipe, found)
     return True

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from dist_sketch.core.errors import UserError
@@ -116,7 +116,8 @@ def load(
         try:
             file = find_file("shards", source)
         except UserError as e:
-            hint = "is a folder: give it without --root" if path.is_dir() else "is not a folder either"
+            known = "a folder" if path.is_dir() else "a table" if tables.is_table(path) else None
+            hint = f"is {known}: give it without --root" if known else "is not a folder either"
             raise UserError(f"{e}; it {hint}") from e
         if root is None:
             raise UserError(f"{source}: a recipe needs --root DIR, the folder that contains its images")
@@ -224,6 +225,13 @@ def pairs(recipe: Recipe) -> tuple[list[FilePair], list[Problem]]:
         else:
             found += _of_folders(recipe, split, folders, problems)
     found.sort(key=lambda pair: SPLITS.index(pair.split))
+    seen: dict[tuple[str, str], FilePair] = {}
+    for pair in found:
+        if (other := seen.setdefault((pair.split, pair.key), pair)) is not pair:
+            raise UserError(
+                f"{recipe.root}: {_relative(recipe, other.line)} and {_relative(recipe, pair.line)} would both be the "
+                f"{pair.split} pair {pair.name}; rename one of them"
+            )
     return found, problems
 
 
@@ -264,7 +272,7 @@ def _of_table(recipe: Recipe, split: str, file: str, problems: list[Problem]) ->
     for row in rows:
         line = picture(row.line, row.where)
         sketch = picture(row.sketch, row.where) if row.sketch else None
-        part = row.split or SPLIT_WORDS.get(row.line.split("/")[0].casefold()) or split
+        part = row.split or SPLIT_WORDS.get(next(iter(PurePath(row.line).parts), "").casefold()) or split
         if row.sketch is None and part == "train":
             problems.append(Problem(row.where, "has no sketch: training needs both"))
         elif line and (sketch or not row.sketch):

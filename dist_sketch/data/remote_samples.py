@@ -21,17 +21,20 @@ class Wanted(NamedTuple):
 
 
 class RemoteSamples:
-    """The samples in the shards at an address.
+    """The samples of a split in the shards at an address.
 
     Args:
-        shards: as the manifest lists them.
+        manifest: the result of `read_manifest`.
     """
 
-    def __init__(self, address: Address, shards: Sequence[dict[str, Any]], access: Access):
+    def __init__(self, address: Address, manifest: dict[str, Any], split: str, access: Access):
         self._remote = Remote(address, access.patience_s)
-        self._files = [shard["file"] for shard in shards]
-        self._hashes = [shard["sha256"] for shard in shards]
-        self._cache = NodeCache(self._hashes, access.cache_mb)
+        hashes = {
+            name: {shard["file"]: shard["sha256"] for shard in part["shards"]}
+            for name, part in manifest["splits"].items()
+        }
+        self._files, self._hashes = list(hashes[split]), list(hashes[split].values())
+        self._cache = NodeCache([digest for part in hashes.values() for digest in part.values()], access.cache_mb)
 
     def read(self, wanted: Sequence[Wanted]) -> list[bytes | OSError]:
         """The bytes of each sample; they are wrong if they still were when fetched again.

@@ -60,7 +60,7 @@ class Shards:
             raise UserError(f"{folder}: has no split {split!r}; it has {', '.join(manifest['splits'])}")
         part = manifest["splits"][split]
         self.folder, self.split, self.access = local_copy.nearest(folder), split, access
-        self._remote = RemoteSamples(self.folder, part["shards"], access) if isinstance(self.folder, Address) else None
+        self._remote = RemoteSamples(self.folder, manifest, split, access) if isinstance(self.folder, Address) else None
         self.group = 1 if self._remote is None else GROUP  # samples that are best read at once
         self.size: int = manifest["size"]
         self.fit: Fit = manifest["settings"].get("fit", "squash")

@@ -343,7 +343,7 @@ def _refusal(error: Exception, status: int | None, scheme: str) -> str | None:
         return f"the server refuses ({status}): this user has no rights to it{advice}"
     if status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429):
         return f"the server refuses ({status}: {_short(error)})"
-    if "certificate" in str(error).lower():
+    if status is None and "certificate" in str(error).lower():
         return f"the server's certificate is not trusted ({_short(error)})"
     return None
 

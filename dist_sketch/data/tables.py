@@ -132,11 +132,18 @@ def _json(text: str) -> list[tuple[int, dict[str, Any]]]:
     if text.lstrip().startswith("["):
         found = list(enumerate(parse_json(text), 1))
     else:
-        found = [(i, parse_json(line)) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        found = [(i, _row(line, i)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     for number, row in found:
         if not isinstance(row, dict):
             raise ValueError(f"row {number} is not {{column: value}}")
     return found
+
+
+def _row(line: str, number: int) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError as e:
+        raise ValueError(f"row {number}: {e}") from e
 
 
 def _sides(columns: list[str], path: Path) -> tuple[str, str | None, str | None]:

@@ -13,7 +13,8 @@ from dist_sketch.data.progress import progress
 from dist_sketch.data.store import NoAnswer, Remote, exists, has_size
 
 TRIAL = ".dist-sketch-trial"
-OURS = re.compile(rf"{re.escape(TRIAL)}|\w+-(\d{{6}}\.tar|index\.safetensors|labels\.json)|README\.md|preview\.png")
+OURS = re.compile(r"\w+-(\d{6}\.tar|index\.safetensors|labels\.json)")
+LAST = ("README.md", "preview.png", MANIFEST)  # so that what a stopped upload leaves is known as ours
 AT_ONCE = 4  # files; a large one goes in several parts at once by itself
 
 
@@ -29,10 +30,11 @@ def look(address: Address, force: bool) -> None:
         raise UserError(f"{address}: pack into a folder, and add --push {'/'.join(address.split('/')[3:5])}")
     if address.scheme not in ("s3", "gs"):
         raise UserError(f"{address}: a web server takes no files: pack into a folder, and copy that to the server")
-    there = Remote(address).names() or []
+    # A folder that was made in a bucket's web page is in its own list, without a name
+    there = [name for name in Remote(address).names() or [] if name not in ("", TRIAL)]
     if MANIFEST not in there:
-        others = [name for name in there if not OURS.fullmatch(name)]
-        if others or (there and not any(name.endswith(".tar") for name in there)):
+        others = [name for name in there if not OURS.fullmatch(name) and name not in LAST]
+        if others or (there and not any(map(OURS.fullmatch, there))):
             raise UserError(f"{address}: holds {(others or there)[0]}, and no shards; choose another --out")
     elif not force:
         raise UserError(f"{address}: holds packed shards already; choose another --out, or replace them with --force")
@@ -67,7 +69,7 @@ def upload(folder: Path, address: Address) -> None:
         remote.remove(MANIFEST)  # who reads now finds no shards, instead of some of both kinds
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     sizes = {path.name: path.stat().st_size for path in files}
-    first = [path for path in files if path.name != MANIFEST]
+    first = [path for path in files if path.name not in LAST]
 
     def send(path: Path) -> Path:
         try:
@@ -81,8 +83,11 @@ def upload(folder: Path, address: Address) -> None:
     with progress("uploading", sum(sizes.values()), in_bytes=True) as advance, ThreadPool(AT_ONCE) as pool:
         for path in pool.imap_unordered(send, first):
             advance(sizes[path.name])
-        advance(sizes[send(folder / MANIFEST).name])
-    for name in old - sizes.keys():
+        for name in LAST:
+            if name in sizes:
+                advance(sizes[send(folder / name).name])
+    stopped = set(filter(OURS.fullmatch, remote.names() or []))  # of an upload that did not come to its end
+    for name in (old | stopped) - sizes.keys():
         remote.remove(name)
 
 

@@ -1,5 +1,6 @@
 """Compares shards with their manifest."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -146,13 +147,16 @@ class _Done:
         beside = not isinstance(shards, Address) and os.access(shards, os.W_OK)
         folder = shards if beside and isinstance(shards, Path) else home()
         self._shards, self._began = shards, time.monotonic()
-        self._path = folder / f".verify-{sha256[:16]}.0{PART}"
+        # A copy has the same manifest, but it may be damaged
+        place = hashlib.sha256(f"{sha256} {shards.resolve()}".encode()).hexdigest()
+        self._path = folder / f".verify-{place[:16]}.0{PART}"
         self._new: list[str] = []  # not noted yet
         self.names = set(self._read())
 
     def _read(self) -> Iterator[str]:
         with suppress(OSError):
-            if time.time() - self._path.stat().st_mtime > VALID_S:
+            found = self._path.lstat()
+            if time.time() - found.st_mtime > VALID_S or found.st_uid != os.getuid():  # others may not say what is good
                 return
             # the end of the last line may be missing
             for line in read_regular(self._path, SMALL).decode("utf-8", "replace").split("\n")[:-1]:

@@ -151,6 +151,14 @@ def test_an_image_folder_of_hugging_face(tmp_path: Path) -> None:
         "val": {"2": ("validation/lines/2.png", "validation/2.png")},
     }
     assert [pair.labels for pair in pairs(load(str(tmp_path)))[0]] == [{"style": 1}, {"style": 2}]
+    (tmp_path / "train" / "metadata.csv").write_text(
+        "file_name,line,split\n1.png,lines/1.png,train\n1.png,lines/1.png,val\n"
+    )
+    files(tmp_path / "validation", "lines/1.png", "1.png")
+    (tmp_path / "validation" / "metadata.csv").write_text("file_name,line\n1.png,lines/1.png\n")
+    both = r"train/lines/1\.png and validation/lines/1\.png would both be the val pair 1; rename one"
+    with pytest.raises(UserError, match=both):
+        pairs(load(str(tmp_path)))
     whole = tmp_path / "whole"
     files(whole, "train/a.png", "train/b.png", "test/a.png", "test/c.png")
     rows = [
@@ -230,6 +238,14 @@ def test_two_layouts_or_none_are_a_sentence(tmp_path: Path) -> None:
     files(tmp_path / "both", "line/1.png", "photo/1.png", "sketch/1.png")
     with pytest.raises(UserError, match="line and photo could both be a side of train: say which in a recipe"):
         load(str(tmp_path / "both"))
+    aligned(tmp_path / "twice", ("train", "training"))
+    with pytest.raises(UserError, match="train and training could both be train: say which in a recipe"):
+        load(str(tmp_path / "twice"))
+    for folder in ("valid", "validation"):
+        files(tmp_path / "tables" / folder, "1.png", "lines/1.png")
+        (tmp_path / "tables" / folder / "metadata.csv").write_text("file_name,line\n1.png,lines/1.png\n")
+    with pytest.raises(UserError, match=r"valid.* and valid.* could both be val"):
+        load(str(tmp_path / "tables"))
     files(tmp_path / "half", "A/test/1.png", "B/test/1.png", "A/train/1.png")
     with pytest.raises(UserError, match="train has only A/train: its partner is missing"):
         load(str(tmp_path / "half"))

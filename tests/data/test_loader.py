@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import face
 from PIL import Image
+from support.forks import wait_until
 from support.manifests import Columns, change_training
 
 from dist_sketch.core.config import DataConfig
@@ -401,7 +402,7 @@ def test_closing_leaves_nothing_that_the_end_of_the_process_waits_for(shards: Pa
         assert new
         train.close()
         assert not new & set(threading.enumerate())
-        assert not multiprocessing.active_children()
+        wait_until(lambda: not multiprocessing.active_children(), "the end of the killed workers")
 
 
 def test_who_waits_is_asked_whether_to_go_on(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

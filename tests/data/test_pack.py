@@ -319,6 +319,9 @@ def test_keep_leaves_good_shards_of_these_pairs_alone(cli: Run, tmp_path: Path) 
     assert more.returncode == 2
     assert "holds shards of other pairs or of another size (4 at 64 px, asked for: " in more.stderr
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.is_file()} == before
+    for side in ("line", "sketch"):
+        (faces / f"train_{side}" / "1.png").unlink()
+    assert "holds other pairs, as train/1, which is not there any more" in cli(*command, 64).stderr
     tar = next(out.glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[:-600])
     damaged = cli(*command, 64)

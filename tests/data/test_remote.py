@@ -232,7 +232,7 @@ def digest(number: int) -> str:
     return f"{number:064x}"
 
 
-def test_the_cache_keeps_its_bound(tmp_path: Path) -> None:
+def test_the_cache_keeps_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine, block = [digest(i) for i in range(4)], os.urandom(100_000)
     others = NodeCache([digest(8), digest(9)], 1.0, tmp_path)
     for number, age in ((8, 50), (9, 100)):
@@ -250,6 +250,29 @@ def test_the_cache_keeps_its_bound(tmp_path: Path) -> None:
     assert used(tmp_path) - 300_000 <= 1.1e6
     assert cache.read(mine[0], 0, 100_000) == block  # what lies there stays
     assert cache.read(mine[1], 10**9, 100) == b""
+    looks: list[Any] = []
+    monkeypatch.setattr(os, "scandir", looks.append)  # a full folder is not looked through at each sample
+    cache.write(mine[0], 0, block)
+    assert looks == []
+
+
+def test_a_split_leaves_the_others_of_its_set_in_the_cache(web: RangeServer, tmp_path: Path) -> None:
+    list(remote(web, Access()).stream(range(13), 3))
+    kept = set(tmp_path.glob("cache/*.shard"))
+    small = Access(cache_mb=used(tmp_path / "cache") / 1e6)
+    list(Shards(Address(web.address), "val", small).stream(range(5), 3))
+    assert kept <= set(tmp_path.glob("cache/*.shard"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cache_that_is_removed_costs_nothing_else(web: RangeServer, tmp_path: Path, workers: int) -> None:
+    read = remote(web, Access(cache_mb=1))
+    loader = Loader(read, replace(DATA, workers=workers), seed=3, rank=0, world_size=1)
+    epoch = loader.epoch(0)
+    next(epoch)
+    shutil.rmtree(tmp_path / "cache")
+    list(epoch)
+    loader.close()
 
 
 def test_without_room_there_is_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: RangeServer) -> None:
@@ -345,6 +368,17 @@ def test_a_worker_that_is_stopped_is_told_by_the_parent(web: RangeServer) -> Non
         os.kill(process.pid, signal.SIGSTOP)
     with pytest.raises(NoBatch, match=f"{web.address}: no batch for 1.5 s"):
         list(loader.epoch(1))
+
+
+def test_without_a_time_out_a_batch_may_take_long(web: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    loader = Loader(remote(web), replace(DATA, workers=1, stall_timeout_s=0.0), seed=3, rank=0, world_size=1)
+    monkeypatch.setattr("dist_sketch.data.loader.POLL_S", 0.02)
+    monkeypatch.setattr(loader, "_waiting", waited.append)
+    web.delay_s = 0.2
+    assert len(list(loader.epoch(0))) > 1
+    assert max(waited) > 0.1
+    loader.close()
 
 
 def test_wandb_is_told_the_address() -> None:

@@ -138,9 +138,14 @@ def test_what_lies_there_is_not_lost(packed: Ended, shards: Path, tmp_path: Path
     again = Address(f"s3://{s3.BUCKET}/again")
     there = s3.files()
     there.put_file(str(shards / "train-000000.tar"), again / "train-000000.tar")
-    upload.look(again, force=False)  # an upload that was stopped
+    there.pipe_file(again / "train-000007.tar", b"of an upload that was stopped")
+    there.pipe_file(again / upload.TRIAL, b"")
+    upload.look(again, force=False)
     upload.upload(shards, again)
-    assert verify(again) == {"train": 13, "val": 5}
+    assert verify(again) == {"train": 13, "val": 5}  # what was left of the upload before is gone
+    for name in (upload.TRIAL, ""):  # left by one who may not remove, and made by a bucket's web page
+        there.pipe_file(f"s3://{s3.BUCKET}/new/{name}", b"")
+        upload.look(Address(f"s3://{s3.BUCKET}/new"), force=False)
     fewer = tmp_path / "fewer"
     shutil.copytree(shards, fewer)
     manifest = json.loads((fewer / "manifest.json").read_text())

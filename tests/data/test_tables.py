@@ -84,6 +84,15 @@ def test_columns_become_labels_of_one_kind(data: Path) -> None:
         pairs(load(str(path), val_fraction=0.5))
 
 
+def test_the_first_folder_is_the_split(data: Path) -> None:
+    files = [data / part / f"{side}.png" for part in ("train", "valid") for side in ("line", "sketch")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    text = "line,sketch\n./train/line.png,./train/sketch.png\n./valid/line.png,valid/sketch.png\n"
+    assert [row[0] for row in rows(table(data, text))] == ["train", "val"]
+
+
 def test_names_are_as_long_as_they_must_be(data: Path) -> None:
     both = "line,sketch\ntrain_line/1.png,train_sketch/1.png\ntrain_sketch/1.png,train_line/1.png\n"
     assert [row[1] for row in rows(table(data, both))] == ["train_line_1", "train_sketch_1"]
@@ -101,8 +110,14 @@ def test_names_are_as_long_as_they_must_be(data: Path) -> None:
         ("photo,edge,sketch\na,b,c\n", "of its columns photo, edge, sketch, none or several could be a side"),
         ("line,sketch\na.png\n", "row 2 has not as many cells as the first row"),
         ('line,sketch\n"a.png,b\n', "is not a table"),
-        ("line,sketch\n../a.png,train_sketch/1.png\n", r"row 2: the path \.\./a\.png leaves the root"),
-        ("line,sketch\n/etc/a.png,train_sketch/1.png\n", r"row 2: the path /etc/a\.png leaves the root"),
+        (
+            "line,sketch\n../a.png,train_sketch/1.png\n",
+            r"row 2: the path \.\./a\.png must be relative to .*, and not leave it",
+        ),
+        (
+            "line,sketch\n/etc/a.png,train_sketch/1.png\n",
+            r"row 2: the path /etc/a\.png must be relative to .*, and not leave it",
+        ),
         ("line,sketch\n,train_sketch/1.png\n", "row 2: line: must be the path of a picture"),
         ("line,sketch,split\ntrain_line/1.png,train_sketch/1.png,extra\n", "split 'extra': must be train, val or test"),
         (
@@ -125,6 +140,15 @@ def test_what_is_no_table_of_pairs_is_a_sentence(data: Path, text: str, words: s
 def test_what_is_no_json_table_is_a_sentence(data: Path, text: str) -> None:
     (data / "pairs.jsonl").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"pairs\.jsonl(: is not a table|, row 1: line: must be the path)"):
+        pairs(load(str(data / "pairs.jsonl")))
+
+
+def test_a_bad_line_of_json_lines_is_named(data: Path) -> None:
+    good = '{"line": "train_line/1.png", "sketch": "train_sketch/1.png", "note": "two\u2028lines"}\n'
+    (data / "pairs.jsonl").write_text(good)
+    assert [row[1] for row in rows(data / "pairs.jsonl")] == ["1"]
+    (data / "pairs.jsonl").write_text(good + '{"line": }\n')
+    with pytest.raises(UserError, match=r"pairs\.jsonl: is not a table \(row 2: "):
         pairs(load(str(data / "pairs.jsonl")))
 
 

@@ -81,6 +81,16 @@ def test_a_note_is_of_these_shards_and_of_today(own: Path, monkeypatch: pytest.M
     assert looked_at(own, monkeypatch) == ALL
 
 
+def test_a_note_is_of_this_place_and_this_user(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at(own, monkeypatch, "train-000002.tar")
+    copy = shutil.copytree(own, tmp_path / "copy")  # copies the times and the note, too
+    assert looked_at(copy, monkeypatch) == ALL
+    (note,) = notes(own)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: note.stat().st_uid + 1)
+        assert looked_at(own, monkeypatch) == ALL
+
+
 def test_a_note_does_not_hide_damage(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at(own, monkeypatch, "train-000002.tar")
     shard = own / "train-000000.tar"
