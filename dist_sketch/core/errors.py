@@ -54,6 +54,8 @@ def refused_by_system(error: BaseException) -> UserError | None:
         return UserError(f"{text}; {_MENDS[errno.ELOOP]}")
     if isinstance(error, MemoryError) or text == "can't start new thread":
         return UserError(f"{text or 'out of memory'}; {_MENDS[errno.ENOMEM]}, or end other programs")
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:  # torch's, of a GPU or of CPUs
+        return UserError(f"the memory is too small: {text.splitlines()[0]}; use a smaller --batch-size, or free memory")
     if isinstance(error, ImportError) and ".so" in f"{error.path}":  # not a module of Python that is missing
         return UserError(f"{text}: a library cannot be loaded; {_MENDS[errno.ENOMEM]}, or install dist_sketch again")
     if not isinstance(error, OSError) or error.errno is None:

@@ -85,6 +85,8 @@ class Ranks:
         self._host: dist.ProcessGroup | None = None
         self._at_end: list[Callable[[], None]] = []
         self._waited_s = 0.0
+        if expect_world_size is not None and expect_world_size < 1:
+            raise SharedError(f"--expect-world-size {expect_world_size}: must be 1 or more")
         for source, expected in expectations(expect_world_size, self.device.type, self.world_size):
             if expected != self.world_size:
                 raise SharedError(

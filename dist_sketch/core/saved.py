@@ -87,6 +87,7 @@ class Status(TypedDict, total=False):
     epoch: Count
     epochs: Count
     draws: Count
+    best: Count | None  # the step of the best score so far
     time: float
 
 
@@ -145,6 +146,7 @@ class Infer(NotDrawn, total=False):
     scores: bool  # whether they were asked for
     reference: PathText | None
     names: list[Name]
+    numbers: list[Count]  # of these among all inputs, if some were left out
     labels: Labels  # of the pictures, in the order of `names`
     split: Name
     where: str
@@ -260,8 +262,7 @@ def _read(kind: Any, path: Path, default: Any = ..., most: int = SMALL) -> Any:
 
 def read_settings(folder: Path, default: Any = ...) -> dict[str, Any]:
     """config.json of a run or an export."""
-    found: dict[str, Any] = _read(Settings, folder / "config.json", default)
-    return found
+    return dict(_read(Settings, folder / "config.json", default))
 
 
 def config_of(saved: dict[str, Any], folder: Path) -> Config:
@@ -312,8 +313,7 @@ def denoise_of(calibration: dict[str, Any], folder: Path) -> DenoiseConfig:
 
 def read_infer(out: Path) -> dict[str, Any]:
     """infer.json of an output folder; {} if it has none."""
-    found: dict[str, Any] = _read(Infer, out / "infer.json", {}, LARGE)
-    return found
+    return dict(_read(Infer, out / "infer.json", {}, LARGE))
 
 
 def read_not_drawn(path: Path) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class Shards:
         if hashlib.sha256(block).digest() != self.hashes[i].tobytes():
             raise BadSample(
                 f"{file}: sample {key!r} is not what the manifest says (length or hash); pack the shards again, "
-                "or allow some samples to be left out with --data.skip-bad N"
+                "or leave such samples out (train --data.skip-bad N, infer --skip-bad)"
             )
         try:
             return self._sample(key, block, channels)

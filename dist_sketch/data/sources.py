@@ -1,6 +1,7 @@
 """What `infer` reads: packed shards, a folder of images, or images by name, each at the network's size."""
 
 import glob
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from dist_sketch.data import looks, pixels, recipe
 from dist_sketch.data.fit import fitted
 from dist_sketch.data.image_files import BadImage, read_image
 from dist_sketch.data.inputs import input_recipe, inputs
-from dist_sketch.data.manifest import MANIFEST, Fit, read_index, read_labels, read_manifest
+from dist_sketch.data.manifest import MANIFEST, Fit, manifest_hash, read_index, read_labels, read_manifest
 from dist_sketch.data.names import encode_key, natural
 from dist_sketch.data.selection import chosen, refuse_none
 from dist_sketch.data.shards import BadSample, Sample, Shards
@@ -38,6 +39,8 @@ class Source:
     path: Place
     """The shards, the folder or the one image; of several images the folder that they have in common."""
     count: int
+    sha256: str
+    """Of the shards' manifest, or of the images' names: it tells other inputs at the same place."""
     has_sketch: bool
     read: Callable[[Sequence[int], int, int], Iterator[Sample | BadImage | BadSample]]
     fit: Fit
@@ -155,7 +158,8 @@ def open_source(
                 look(sample.name, looks.look_at_input(_picture(line)))
                 yield sample._replace(line=line, sketch=sketch)
 
-        return Source(path, len(shards), shards.has_sketch, read_packed, shards.fit, packed_px=shards.size, looks=found)
+        digest, px = manifest_hash(path), shards.size
+        return Source(path, len(shards), digest, shards.has_sketch, read_packed, shards.fit, packed_px=px, looks=found)
 
     if where:
         raise UserError(f"--where: {path}: only packed shards keep labels; pack the images (dist-sketch pack)")
@@ -184,7 +188,9 @@ def open_source(
         return Sample(pair.name, pixels.from_image(line, channels), real, page)
 
     has_sketch = all(p.sketch is not None for p in pairs if isinstance(p, recipe.FilePair))
-    return Source(path, len(pairs), has_sketch, read_files, how, files, passed_over=passed_over, looks=found)
+    names = "\n".join(pair.file if isinstance(pair, recipe.Problem) else pair.name for pair in pairs)
+    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    return Source(path, len(pairs), digest, has_sketch, read_files, how, files, passed_over=passed_over, looks=found)
 
 
 def _pairs_of(files: Sequence[Path]) -> list[recipe.FilePair | recipe.Problem]:

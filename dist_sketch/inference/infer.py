@@ -27,11 +27,9 @@ from dist_sketch.core.words import plain, tell
 from dist_sketch.core.workers import check_count
 from dist_sketch.data import pixels
 from dist_sketch.data.looks import WHY_INPUT, warn
-from dist_sketch.data.manifest import MANIFEST, manifest_hash
 from dist_sketch.data.recipe import listed, told
 from dist_sketch.data.shards import Sample
 from dist_sketch.data.sources import open_source, reference_shards
-from dist_sketch.data.store import exists
 from dist_sketch.inference import output, parts
 from dist_sketch.inference.options import MOST_OUTPUT_PX, MOST_SOURCE_PX, DenoiseOverride, InferOptions
 from dist_sketch.inference.postprocess import Postprocess, worker_map
@@ -86,15 +84,23 @@ def infer(run: Path, source: Place | Sequence[Place], out: Path, options: InferO
         if not 0 <= options.seed < 2**63:
             raise SharedError(f"--seed {options.seed}: must be from 0 to 2^63 - 1")
         if options.mode == "paper":
-            networks.check_config(model.config, model.size, batch=1)
+            try:
+                networks.check_config(model.config, model.size, batch=1)
+            except UserError as e:
+                raise SharedError(
+                    f"--mode paper: draws one picture at a time, which the norm {model.config.norm!r} cannot do at "
+                    f"{model.size} px; use --mode running"
+                ) from e
         overrides = {f.name: v for f in fields(DenoiseOverride) if (v := getattr(options.denoise, f.name)) is not None}
         settings = replace(model.denoise, **overrides).check()
+        its_data = model.saved["facts"].get("manifest_sha256")
         about: dict[str, Any] = {
             "run": str(run.resolve()),
             "step": model.step,
             "weights_sha256": ranks.main_decides(lambda: fileio.sha256(pretrained.weights_file(weights[0]))),
             "config": cfg.to_dict(model.config),
             "input": str(inputs.path.resolve()),
+            "inputs": inputs.sha256,
             "files": [str(file.resolve()) for file in inputs.files],
             "split": options.split,
             "where": options.where,
@@ -109,9 +115,7 @@ def infer(run: Path, source: Place | Sequence[Place], out: Path, options: InferO
             "scores": options.scores,
             "reference": ranks.main_decides(lambda: reference_shards(model.config, inputs.path)),
             "chosen": model.chosen,
-            "chosen_on_these": ranks.main_decides(
-                lambda: model.chosen and options.split == "val" and _is_data_of(model, inputs.path)
-            ),
+            "chosen_on_these": model.chosen and options.split == "val" and inputs.sha256 == its_data,
         }
         if not ranks.main_decides(lambda: output.make_room(out, inputs.files or [inputs.path], part, about, lock)):
             if ranks.is_main:
@@ -228,7 +232,7 @@ def _output_px(text: str, size: int) -> int | None:
         return size if text == "network" else None
     if text.isdecimal() and 1 <= int(text) <= MOST_OUTPUT_PX:
         return int(text)
-    raise UserError(f"--output-size {text}: must be network, source, or a number of px up to {MOST_OUTPUT_PX}")
+    raise SharedError(f"--output-size {text}: must be network, source, or a number of px up to {MOST_OUTPUT_PX}")
 
 
 @torch.no_grad()
@@ -254,11 +258,6 @@ def _in_8_bits(drawn: Tensor) -> Tensor:
             "too large for its arithmetic; draw from another step (--step), or with --precision no"
         )
     return pixels.to_uint8(drawn).cpu()
-
-
-def _is_data_of(model: pretrained.SketchGenerator, source: Place) -> bool:
-    """Whether these are the shards that the model was trained and validated on."""
-    return exists(source, MANIFEST) and manifest_hash(source) == model.saved["facts"].get("manifest_sha256")
 
 
 def _joined(found: list[dict[str, list[str]]]) -> dict[str, list[str]]:

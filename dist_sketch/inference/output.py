@@ -93,6 +93,7 @@ def finish(out: Path, about: dict[str, Any], states: list[Any] | None) -> dict[s
     """
     result = None
     if about["left_out"]:
+        about["numbers"] = sorted(i for state in states or [] for i, _ in state["names"])
         states = _closed(states or [])
     if states:
         from dist_sketch.inference import scoring  # only where it is needed: it takes a second to import

@@ -1,6 +1,6 @@
 """Scores of drawings: during inference, or again from the files of an output folder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,14 @@ class ReferenceSketches:
             self._shards = Shards(place(folder), "train")
             self._places = order(len(self._shards), 0, 0, shuffle=True)[:count]
 
-    def add(self, scorer: Scorer, indices: Iterable[int]) -> None:
+    def add(self, scorer: Scorer, indices: Iterable[int], numbers: Sequence[int] = ()) -> None:
         """Adds the sketches that belong to the inputs `indices`."""
         if self._shards is None:
             return
         good, left_out = {}, []
-        own = [i for i in indices if i < len(self._places)]
-        samples = self._shards.read_several([int(self._places[i]) for i in own], 3)
+        number = {i: numbers[i] if numbers else i for i in indices}
+        own = [i for i in number if number[i] < len(self._places)]
+        samples = self._shards.read_several([int(self._places[number[i]]) for i in own], 3)
         for i, sample in zip(own, samples, strict=True):
             if isinstance(sample, BadSample):
                 left_out.append(str(sample))
@@ -125,13 +126,13 @@ def evaluate(out: Path, fid_weights: Path | None, rank_timeout_s: float) -> dict
         about = ranks.main_decides(lambda: _take(out, lock))
         scorer, names = make_scorer(fid_weights, ranks), about["names"]
         mine = ranks.share(len(names))
-        reference = ReferenceSketches(about["reference"], len(names), about["size"])
+        reference = ReferenceSketches(about["reference"], len(names) + len(about.get("left_out", [])), about["size"])
         for start in progress_bar(range(mine.start, mine.stop, 16), "scoring", disable=not ranks.is_main):
             indices = range(start, min(start + 16, mine.stop))
             chosen = [names[i] for i in indices]
             images = [read_output(out, about, name) for name in chosen]
             scorer.add(indices, chosen, {kind: torch.stack([i[kind] for i in images]) for kind in images[0]})
-            reference.add(scorer, indices)
+            reference.add(scorer, indices, about.get("numbers", ()))
         states = ranks.gather_to_main(scorer.state())
         return ranks.main_decides(lambda: finish_scores(out, states or [], "files", about))
 

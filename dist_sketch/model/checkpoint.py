@@ -34,6 +34,7 @@ from dist_sketch.core.words import plain, tell
 from dist_sketch.model.weights import load_weights
 
 FOLDER, BEST = "checkpoints", "best.json"
+BEFORE = "Remove {} to go on from the checkpoint before it"  # of a damaged one
 
 
 def save(
@@ -258,7 +259,10 @@ def load(folder: Path, modules: dict[str, nn.Module], ranks: Ranks) -> dict[str,
         UserError: a file is damaged, or has contents that a checkpoint never has; what is in `state` the caller checks.
     """
     for name, module in modules.items():
-        load_weights(folder / f"{name}.safetensors", module)
+        try:
+            load_weights(folder / f"{name}.safetensors", module)
+        except UserError as e:
+            raise UserError(f"{e}. {BEFORE.format(folder)}") from e
     state: dict[str, Any] = _unpickled(folder / "state.pt")
     rng = _unpickled(folder / "rng.pt")
     with believed(folder / "rng.pt"):
@@ -285,8 +289,8 @@ def believed(path: Path) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as e:
         raise UserError(
-            f"{path}: has contents that a checkpoint never has ({type(e).__name__}: {str(e)[:200]}). Remove "
-            f"{path.parent} to go on from the checkpoint before it"
+            f"{path}: has contents that a checkpoint never has ({type(e).__name__}: {str(e)[:200]}). "
+            f"{BEFORE.format(path.parent)}"
         ) from e
 
 

@@ -68,6 +68,9 @@ def find_weights(run: Path, step: int | None = None) -> tuple[Path, int]:
             raise UserError(f"--step {step}: {run} is an exported generator of step {exported}")
         return run, exported
     folder = checkpoint.chosen(run) if step is None else checkpoint.folder(run, step)
+    if folder is not None and not folder.is_dir():
+        there = ", ".join(str(checkpoint.step_of(f)) for f in reversed(checkpoint.folders_of(run)))
+        raise UserError(f"--step {step}: {run} has no such checkpoint; there are {there or 'none'}")
     if folder is None:
         raise UserError(f"{run}: has no complete checkpoint, and no {WEIGHTS}")
     if step is not None and (problems := checkpoint.verify(folder)):
@@ -206,7 +209,8 @@ class SketchGenerator(
         facts, config = _facts(contents, run), saved.config_of(contents, run)
         contents["facts"] = facts | {"step": step}
         if status := saved.read_status(run):  # a run; in an export this was stored when it was written
-            contents["facts"]["chosen"] = config.checkpoint.choose != "last" and status.get("draws") == step
+            draws = status.get("draws", status.get("best"))  # the first only when the run has ended
+            contents["facts"]["chosen"] = config.checkpoint.choose != "last" and draws == step
         with torch.device("meta"):  # before a foreign configuration can take memory
             check_weights(weights_file(folder), networks.generator(config))
         model = cls(contents, calibration, run)

@@ -3,6 +3,8 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,11 +38,21 @@ class Speed:
     def __init__(self, ranks: Ranks, step: int):
         self._ranks, self._step, self._clock = ranks, step, time.perf_counter()
         self.waited_s = 0.0  # for data, since the last `take`
+        self._summed_s = 0.0  # waited in sums over the ranks before a pause
         self._hosts = ranks.gather(socket.gethostname())
         self._own_s = torch.zeros(ranks.world_size, dtype=torch.float64)  # of each rank, since `_began`
         self._began = self._clock
         self.slow: list[Slow] = []
         """The ranks that were slow over the last whole minute."""
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What this block does is no part of a step: validation, samples, a checkpoint."""
+        self._summed_s += self._ranks.take_waited_s()
+        began = time.perf_counter()
+        yield
+        self._ranks.take_waited_s()
+        self._clock += time.perf_counter() - began
 
     def take(self, step: int, batch_size: int) -> dict[str, float]:
         """Measures the steps since the last call; every rank must call it (a small all-reduce).
@@ -51,9 +63,9 @@ class Speed:
         """
         now = time.perf_counter()
         steps, elapsed_s = step - self._step, now - self._clock
-        own_s = max(elapsed_s - self._ranks.take_waited_s(), 0.0)
+        own_s = max(elapsed_s - self._summed_s - self._ranks.take_waited_s(), 0.0)
         own = [elapsed_s / steps, self.waited_s / elapsed_s, memory_mb(self._ranks.device), own_s]
-        self._step, self._clock, self.waited_s = step, now, 0.0
+        self._step, self._clock, self.waited_s, self._summed_s = step, now, 0.0, 0.0
         each = torch.zeros(self._ranks.world_size, len(own), dtype=torch.float64)
         each[self._ranks.rank] = torch.tensor(own, dtype=torch.float64)
         found = self._ranks.sum(each)

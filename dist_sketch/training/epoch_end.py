@@ -21,7 +21,7 @@ def finish_epoch(run: Run, progress: ProgressBar) -> None:
     with run.step.averaged():
         run.watch.note(f"the validation after step {state.step}")
         if due(c.validate_interval_epochs):
-            scores = run.validation.scores(run.step.drawing, c.validate_limit)
+            scores = run.validation.scores(run.step.drawing, c.validate_limit, run.watch.still)
             run.tracker.log("val", state.step, about | scores)
             state.note_scores(scores, run.config.checkpoint.choose)
         run.watch.note(f"the samples after step {state.step}")

@@ -35,7 +35,8 @@ def parameters(config: Config) -> list[int]:
 def checkpoints(config: Config) -> tuple[int, int]:
     """How many checkpoints exist at once (those that are kept, the best one, one being written), bytes of each."""
     weights = parameters(config)
-    one = 4 * (ADAM_COPIES * sum(weights) + weights[0] * (config.generator.ema > 0))
+    numbers = ADAM_COPIES * sum(weights) + weights[0] * (config.generator.ema > 0)
+    one = (8 if config.train.precision == "fp64" else 4) * numbers
     return config.checkpoint.keep + 1 + (config.checkpoint.choose != "last"), one
 
 
@@ -127,7 +128,8 @@ def measured(config: Config, facts: dict[str, Any], steps: int, ranks: Ranks, tr
     torch.manual_seed(config.train.seed)
     step = Step(config, ranks, facts["precision"], facts["steps"])
     share = config.data.batch_size // ranks.world_size
-    samples = [s for _, s in training.stream(range(share), config.data.channels) if not isinstance(s, BadSample)]
+    read = training.stream(range(min(share, len(training))), config.data.channels)
+    samples = [sample for _, sample in read if not isinstance(sample, BadSample)]
     if not samples:
         raise SharedError(f"{training.folder}: its first {share} pairs cannot be read; `dist-sketch verify` says why")
     batch = [samples[i % len(samples)] for i in range(share)]

@@ -60,7 +60,7 @@ def train(
         # Absolute paths, because the saved configuration may be read from another directory.
         config = replace(config, data=replace(config.data, shards=config.data.shards.resolve()))
         config = replace(config, init_from=beginning.anywhere(config.init_from))
-        previous = ranks.main_decides(lambda: setup.previous_attempt(out, config, facts))
+        previous = ranks.main_decides(lambda: setup.previous_attempt(out, config, facts, grow))
         if not previous:
             facts |= ranks.main_decides(lambda: beginning.check(config))
         else:
@@ -116,11 +116,13 @@ def loop(run: Run) -> int:
                     must_stop, read = run.log.read(state), state.step
                 progress.show(state.step, state.epoch, epochs, run.log.latest)
                 if end_of_epoch:
-                    finish_epoch(run, progress)
+                    with run.speed.pause():
+                        finish_epoch(run, progress)
                 if must_stop:
                     return stop_here(run, progress)
                 if run.checkpoint_due(end_of_epoch):
-                    run.save()
+                    with run.speed.pause():
+                        run.save()
                 elif (interval := run.config.train.check_interval_steps) > 0 and state.step % interval == 0:
                     run.check_weights()
     from dist_sketch.training import closing  # its filters take half a second to import; a start need not wait for that

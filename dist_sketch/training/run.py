@@ -203,6 +203,7 @@ class Run:
             way=self.step.way,
             step=self.state.step,
             saved=self.saved_step,
+            best=self.state.best_step,
             steps=self.total_steps,
             epoch=self.state.epoch,
             epochs=self.config.train.epochs,

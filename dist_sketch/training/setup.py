@@ -99,10 +99,11 @@ def check(config: Config, shards: Shards, world_size: int) -> int:
     return places
 
 
-def previous_attempt(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any] | None:
+def previous_attempt(out: Path, config: Config, facts: dict[str, Any], grow: bool = True) -> dict[str, Any] | None:
     """What lies in `out`: None for a new run, else its status, its epochs, and the facts that it keeps.
 
-    These are all devices with the present one, and what it began with.
+    These are all devices with the present one, and what it began with. The epochs may be more than before, or any
+    number if they shall not `grow`, because the run then keeps its length.
 
     Raises:
         UserError: `out` is something else, or a run with another configuration.
@@ -112,6 +113,7 @@ def previous_attempt(out: Path, config: Config, facts: dict[str, Any]) -> dict[s
         return None
     kept = saved.read_settings(out)
     old, was = saved.config_of(kept, out), _facts(kept, out)
+    config = config if grow else replace(config, train=replace(config.train, epochs=old.train.epochs))
     changes = difference(old, config)
     if was["manifest_sha256"] != facts["manifest_sha256"]:
         changes.append("data.shards: another data set (its manifest differs)")

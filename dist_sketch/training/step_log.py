@@ -159,7 +159,7 @@ class StepLog:
                 decision=unread.decision,
             )
             if values["nonfinite"] or (self._overflows_are_faults and values["overflow_d"] + values["overflow_g"]):
-                self._name_what_is_bad(unread, values, step, repeat=not state.void_in_a_row)
+                self._name_what_is_bad(unread, values, step, repeat=not (state.void_in_a_row and self._bad_place))
             self._guard(state, values, step)
             self._log(state, values | speed, unread, step)
             must_stop |= values["stop"] > 0
@@ -214,13 +214,17 @@ class StepLog:
         state.overflow_d += int(values["overflow_d"])
         state.overflow_g += int(values["overflow_g"])
         state.void_in_a_row = (state.void_in_a_row + 1) if nonfinite or overflow else 0
+        if not state.void_in_a_row:
+            self._bad_place = ""
         if state.void_in_a_row >= self._config.train.nonfinite_limit:
             before = step + 1 - state.void_in_a_row
             good = self._ranks.main_decides(lambda: checkpoint.find(self._out, until=before))
+            first = self._bad_place and (
+                f"the first time it was {self._bad_place}; metrics.jsonl names the pairs (kind nonfinite); "
+            )
             raise SharedError(
                 f"step {step + 1}: losses or gradients were not finite {state.void_in_a_row} times in a row; last good "
-                f"checkpoint: {good or 'none'}; the first time it was {self._bad_place}; metrics.jsonl names the pairs "
-                "(kind nonfinite); lower optim.lr_g and optim.lr_d, or use train.precision = 'no'"
+                f"checkpoint: {good or 'none'}; {first}lower optim.lr_g and optim.lr_d, or use train.precision = 'no'"
             )
 
     def _log(self, state: RunState, values: dict[str, float], unread: UnreadStep, step: int) -> None:

@@ -120,7 +120,7 @@ class Validation:
                     f"scored, as {self.name}/ssim and the like, which says nothing about new faces"
                 )
 
-    def scores(self, generator: nn.Module, limit: int) -> dict[str, float]:
+    def scores(self, generator: nn.Module, limit: int, told: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Mean scores over the first `limit` pairs (0: all), each drawn on exactly one rank: SSIM, SCOOT, L1, specks.
 
         And FID and KID of them, as far as they are wanted and there are weights for them.
@@ -138,6 +138,7 @@ class Validation:
         places = self._ranks.share(min(limit or len(self._shards), len(self._shards)))
         with drawing(generator, self._ranks.device) as draw:
             for i, sample in self._shards.stream(places, self._channels):
+                told()
                 if isinstance(sample, BadSample):
                     tell(f"warning: left out: {sample}")
                     sums[-1] += 1

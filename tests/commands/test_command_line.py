@@ -355,6 +355,10 @@ def test_words_that_are_not_utf8_are_named(call: Call, words: tuple[object, ...]
         ),
         (RuntimeError("Symlink loop from '/a'"), "Symlink loop from '/a'; links there lead to each other"),
         (MemoryError(), "out of memory; free memory, or raise its limit (ulimit -v)"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory\nmore"),
+            "can't allocate memory; use a smaller --batch-size, or free memory",
+        ),
         (RuntimeError("can't start new thread"), "can't start new thread; free memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "this machine: Cannot allocate memory; free memory"),
         (BlockingIOError(errno.EAGAIN, "not now"), "this machine: not now; end other programs"),

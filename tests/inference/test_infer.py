@@ -173,7 +173,7 @@ def test_the_papers_mode_is_seeded_by_name_and_leaves_the_run_alone(
     assert digest(tmp_path / "run") == before
     small = cli("infer", "--run", run, "--input", shards, "--out", tmp_path / "d", "--mode", "paper")
     assert small.returncode == 2
-    assert "the bottleneck has one value a channel" in small.stderr
+    assert "which the norm 'batch' cannot do at 64 px; use --mode running" in small.stderr
 
 
 def test_a_folder_gives_what_its_shards_give(tmp_path: Path, cli: Run, run: Path, pairs: Path, out: Path) -> None:
@@ -420,6 +420,15 @@ def test_parts_make_what_one_job_makes(tmp_path: Path, cli: Run, run: Path, shar
     assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in out.iterdir() if p.name != "report.html")
 
 
+def test_parts_of_inputs_that_have_changed_are_not_mixed(tmp_path: Path, cli: Run, run: Path, pairs: Path) -> None:
+    lines = shutil.copytree(pairs / "val_line", tmp_path / "lines")
+    infer = ("infer", "--run", run, "--input", lines, "--out", tmp_path / "o", "--part")
+    assert cli(*infer, "1/2").returncode == 0
+    (lines / "14.png").rename(lines / "10.png")
+    done = cli(*infer, "2/2")
+    assert (done.returncode, "holds another inference (its inputs differ)" in done.stderr) == (2, True)
+
+
 def broken(folder: Path) -> list[str]:
     """Lines 14 to 18, of which four cannot be read, beside one good face; returns the names of the bad ones."""
     (folder / "14.png").write_bytes((folder / "14.png").read_bytes()[:-40])
@@ -602,6 +611,23 @@ def test_training_pairs_that_cannot_be_read_are_left_out_of_the_reference(
         assert "left out of the other real sketches, because they cannot be read: 2" in done.stdout
         done = cli("evaluate", target)
     assert cli("report", target).returncode == 0
+
+
+def test_evaluate_has_the_baselines_of_infer_when_inputs_were_left_out(
+    tmp_path: Path, cli: Run, run: Path, shards: Path
+) -> None:
+    data, target = shutil.copytree(shards, tmp_path / "data"), tmp_path / "o"
+    manifest = read_manifest(data)
+    val, index = manifest["splits"]["val"], read_index(data, manifest, "val")
+    with open(data / val["shards"][index.shards[1]]["file"], "r+b") as file:
+        file.seek(index.offsets[1] + 600)
+        file.write(b"damage")
+    done = cli("infer", "--run", run, "--input", data, "--out", target, "--skip-bad")
+    assert done.returncode == 0, done.stderr
+    assert "train --data.skip-bad N, infer --skip-bad" in done.stderr + done.stdout
+    before = scores(target)["baselines"]["reference"]
+    assert cli("evaluate", target).returncode == 0
+    assert scores(target)["baselines"]["reference"] == pytest.approx(before, rel=1e-4)
 
 
 def test_an_output_is_not_called_whole_while_its_pictures_are_removed(

@@ -21,7 +21,7 @@ from dist_sketch.core.config import Config, GeneratorConfig
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data.manifest import manifest_hash
-from dist_sketch.inference import infer
+from dist_sketch.data.sources import open_source
 from dist_sketch.model import checkpoint, from_hub, networks
 from dist_sketch.model.pretrained import SketchGenerator, export, find_weights
 from dist_sketch.model.weights import load_weights
@@ -227,17 +227,19 @@ def test_who_draws_knows_whether_its_weights_were_chosen_and_on_which_pairs(
     saved["config"]["checkpoint"]["choose"] = "kid"
     saved["facts"]["manifest_sha256"] = manifest_hash(shards)
     (small / "config.json").write_text(json.dumps(saved))
-    (small / "status.json").write_text(json.dumps({"state": "finished", "draws": 1}))
+    (small / "status.json").write_text(json.dumps({"state": "stopped", "best": 1}))  # it may not have ended yet
+    assert SketchGenerator.load(small, find_weights(small, 1)).chosen
+    (small / "status.json").write_text(json.dumps({"state": "finished", "draws": 1, "best": 2}))
     assert not SketchGenerator.load(small, find_weights(small, 2)).chosen
     assert export(small, tmp_path / "export", step=1).chosen
     best = SketchGenerator.load(tmp_path / "export")
     assert best.chosen
     shutil.copytree(shards, tmp_path / "other")
-    assert infer._is_data_of(best, tmp_path / "other")  # wherever they lie
+    its_data = best.saved["facts"]["manifest_sha256"]
+    assert open_source(tmp_path / "other", "val").sha256 == its_data  # wherever they lie
     manifest = tmp_path / "other" / "manifest.json"
     manifest.write_text(manifest.read_text() + " ")
-    assert not infer._is_data_of(best, tmp_path / "other")
-    assert not infer._is_data_of(best, tmp_path)
+    assert open_source(tmp_path / "other", "val").sha256 != its_data
 
 
 def test_the_newest_complete_one_or_that_of_a_step(
@@ -254,7 +256,7 @@ def test_the_newest_complete_one_or_that_of_a_step(
     assert capsys.readouterr().out == f"passed over: {newest}: damaged (size or hash)\n"
     with pytest.raises(UserError, match=rf"^--step 2: {newest}: damaged"):
         export(small, tmp_path / "none", step=2)
-    with pytest.raises(UserError, match=r"^--step 3: .*step-00000003"):
+    with pytest.raises(UserError, match=r"^--step 3: .* has no such checkpoint; there are 1, 2$"):
         export(small, tmp_path / "none", step=3)
     one.unlink()
     with pytest.raises(UserError, match="has no complete checkpoint"):

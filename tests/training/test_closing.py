@@ -110,5 +110,9 @@ def test_a_dry_run_tells_what_the_training_will_take(
     assert list(tmp_path.iterdir()) == []
     longer = told(*options, "--out", finished / "run", "--train.epochs", 4, "--dry-run")
     assert "for the 6 steps that are left, at the speed of the last epochs" in longer["time"]
+    few = told(*new, "--data.weights", 3, "--data.batch-size", 20, "--dry-run-steps", 1)  # of 13 pairs
+    assert "as 1 of them took in memory" in few["time"]
+    double = told(*new, "--train.precision", "fp64", "--dry-run")
+    assert f"4 checkpoints of {2 * states / 1e6:.0f} MB at once" in double["disk"]
     wrong = cli(*new, "--dry-run-steps", -1)
     assert (wrong.returncode, "--dry-run-steps -1: must be from 0 to" in wrong.stderr) == (2, True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -170,6 +171,19 @@ def test_finished_run_started_again_writes_nothing(cli: Run, options: tuple[Any,
     assert again.returncode == 0
     assert "is finished" in again.stdout
     assert snapshot() == before
+
+
+def test_without_the_option_a_run_keeps_its_epochs_also_if_the_default_is_less(
+    tmp_path: Path, cli: Run, options: tuple[Any, ...], finished: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    kept = json.loads((run / "config.json").read_text())
+    kept["config"]["train"]["epochs"] = 400
+    (run / "config.json").write_text(json.dumps(kept))
+    at = options.index("--train.epochs")
+    done = cli(*options[:at], *options[at + 2 :], "--out", run, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^steps +1200$", done.stdout, re.MULTILINE)
 
 
 def test_more_epochs_go_on_and_other_settings_are_refused(
@@ -418,6 +432,19 @@ def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, cli_ranks: Run, 
     assert {where.split(" of the ")[1] for where in records[0]["first"].values()} == {"generator"}
     assert f"first in rank 0: {records[0]['first']['0']}" in sentence
     assert status(run)["state"] == "failed"
+    again = cli_ranks(2, "train", "--data.shards", shards, *SMALL, *options, "--out", run)
+    assert re.search(
+        r"values that are not finite.* Remove \S+step-\d+ to go on from the checkpoint before it", again.stderr
+    )
+
+
+def test_a_run_that_goes_on_among_bad_steps_names_them_again(tmp_path: Path, cli: Run, shards: Path) -> None:
+    options = ("--loss.scale", 1e38, "--train.nonfinite-limit", 3, "--checkpoint.interval-steps", 1)
+    for _ in range(2):
+        done = cli("train", "--data.shards", shards, *SMALL, *options, "--out", tmp_path / "run")
+        assert done.returncode == 2
+        assert re.search("the first time it was [a-z].*; metrics.jsonl names the pairs", done.stderr), done.stderr
+    assert "resumed from" in done.stdout
 
 
 def test_a_rank_without_one_good_pair_goes_on(tmp_path: Path, cli_ranks: Run, shards: Path) -> None:
