@@ -30,7 +30,7 @@ dist-sketch verify demo/shards
 say "training on two processes: demo/run"
 # In two starts, to show that the second one continues from the checkpoint of the first.
 [ -d demo/run/checkpoints ] || "${two[@]}" "${train[@]}" --train.epochs 8
-"${two[@]}" "${train[@]}"
+"${two[@]}" "${train[@]}" --train.epochs 16
 
 say "portraits of the validation lines, and their scores: demo/out"
 "${two[@]}" infer --run demo/run --input demo/shards --split val --out demo/out

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dist_sketch.core.config import load
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
@@ -49,6 +51,7 @@ class BenchOptions:
         """Applies the sizes that `quick` stands for."""
         if not self.quick:
             return self
-        small = {"size": 64, "batch_size": 4, "repeats": 2, "budget_s": 10.0, "steps": 1, "loss_steps": 4}
+        size = 128 if self.preset and load(self.preset).generator.enhance else 64  # the least that its networks take
+        small = {"size": size, "batch_size": 4, "repeats": 2, "budget_s": 10.0, "steps": 1, "loss_steps": 4}
         small |= {"source_size": 256, "pairs": 8, "workers": 1, "index": 2000, "images": 8, "dims": 192}
         return replace(self, **{k: min(getattr(self, k) or v, v) for k, v in small.items()})  # type: ignore[arg-type]

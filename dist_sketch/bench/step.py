@@ -23,6 +23,7 @@ from dist_sketch.core.precision import resolve_precision
 from dist_sketch.core.ranks import Ranks
 from dist_sketch.data import pixels
 from dist_sketch.data.synthetic import dataset as synth
+from dist_sketch.model import networks
 from dist_sketch.training.measures import read
 from dist_sketch.training.policy import BOTH, Decision
 from dist_sketch.training.step import Step
@@ -63,6 +64,8 @@ def run(report: BenchReport, folder: Path) -> None:
     ranks, options = Ranks(expect_world_size=1), report.options
     auto = resolve_precision("auto", ranks.device)
     config = settings(options.batch_size, options.preset)
+    for size in (options.size, min(options.size, LOSS_SIZE)):
+        networks.check_config(config, size, options.batch_size)
     pairs = batch(options.batch_size, options.size, ranks.device, channels=config.data.channels)
     limit = _speed(report, ranks, auto, config, pairs)
     if options.table or options.batch_sizes or ranks.device.type == "cuda":

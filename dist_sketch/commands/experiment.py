@@ -50,6 +50,8 @@ class ExperimentCommand:
             raise SharedError(
                 "experiment: starts its trainings itself; call it without a launcher, and name the launcher in --launch"
             )
+        if self.dry_run and self.page_only:
+            raise UserError("--dry-run shows what is run, and --page-only runs nothing: give one of them")
         plan = self.plan()
         with Lock(self.out) as lock:
             lock.acquire()
@@ -91,6 +93,8 @@ class ExperimentCommand:
         )
         check_infer(plan.preset)
         planning.claim_folder(plan)
+        if not self.page_only:
+            planning.check_data(plan)
         return plan
 
 
@@ -101,9 +105,10 @@ def check_infer(preset: presets.Preset) -> None:
         UserError: names the options; tyro has printed what is wrong with them.
     """
     where = f"{preset.name}: [infer]"
-    own = [key for key in preset.infer if key in ("run", "input", "out", "part", "h", "help")]
-    if own:
-        raise UserError(f"{where}: {own[0]} is set by the experiment itself, for each run; leave it out")
+    own = ("run", "input", "out", "part", "scores", "no-scores", "h", "help")
+    for key in preset.infer:
+        if key.replace("_", "-") in own:
+            raise UserError(f"{where}: {key} is set by the experiment itself, for each run; leave it out")
     words = planning.infer_arguments(preset.infer)
     try:
         tyro.cli(InferCommand, prog="dist-sketch infer", args=["--run", "x", "--input", "x", "--out", "x", *words])

@@ -33,15 +33,18 @@ class ReportCommand:
             return self._show_run()
         from dist_sketch.reports import report
 
+        if self.faces and self.sheet is None:
+            raise UserError("--faces: names the faces in the picture that --sheet FILE writes; give that too")
+        if self.sheet is not None:
+            from dist_sketch.reports.sheet import write_sheet
+
+            write_sheet(self.out, list(self.faces), self.sheet)
         page = report.build(self.out, self.by)
         scores = read_scores(self.out)
         if scores is not None:
             finish(self.out, scores)
         print(page)
         if self.sheet is not None:
-            from dist_sketch.reports.sheet import write_sheet
-
-            write_sheet(self.out, list(self.faces), self.sheet)
             print(self.sheet)
         return 0
 

@@ -22,9 +22,10 @@ class Values(NamedTuple):
 
 
 def effect(before: Values, after: Values, confidence: float) -> Effect:
-    """How far `after` is above `before`; paired by seed only if the same weights drew both."""
-    if before.run == after.run:
-        found = t_test([after.seeds[s] - before.seeds[s] for s in before.seeds if s in after.seeds])
+    """How far `after` is above `before`; paired by the seeds that both have only if the same weights drew both."""
+    pairs = [after.seeds[s] - before.seeds[s] for s in before.seeds if s in after.seeds]
+    if before.run == after.run and pairs:
+        found = t_test(pairs)
     else:
         found = t_test(list(after.seeds.values()), list(before.seeds.values()))
     return found.at(confidence)

@@ -239,8 +239,8 @@ def arguments(settings: dict[str, Any]) -> list[str]:
 
 
 def infer_arguments(settings: dict[str, Any]) -> list[str]:
-    """Options of `infer` as arguments. Its true and false are words: without one the run's value counts."""
-    return arguments({key: str(value) for key, value in settings.items()})
+    """Options of `infer` as arguments. Those of `denoise` take true and false as words: without, the run's count."""
+    return arguments({k: str(v) if k.startswith("denoise.") else v for k, v in settings.items()})
 
 
 def _launch_words(launch: str) -> list[str]:
@@ -285,6 +285,28 @@ def claim_folder(plan: Plan) -> None:
                 f"{planned.folder}: was trained with another configuration; choose another --out, or undo:\n  "
                 + "\n  ".join(changes)
             )
+
+
+def check_data(plan: Plan) -> None:
+    """Checks that one process can train on the data with the settings of each row, as `train` itself does at its start.
+
+    Raises:
+        UserError: it cannot; the message names the row.
+    """
+    from dist_sketch.data.selection import chosen, refuse_none
+    from dist_sketch.data.shards import Shards
+    from dist_sketch.training import setup  # imports torch
+
+    packed = Shards(plan.data, "train")
+    # Trainings that agree in these settings are checked once.
+    kinds = {(c.data, c.train.accumulate, c.norm, c.generator): run for run in reversed(plan.runs) if (c := run.config)}
+    for run in reversed(kinds.values()):
+        try:
+            shards = chosen(packed, run.config.data.where)
+            refuse_none(shards, packed, run.config.data.where)
+            setup.check(run.config, shards, world_size=1)
+        except UserError as e:
+            raise UserError(f"{plan.preset.name}: rows.{run.rows[0]}: {e}") from e
 
 
 def write(plan: Plan) -> Path:

@@ -120,13 +120,14 @@ def run(plan: Plan) -> int:
 class Clock:
     """How long the lines of a plan take: what is over, and what is left by the lines of the same kind so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, lines: Sequence[PlanLine]) -> None:
         self._began = time.monotonic()
+        self._work = {line.name: _work(line) for line in lines}  # as it is now: a training may go on from an epoch
         self._took: dict[str, list[float]] = defaultdict(list)  # s for each unit of a line's work, by its kind
 
     def note(self, line: PlanLine, seconds: float) -> None:
         """Takes the time of a line that is done."""
-        self._took[line.kind].append(seconds / _work(line))
+        self._took[line.kind].append(seconds / self._work[line.name])
 
     def told(self, left: Sequence[PlanLine]) -> str:
         """The time so far, and the time that the lines need that are `left`."""
@@ -135,16 +136,18 @@ class Clock:
             return so_far
         if any(line.kind not in self._took for line in left):
             return f"{so_far}; time left: not known before a line of each kind is done"
-        return f"{so_far}; about {duration(sum(_work(x) * fmean(self._took[x.kind]) for x in left))} left"
+        return f"{so_far}; about {duration(sum(self._work[x.name] * fmean(self._took[x.kind]) for x in left))} left"
 
 
 def _work(line: PlanLine) -> int:
-    """How much a line does, beside others of its kind."""
-    return line.run.config.train.epochs if line.kind == "train" else 1
+    """How much a line has to do, beside others of its kind: epochs of a training that are not done yet."""
+    if line.kind == "infer":
+        return 1
+    return max(1, line.run.config.train.epochs - read_status(line.run.folder).get("epoch", 0))
 
 
 def _run(plan: Plan, runner: Runner) -> int:
-    lines, failed, skipped, clock = plan.lines, [], [], Clock()
+    lines, failed, skipped, clock = plan.lines, [], [], Clock(plan.lines)
     say = partial(print, flush=True)
     waiting = [i for i, line in enumerate(lines, 1) if not line.done()]
     for i, line in enumerate(lines, 1):

@@ -19,6 +19,7 @@ MOST_GROUPS = 20
 WITHOUT = "no value"  # of pictures that lack the label
 OF_EACH = [m for m in METRICS if m.key in IMAGE_SCORES]
 VARIANTS = ("denoised", "raw")
+NUMBER, TRUTH, TEXT, NOTHING = range(4)  # kinds of values, in the order of their groups
 COLUMNS = [f"{m.label} {m.arrow} {variant}" for m in OF_EACH for variant in VARIANTS]
 
 
@@ -52,18 +53,25 @@ def label_groups(out: Path, infer: dict[str, Any], scores: dict[str, Any] | None
         raise UserError(f"--by {plain(label)}: {out}: has no scores; run `dist-sketch evaluate {out}` first")
     if len(labels[label]) != len(infer["names"]):
         raise UserError(f"{out / 'infer.json'}: labels.{label}: has not a value for each name; draw again")
-    value_of = {name: _shown(value) for name, value in zip(infer["names"], labels[label], strict=True)}
-    order = list(dict.fromkeys(map(_shown, sorted(labels[label], key=_rank))))
+    value_of = {name: _rank(value) for name, value in zip(infer["names"], labels[label], strict=True)}
+    order = sorted(set(value_of.values()))
     if len(order) > MOST_GROUPS:
         raise UserError(
             f"--by {plain(label)}: it has {len(order):,} different values, and a table of groups has at most "
             f"{MOST_GROUPS}; choose another label"
         )
-    members: dict[str, list[dict[str, Any]]] = {value: [] for value in order}
+    members: dict[tuple[int, Any], list[dict[str, Any]]] = {value: [] for value in order}
     for image in scores["images"]:
         if image["name"] in value_of:
             members[value_of[image["name"]]].append(image)
-    return [LabelGroup(value, len(images), _means(images)) for value, images in members.items() if images]
+    others = {_shown(*value) for value in order if value[0] != TEXT}
+    found = []
+    for value, images in members.items():
+        shown = _shown(*value)
+        if value[0] == TEXT and shown in others:  # the text "1" beside the number 1
+            shown = f'"{shown}"'
+        found += [LabelGroup(shown, len(images), _means(images))] * bool(images)
+    return found
 
 
 def _means(images: Sequence[dict[str, Any]]) -> list[str]:
@@ -75,14 +83,13 @@ def _means(images: Sequence[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return WITHOUT
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+def _rank(value: Any) -> tuple[int, Any]:
+    """Equal for equal values of one kind: numbers by size, then false and true, texts, and at last None as 0."""
+    kind = NOTHING if value is None else {bool: TRUTH, str: TEXT}.get(type(value), NUMBER)
+    return kind, 0 if value is None else value
 
 
-def _rank(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, then texts, then None."""
-    if isinstance(value, str):
-        return 1, 0.0, value
-    return (2, 0.0, "") if value is None else (0, float(value), "")
+def _shown(kind: int, value: Any) -> str:
+    if kind == NUMBER:
+        return str(value).removesuffix(".0")
+    return {TRUTH: str(value).lower(), TEXT: value, NOTHING: WITHOUT}[kind]

@@ -56,6 +56,9 @@ class History(NamedTuple):
     seen: bool  # it was scored on pairs that it trained on
 
 
+NOTHING = History([], {"d": [], "g": []}, [], 0, None, None, None, False)
+
+
 def read(run: Path, status: dict[str, Any] | None = None) -> History:
     """The history of a run; an empty one if it has none.
 

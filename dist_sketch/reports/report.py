@@ -15,6 +15,7 @@ from dist_sketch.metrics.definitions import METRICS, Metric
 from dist_sketch.model.pretrained import WEIGHTS
 from dist_sketch.reports import error_map, history
 from dist_sketch.reports.by_label import label_groups
+from dist_sketch.reports.compare.results import same_run
 from dist_sketch.reports.page import VARIANT_FOLDERS, changed, find_picture, render, scripts
 
 PORTRAIT_PX = 512  # largest side of a portrait on the page
@@ -38,13 +39,16 @@ def build(out: Path, by: str | None = None) -> Path:
     infer, metrics = saved.read_finished_infer(out, *NEEDED), saved.read_scores(out)
     by_label = [] if by is None else label_groups(out, infer, metrics, by)
     run = Path(infer["run"])
-    kept = saved.read_settings(run, {})
-    settings = kept.get("config") or infer.get("config") or {}
+    kept, drew = saved.read_settings(run, {}), infer.get("config") or {}
+    replaced = bool(kept and drew) and not same_run(kept["config"], drew)
+    if replaced:
+        kept = {}
+    settings = kept.get("config") or drew
     names, scored = infer["names"], {image["name"]: image for image in metrics["images"]} if metrics else {}
     folders = [f for f in CAPTIONS if f != "real" or (out / "real").is_dir()]
     source, split = Path(infer["input"]), infer["split"]
     has_splits = "real" in folders or (source / MANIFEST).is_file() or (source / f"{split}_line").is_dir()
-    calibration = saved.read_calibration(run) or {}
+    calibration = {} if replaced else saved.read_calibration(run) or {}
     differences = None
     with suppress(UserError):  # a picture is missing or damaged
         differences = error_map.error_map(out, "denoised") if "real" in folders else None
@@ -82,7 +86,8 @@ def build(out: Path, by: str | None = None) -> Path:
         table_end=TABLE_END,
         of_each=[m for m in METRICS if m.key in saved.IMAGE_SCORES],
         calibration=calibration if calibration.get("denoise") == infer.get("denoise") else {},
-        history=history.read(run),
+        history=history.NOTHING if replaced else history.read(run),
+        replaced=replaced,
         exported=(run / WEIGHTS).is_file(),
     )
     if saved.read_infer(out) != infer:

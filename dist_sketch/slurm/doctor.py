@@ -23,7 +23,7 @@ from dist_sketch.core.errors import UserError
 from dist_sketch.core.places import Address, Place, place
 from dist_sketch.core.saved import MOST_PARTS, config_of, read_settings
 from dist_sketch.core.words import plain
-from dist_sketch.slurm.numbers import MOST_NODES, MOST_RANKS, MOST_TASKS, number
+from dist_sketch.slurm.numbers import MOST_NODES, MOST_RANKS, MOST_TASKS, number, seconds
 from dist_sketch.slurm.submit import Request, experiment_command
 
 GB = 1e9
@@ -71,11 +71,18 @@ def check(request: Request, made: Sequence[Place]) -> Iterator[Check]:
     yield from _logs(request)
     if os.environ.get("SBATCH_ARRAY_INX"):
         yield Check("array", "bad", "SBATCH_ARRAY_INX makes an array of every job: unset it, and give --array")
-    mode = "off" if request.kind in ("pack", "infer") else os.environ.get("WANDB_MODE") or "offline"
-    words = [part for word in request.options for part in word.split("=", 1)]
-    for option, value in pairwise(words):
-        mode = value if option == "--track.wandb" else mode
-    yield Check("W&B", "good", f"{mode}; dist-sketch sync afterwards" if mode == "offline" else mode)
+    if request.kind in ("pack", "infer"):
+        mode, words = "off", [part for word in request.options for part in word.split("=", 1)]
+        for option, value in pairwise(words):
+            mode = value if option == "--track.wandb" else mode
+        yield _tracking(mode)
+
+
+def _tracking(mode: str) -> Check:
+    """Where W&B's log goes, by the setting track.wandb."""
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or "offline"
+    return Check("W&B", "good", f"{mode}; dist-sketch sync afterwards" if mode == "offline" else mode)
 
 
 def _pack(request: Request, made: Sequence[Place]) -> Iterator[Check]:
@@ -110,6 +117,7 @@ def _train(request: Request, made: Sequence[Place]) -> Iterator[Check]:
     if request.slurm("array"):
         found = f"--array={request.slurm('array')}: all tasks would train into {request.setting('out')}"
         yield Check("array", "bad", f"{found}: give each training an out= and a job of its own, or submit experiment")
+    yield _tracking(given.settings.track.wandb)
     yield from _training(request, validate(given.settings), Path(request.setting("out")), made)
 
 
@@ -150,7 +158,7 @@ def _with_data(request: Request, config: Config, ranks: int, run: Path) -> Itera
     from dist_sketch.data.order import length, steps_an_epoch
     from dist_sketch.data.selection import chosen, weights
     from dist_sketch.data.shards import Shards
-    from dist_sketch.tracking.tracker import read_metrics
+    from dist_sketch.tracking.tracker import read_metrics, seconds_a_step
     from dist_sketch.training import setup
 
     assert config.data.shards is not None
@@ -173,9 +181,11 @@ def _with_data(request: Request, config: Config, ranks: int, run: Path) -> Itera
         yield Check("time", "note", f"--time={time}: no limit, as far as the partition allows it")
         return
     steps = steps_an_epoch(places, config.data.batch_size) * config.train.epochs
-    logged = [m for m in (read_metrics(run) if (run / "metrics.jsonl").exists() else []) if m.get("speed/step_s")]
+    records = read_metrics(run) if (run / "metrics.jsonl").exists() else []
+    logged = [m for m in records if m.get("speed/step_s")]
     if logged:
-        steps, step_s = steps - logged[-1]["step"], logged[-1]["speed/step_s"]
+        # With validations and all else that an epoch does, as soon as two epochs have shown it
+        steps, step_s = steps - logged[-1]["step"], seconds_a_step(records) or logged[-1]["speed/step_s"]
         needed = max(1, math.ceil(steps * step_s / limit))
         found = f"{steps} steps to go at {step_s:.3g} s: {steps * step_s / 3600:.1f} h, {needed} leg(s) of {time}"
         state: Literal["good", "bad"] = "good" if needed <= attempts else "bad"
@@ -232,6 +242,7 @@ def _experiment(request: Request, made: Sequence[Place]) -> Iterator[Check]:
     left = [run for run in runs if not run.drawn()]
     done = f", {len(runs) - len(left)} of them done" if len(left) < len(runs) else ""
     yield Check("plan", "good", f"{len(runs)} training(s){done}")
+    yield _tracking(runs[0].config.track.wandb)
     array = request.slurm("array")
     if array and not array.startswith("%") and _last_task(array) > len(runs):
         yield Check("array", "bad", f"--array={array}: the plan has only the trainings 1 to {len(runs)}")
@@ -374,21 +385,3 @@ def _fid(without: str) -> Check:
     if weights is None:
         return Check("FID", "note", f"no weights here: {without}; nodes cannot fetch them: dist-sketch weights")
     return Check("FID", "good", f"weights at {weights.path}")
-
-
-def seconds(limit: str) -> float:
-    """A time limit of SLURM, s: minutes, minutes:s, hours:minutes:s, days-hours[:minutes[:s]]; infinity if none.
-
-    Raises:
-        ValueError: it is not a time.
-    """
-    if limit.upper() in ("", "UNLIMITED", "INFINITE"):
-        return math.inf
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", limit, re.ASCII):
-        raise ValueError(limit)
-    days, _, clock = limit.rpartition("-")
-    numbers = [int(number) for number in clock.split(":")]
-    if not days and len(numbers) < 3:
-        numbers.insert(0, 0)  # no hours
-    hours, minutes, rest = numbers + [0] * (3 - len(numbers))
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest or math.inf  # to SLURM 0 is no limit

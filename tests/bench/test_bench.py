@@ -141,6 +141,7 @@ def test_a_locked_network_sends_nothing(printed: tuple[str, dict[str, Any]], alo
         (["bench", "step", "--repeats", "0"], "--repeats 0: must be at least 1"),
         (["bench", "step", "--batch-sizes", "4", "1"], "--batch-sizes 4 1: each must be at least 2"),
         (["bench", "step", "--preset", "portrai"], "portrai"),
+        (["bench", "step", "--size", "64", "--preset", "portrait-256"], "needs a size that is a multiple of 128 px"),
         (["bench", "loader", "--pairs", "4"], "--pairs 4: must be at least --batch-size"),
         (["bench", "metrics", "--dims", "100"], "--dims 100: must be one of"),
     ],
@@ -148,6 +149,11 @@ def test_a_locked_network_sends_nothing(printed: tuple[str, dict[str, Any]], alo
 def test_a_wrong_option_is_a_sentence(arguments: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         parse(arguments)()
+
+
+def test_small_sizes_are_not_too_small_for_the_preset() -> None:
+    assert BenchOptions(quick=True, preset="portrait-256").resolved().size == 128
+    assert BenchOptions(quick=True, preset="portrait").resolved().size == 64
 
 
 def test_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,10 @@ from dist_sketch.core import config as cfg
 from dist_sketch.core.config import Config
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.folders import Lock
+from dist_sketch.core.words import duration
 from dist_sketch.data import pack, recipe
 from dist_sketch.data.manifest import manifest_hash
-from dist_sketch.experiments import measures, planning, presets
+from dist_sketch.experiments import measures, planning, presets, runner
 from dist_sketch.experiments.claims import Values, comparisons, judge
 from dist_sketch.experiments.presets import Claim
 from dist_sketch.reports.compare.scores import CONFIDENCE
@@ -120,6 +121,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def sixteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed shards with pairs enough for the largest batch of the paper's experiment."""
+    out = tmp_path_factory.mktemp("sixteen")
+    pack.pack(recipe.load(str(write_pairs(out / "pairs", 16, 1))), out / "shards", size=64, workers=1)
+    return out / "shards"
+
+
 def plan(shards: Path, *arguments: object, name: str = "paper") -> list[list[str]]:
     """The words of the lines that a dry run writes."""
     command = ["experiment", name, "--data", str(shards), "--out", "exp", "--dry-run", *map(str, arguments)]
@@ -159,6 +168,8 @@ def test_the_paper_s_plan_says_what_the_paper_did(shards: Path, folder: Path) ->
         "lambda-20": ("off", 20, "unet"),
         "convolution": ("off", 100, "baseline"),
     }
+    example = (LAUNCH.parent / "slurm/experiment.sbatch").read_text()  # of this plan
+    assert f"sbatch --array=1-{len(runs)}%4" in example
     draws = [words for words in lines if words[1] == "infer"]
     assert [w[w.index("--run") + 1] for w in draws] == [f"exp/runs/{name}" for name in runs]
     assert [w[w.index("--out") + 1] for w in draws] == [f"exp/outputs/{name}" for name in runs]
@@ -169,33 +180,33 @@ def test_the_paper_s_plan_says_what_the_paper_did(shards: Path, folder: Path) ->
     assert [w[1] for w in lines] == ["train", "infer"] * len(runs)
 
 
-def test_only_some_tables_and_the_optional_one(shards: Path, folder: Path) -> None:
+def test_only_some_tables_and_the_optional_one(shards: Path, sixteen: Path, folder: Path) -> None:
     assert list(trainings(plan(shards, "--only", "table2"))) == ["pix2pix-s0", "ct-s0"]
     assert list(trainings(plan(shards, "--only", "fig4, fig6"))) == ["pix2pix-s0", "convolution-s0"]
     # The shared run has the same name whichever table asks for it.
     assert list(trainings(plan(shards, "--only", "table1"))) == ["pix2pix-s0", "lambda-8-s0", "lambda-20-s0"]
-    batches = trainings(plan(shards, "--only", "batch"))
+    batches = trainings(plan(sixteen, "--only", "batch"))
     assert {n: c.data.batch_size for n, c in batches.items()} == {"pix2pix-s0": 8, "batch-4-s0": 4, "batch-16-s0": 16}
     with pytest.raises(UserError, match="there is no 'table3' in paper; there are table1, table2, fig4"):
         plan(shards, "--only", "table3")
 
 
-def test_train_s_settings_go_to_all_lines_and_a_row_s_own_win(shards: Path, folder: Path) -> None:
+def test_train_s_settings_go_to_all_lines_and_a_row_s_own_win(sixteen: Path, folder: Path) -> None:
     settings = (
         "--data.batch-size",
         4,
         "--data.shuffle",
         "--norm",
-        "instance",
+        "group",
         "--track.wandb",
         "off",
         "--loss.lambda-l1",
         5,
     )
-    lines = plan(shards, *settings, "--only", "table1,batch,fig5")
+    lines = plan(sixteen, *settings, "--only", "table1,batch,fig5")
     runs = trainings(lines)
     # --data.shuffle is the default of `train`, but not of this preset
-    assert all(c.data.shuffle and c.norm == "instance" and c.track.wandb == "off" for c in runs.values())
+    assert all(c.data.shuffle and c.norm == "group" and c.track.wandb == "off" for c in runs.values())
     assert {n: c.loss.lambda_l1 for n, c in runs.items()} == {
         **{"ct-s0": 5, "lambda-8-s0": 8, "lambda-20-s0": 20, "lambda-100-s0": 100},
         **{"pix2pix-s0": 5, "batch-8-s0": 5, "batch-16-s0": 5},  # batch 4 is pix2pix now
@@ -205,11 +216,11 @@ def test_train_s_settings_go_to_all_lines_and_a_row_s_own_win(shards: Path, fold
         "batch-16-s0": 16,
     }
     assert all("--track.wandb off" in shlex.join(words) for words in lines)
-    for wrong in (("--train.seed", 3), ("--data.shards", shards)):
+    for wrong in (("--train.seed", 3), ("--data.shards", sixteen)):
         with pytest.raises(UserError, match="set by the experiment itself: use --data and --seeds"):
-            plan(shards, *wrong)
+            plan(sixteen, *wrong)
     with pytest.raises(UserError, match=r"optim.lr_g = -1.0: must be above 0"):
-        plan(shards, "--optim.lr-g", -1)
+        plan(sixteen, "--optim.lr-g", -1)
 
 
 def test_a_row_of_another_preset_starts_from_that(shards: Path, folder: Path) -> None:
@@ -414,7 +425,6 @@ def test_lines_run_in_turn_and_a_second_start_does_what_is_missing(shards: Path,
 
 def test_the_weights_that_a_run_chose_are_to_draw(shards: Path, folder: Path) -> None:
     assert run(shards, "--only", "three").returncode == 0
-    calls()
     for name, drawn in (("a-s0", 20), ("a-s1", 30)):
         status = {"state": "finished", "draws": 20, "step": 30, "epochs": 3}
         (folder / f"exp/runs/{name}/status.json").write_text(json.dumps(status))
@@ -781,6 +791,11 @@ def test_the_same_weights_are_compared_seed_by_seed() -> None:
     assert verdict(LOWER, raw, denoised, same_weights=True) == "held"
 
 
+def test_rows_of_one_run_without_a_seed_in_common_are_compared_unpaired() -> None:
+    rows = [Values("raw", "a", {0: 100.0, 1: 101.0}), Values("denoised", "a", {2: 50.0, 3: 51.0})]
+    assert judge(Claim(says="", measure="fid_2048", rows=[], expect="lower"), rows)[0] == "held"
+
+
 def test_a_verdict_s_sentence_holds_the_figures() -> None:
     claim = Claim(says="", measure="loss_g", rows=[], expect="lower", by=[0.3, 0.4])
     rows = [Values("off", "a", {0: 2.0, 1: 2.0}), Values("on", "b", {0: 1.2, 1: 1.4})]
@@ -997,7 +1012,7 @@ def test_an_experiment_has_a_limit_of_trainings(seeds: int, shards: Path, folder
 @pytest.mark.parametrize(
     "options",
     ["nonsense = [1, {a = 2}]", 'mode = "odd"', 'batch-size = "x"', "help = true", 'out = "x"', '"" = 1',
-     "denoise.nonsense = 1"],
+     "denoise.nonsense = 1", "scores = false", "no_scores = true"],
 )  # fmt: skip
 def test_options_that_infer_does_not_take_are_refused_by_the_plan(options: str, shards: Path, folder: Path) -> None:
     (folder / "small.toml").write_text(f"{PRESET}[infer]\n{options}\n")
@@ -1007,11 +1022,52 @@ def test_options_that_infer_does_not_take_are_refused_by_the_plan(options: str, 
 
 
 def test_options_of_infer_reach_it(shards: Path, folder: Path) -> None:
-    text = 'batch-size = 4\nmode = "paper"\ndenoise = { gray = false, strength = 2.0 }\n'
+    text = 'batch-size = 4\nmode = "paper"\ninvert = true\nskip_bad = false\n'
+    text += "denoise = { gray = false, strength = 2.0 }\n"
     (folder / "small.toml").write_text(f"{PRESET}[infer]\n{text}")
     (words, *_) = [line for line in plan(shards, name="small.toml") if line[1] == "infer"]
     options = parse(words[1:]).__self__.options  # type: ignore[attr-defined]
     assert (options.batch_size, options.mode, options.denoise.gray, options.denoise.strength) == (4, "paper", False, 2)
+    assert (options.invert, options.skip_bad) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("data.batch_size = 14", r"data\.batch_size = 14: an epoch has only 13 pairs"),
+        ('norm = "instance"', r"norm = 'instance' at 64 px"),
+        ("generator.enhance = 1", r"generator\.enhance = 1: needs a size that is a multiple of 128 px, not 64"),
+        ("data.where = 'style == 1'", r"its pairs have no label 'style'"),
+    ],
+)
+def test_a_row_that_cannot_be_trained_is_refused_by_the_plan(
+    settings: str, sentence: str, shards: Path, folder: Path
+) -> None:
+    (folder / "small.toml").write_text(PRESET.replace('conditional.mode = "off"', settings))
+    with pytest.raises(UserError, match=rf"^small: rows\.b: .*{sentence}"):
+        plan(shards, name="small.toml")
+    assert not (folder / "exp").exists()
+
+
+def test_a_dry_run_builds_no_page(shards: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match="give one of them"):
+        plan(shards, "--page-only", name="small.toml")
+
+
+def test_the_time_left_counts_the_epochs_that_a_training_still_has_to_do(
+    shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Any = parse(["experiment", "small.toml", "--data", str(shards), "--out", "exp", "--epochs", "10"]).__self__  # type: ignore[attr-defined]
+    lines = made.plan().lines
+    for name, epoch in (("a-s0", 8), ("b-s0", 5)):
+        (folder / "exp/runs" / name).mkdir(parents=True)
+        (folder / "exp/runs" / name / "status.json").write_text(json.dumps({"state": "stopped", "epoch": epoch}))
+    monkeypatch.setattr(runner.time, "monotonic", lambda: 0.0)
+    clock = runner.Clock(lines)
+    clock.note(lines[0], 20.0)  # a-s0: two epochs of 10 s
+    clock.note(lines[1], 1.0)
+    # b-s0 has 5 epochs left, a-s1 and b-s1 10 each; three inferences
+    assert clock.told(lines[2:]).endswith(f"about {duration(253)} left")
 
 
 @pytest.mark.parametrize("size", ["abc", "-1", "2.0"])

@@ -195,6 +195,13 @@ def test_a_run_stands_for_itself(run: Make) -> None:
     assert read(run("c", state="stopped", step=20)).unfinished == "is unfinished (stopped, step 20 of 40)"
 
 
+def test_an_output_takes_the_place_of_its_run(output: Make, run: Make) -> None:
+    drawn, other, last = output("a"), run("b"), output("c")
+    order = [drawn, other, last]
+    assert [r.path for r in read_all([read(drawn).run, other, last, drawn])] == order
+    assert [r.path for r in read_all([*order, read(last).run])] == order
+
+
 def test_names_are_unique_and_nothing_is_there_twice(output: Make, run: Make, tmp_path: Path) -> None:
     first, other = output("a"), output("b")
     again = tmp_path / "later" / "a"

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from PIL import Image
 from support.pages import Parsed, assert_only_our_script_runs, assert_self_contained
 
+from dist_sketch.__main__ import parse
 from dist_sketch.core.config import ConditionalConfig, Config, to_dict
 from dist_sketch.core.errors import UserError
 from dist_sketch.core.fileio import write_json
@@ -111,6 +112,28 @@ def test_page_holds_headline_figures_and_settings(out):
     assert "world_size 2" in text
     assert "D locked once, 25 % of the steps: timer (1×)" in text
     assert "G never locked" in text
+
+
+def test_the_folder_of_the_run_may_hold_another_run(out):
+    run = Path(json.loads((out / "infer.json").read_text())["run"])
+    change(run / "config.json", config=to_dict(Config(norm="group")))
+    text = Parsed(page(out)).text
+    assert f"The folder of its run, {run}, now holds another run, so there are no loss curves." in text
+    assert "conditional.timer 3 2" in text  # of the run that drew
+    for of_the_other in ("norm group", "world_size", "D locked once"):
+        assert of_the_other not in text
+
+
+def test_mistakes_in_the_sheet_are_told_before_the_page_is_written(out):
+    (out / "report.html").write_text("the page before")
+    for words, sentence in (
+        (["--faces", "1"], "--faces: names the faces in the picture that --sheet FILE writes"),
+        (["--sheet", out / "faces.gif"], "a sheet is a .png or .jpg file"),
+        (["--sheet", out / "faces.png", "--faces", "nobody"], "has no face nobody"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            parse(["report", *map(str, (out, *words))])()
+    assert (out / "report.html").read_text() == "the page before"
 
 
 def test_page_is_self_contained(out):
@@ -528,6 +551,19 @@ def test_scores_by_a_label(out):
     assert [row[:2] for row in rows[1:]] == [["0", "8"], ["2", "3"], ["no value", "1"]]
     # SSIM of the denoised is 0.30, 0.31, 0.32 for style 2 and 0.33 to 0.40 for style 0
     assert [row[2].split() for row in rows[1:]] == [["0.365", "0.500"], ["0.310", "0.500"], ["0.410", "0.500"]]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([1234567.0, 1234568.0, 0.1, 2], ["0.1", "2", "1234567", "1234568"]),
+        (["1", 1, 1.0, True, None, "no value", "b"], ["1", "true", '"1"', "b", '"no value"', "no value"]),
+    ],
+)
+def test_different_values_of_a_label_are_different_groups(values, shown):
+    names = [str(i) for i in range(len(values))]
+    found = label_groups(Path("out"), {"names": names, "labels": {"x": values}}, {"images": images(names)}, "x")
+    assert [group.value for group in found] == shown
 
 
 @pytest.mark.parametrize(

@@ -153,14 +153,16 @@ def test_tables_sort_and_come_back(opened: Open, output: Path, tmp_path: Path) -
         head.locator("button").click()
         assert column(".images", 1) == names
         assert head.get_attribute("aria-sort") == order
-    rows = [["b", "−2.5 ± 0.1"], ["a", "10.0"], ["c", "–"]]
+    rows = [["2_b", "−2.5 ± 0.1"], ["2_a", "10.15† ± 0.1"], ["2_c", "–"], ["2_d", "10.2"]]
     comparison.write([output], tmp_path / "c.html", sections=[comparison.Section("Added", ["name", "value"], rows)])
     tab = opened(tmp_path / "c.html")
     table = "section:has(h2:text('Added')) table"
     tab.click(f"{table} th:nth-child(2) button")
-    assert column(table, 1) == ["b", "a", "c"]
+    assert column(table, 1) == ["2_b", "2_a", "2_d", "2_c"]
     tab.click(f"{table} th:nth-child(2) button")
-    assert column(table, 1) == ["a", "b", "c"]
+    assert column(table, 1) == ["2_d", "2_a", "2_b", "2_c"]
+    tab.click(f"{table} th:first-child button")
+    assert column(table, 1) == ["2_a", "2_b", "2_c", "2_d"]  # names, though each begins with a number
 
 
 def test_pictures_of_a_comparison_enlarge(opened: Open, output: Path, tmp_path: Path) -> None:

@@ -82,6 +82,16 @@ def test_a_task_gets_the_words_of_its_plan(scripts: Scripts, odd: str, locale: s
     assert not (scripts.folder / "ran").exists()
 
 
+def test_time_stamps_do_not_leave_a_drawing_out(scripts: Scripts) -> None:
+    """The training may go on, with more epochs: what was drawn of it before is old then."""
+    for file in ("run/status.json", "drawn/metrics.json"):
+        (scripts.folder / file).parent.mkdir()
+        (scripts.folder / file).touch()
+    os.utime(scripts.folder / "run/status.json", (0, 0))
+    assert scripts.task("dist-sketch train --out run", "dist-sketch infer --run run --out drawn").returncode == 0
+    assert shlex.split(scripts.words()[5])[-5:] == ["infer", "--run", "run", "--out", "drawn"]
+
+
 @pytest.mark.parametrize(
     "part", ["$(touch ran)", "`touch ran`", "$'a'; touch ran", '"$(touch ran)"', "> ran", "& touch ran"]
 )

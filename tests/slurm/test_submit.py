@@ -461,9 +461,15 @@ def test_an_option_without_its_value_is_named(words: list[str], shards: Path) ->
     assert found["options"].state == "bad"
 
 
-def test_doctor_sees_where_tracking_goes(shards: Path) -> None:
+def test_doctor_sees_where_tracking_goes(shards: Path, tmp_path: Path) -> None:
     for words in (["--track.wandb", "online"], ["--track.wandb=online"]):
         assert checks("infer", "run=r", f"input={shards}", "out=o", *words)["W&B"].found == "online"
+    (tmp_path / "quiet.toml").write_text('[track]\nwandb = "off"\n')
+    words = [f"shards={shards}", f"out={tmp_path / 'r'}", f"config={tmp_path / 'quiet.toml'}"]
+    assert checks("train", *words)["W&B"].found == "off"
+    assert checks("train", *words, "--track.wandb", "online")["W&B"].found == "online"
+    words = ["name=paper", f"data={shards}", f"out={tmp_path / 'e'}", "--only", "table2"]
+    assert checks("experiment", *words, "--track.wandb", "off")["W&B"].found == "off"
 
 
 def test_doctor_needs_no_temporary_folder(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

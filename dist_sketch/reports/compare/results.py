@@ -94,7 +94,7 @@ def _read_output(path: Path) -> Result:
     history: dict[str, Any] = {"no_curves": "has no curves, because the folder of its run is gone"}
     if (run / "config.json").is_file():
         history = _history(run)
-        if without(history["config"], FREE) != without(config, FREE):
+        if not same_run(history["config"], config):
             history = {"no_curves": "has no curves, because the folder of its run now holds another run"}
     return Result(
         path=path,
@@ -128,11 +128,22 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return dict(flat(to_dict(Config()))) | known
 
 
+def same_run(config: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two saved configurations are those of one run, which may have gone on, or been moved, in between."""
+    mine, others = (without(_with_defaults(saved), FREE) for saved in (config, other))
+    return mine == others
+
+
 def read_all(paths: Iterable[Path]) -> list[Result]:
-    """Reads each folder once and gives each result a name of its own; leaves out runs whose output is compared too."""
+    """Reads each folder once and gives each result a name of its own.
+
+    An output takes the place of its run if that is compared, too: the others are compared with the first.
+    """
     found = [read(path) for path in {path.resolve(): path for path in paths}.values()]
     drawn = {r.run for r in found if r.kind == "output"}
-    kept = [r for r in found if r.kind == "output" or r.run not in drawn]
+    runs = {r.run: i for i, r in enumerate(found) if r.kind == "run"}
+    placed = sorted(enumerate(found), key=lambda place: min(place[0], runs.get(place[1].run, place[0])))
+    kept = [r for _, r in placed if r.kind == "output" or r.run not in drawn]
     parts = [r.path.resolve().parts for r in kept]
     # How many paths end alike: each name begins as late in its path as it can.
     counts = Counter(p[-depth:] for p in parts for depth in range(1, len(p) + 1))
