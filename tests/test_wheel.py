@@ -76,9 +76,9 @@ def test_the_main_job_from_another_directory(site: Path, tmp_path: Path) -> None
     dry = "train --data.shards shards --out dry --data.batch-size 4 --dry-run --config"
     small = shlex.join(map(str, SMALL))
     commands = {
-        "synth pairs --count 4 --val 2 --size 64": "",
+        "synth pairs --count 8 --val 2 --size 64": "",
         "pack demo --root pairs --out shards --size 64": "",
-        "verify shards": "train 4, val 2",
+        "verify shards": "train 8, val 2",
         f"{dry} paper": "",
         f"{dry} demo": "",
         **dict.fromkeys(experiments, ""),

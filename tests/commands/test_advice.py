@@ -129,7 +129,7 @@ def test_a_report_of_what_is_no_run_either(typed: Type, tmp_path: Path, place: C
 
 
 def test_a_report_of_an_experiment_or_of_a_part_of_a_drawing(typed: Type, tmp_path: Path) -> None:
-    assert typed("dist-sketch experiment paper --data shards --out exp --dry-run") == (0, "")
+    assert typed("dist-sketch experiment paper --data shards --out exp --data.batch-size 4 --dry-run") == (0, "")
     code, said = typed("dist-sketch report exp")
     assert (code, said) == (
         2,
