@@ -48,7 +48,7 @@ class ReferenceSketches:
         if self._shards is None:
             return
         good, left_out = {}, []
-        number = {i: numbers[i] if numbers else i for i in indices}
+        number = {i: numbers[i] if i < len(numbers) else i for i in indices}
         own = [i for i in number if number[i] < len(self._places)]
         samples = self._shards.read_several([int(self._places[number[i]]) for i in own], 3)
         for i, sample in zip(own, samples, strict=True):
